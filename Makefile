@@ -1,0 +1,39 @@
+# Everything runs from a fresh clone with Python >= 3.11 and make: the first target that needs it makes .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: $(STAMP) ## make .venv with the package and its development tools, at pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install ## compress a digit classifier: a front and a report in a few minutes
+	$(BIN)/autocompress demo
+
+test: install ## run the tests, except the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install ## run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+check: install ## lint, format, types, layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+wheel: install ## build the wheel and the sdist into dist/
+	$(BIN)/python -m build
+
+clean: ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

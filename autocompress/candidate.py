@@ -1,0 +1,96 @@
+"""One point of a search space: a prune ratio by channel group, a drop by residual branch, a rank ratio and bits by layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autocompress.errors import InputError
+
+FULL_BITS = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is asked of each part of a model; a name that is absent is left as it is.
+
+    Attributes:
+        prune_ratio: channel group name -> share of its channels removed, in [0, 1).
+        drop: names of the residual branches that are removed whole.
+        rank_ratio: layer path -> rank as a share of the (pruned) layer's largest rank, in (0, 1].
+        weight_bits: layer path -> bits of weights and activations (8), or 32 for "not quantized".
+
+    Choices that change nothing (ratio 0, 32 bits) are left out, so that equal models have equal digests.
+
+    Raises:
+        InputError: a ratio or a bit width is outside its range.
+    """
+
+    prune_ratio: Mapping[str, float] = field(default_factory=dict)
+    drop: frozenset[str] = frozenset()
+    rank_ratio: Mapping[str, float] = field(default_factory=dict)
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, ratio in self.prune_ratio.items():
+            if not 0.0 <= ratio < 1.0:
+                raise InputError(f"`0 <= prune_ratio < 1` must hold, but {name!r} has {ratio}")
+        for name, share in self.rank_ratio.items():
+            if share is not None and not 0.0 < share <= 1.0:
+                raise InputError(f"`0 < rank_ratio <= 1` must hold (or null: not factorized), but {name!r} has {share}")
+        for name, bits in self.weight_bits.items():
+            if not (isinstance(bits, int) and 2 <= bits <= FULL_BITS):
+                raise InputError(f"`2 <= weight_bits <= 32` must hold, but {name!r} has {bits!r}")
+        freeze = object.__setattr__
+        freeze(self, "prune_ratio", {k: float(v) for k, v in sorted(self.prune_ratio.items()) if v > 0})
+        freeze(self, "drop", frozenset(self.drop))
+        freeze(self, "rank_ratio", {k: float(v) for k, v in sorted(self.rank_ratio.items()) if v is not None})
+        freeze(self, "weight_bits", {k: v for k, v in sorted(self.weight_bits.items()) if v < FULL_BITS})
+
+    @property
+    def is_baseline(self) -> bool:
+        """True when nothing is asked: the uncompressed model."""
+        return not (self.prune_ratio or self.drop or self.rank_ratio or self.weight_bits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, names sorted."""
+        return {
+            "drop": sorted(self.drop),
+            "prune_ratio": dict(self.prune_ratio),
+            "rank_ratio": dict(self.rank_ratio),
+            "weight_bits": dict(self.weight_bits),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: an unknown key.
+        """
+        unknown = set(data) - {"drop", "prune_ratio", "rank_ratio", "weight_bits"}
+        if unknown:
+            raise InputError(
+                f"a candidate has the keys drop, prune_ratio, rank_ratio, weight_bits, but got {sorted(unknown)}"
+            )
+        return cls(
+            prune_ratio=data.get("prune_ratio", {}),
+            drop=frozenset(data.get("drop", ())),
+            rank_ratio=data.get("rank_ratio", {}),
+            weight_bits=data.get("weight_bits", {}),
+        )
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal candidates give equal text."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())

@@ -1,0 +1,79 @@
+"""The model and a candidate in, a new plain `nn.Module` out: drop, prune, factorize, quantize, always in this order."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.candidate import Candidate
+from autocompress.compress.drop import drop_branches_
+from autocompress.compress.factorize import factorize_
+from autocompress.compress.norms import reestimate_norms_
+from autocompress.compress.prune import remove_channels_
+from autocompress.compress.quantize import calibrate_, is_quantized, quantize_
+from autocompress.compress.recipe import Recipe, resolve
+from autocompress.graph import ModelGraph, inspect_model
+from autocompress.task import Inputs, as_inputs
+
+__all__ = ["Recipe", "compress", "is_quantized", "rebuild", "repair_", "resolve"]
+
+
+def compress(
+    model: nn.Module,
+    candidate: Candidate,
+    example_inputs: Inputs | Tensor,
+    calibration: Iterable[Inputs | Tensor] = (),
+    *,
+    graph: ModelGraph | None = None,
+) -> nn.Module:
+    """Applies a candidate to a copy of the model.
+
+    Args:
+        model: trained; it is not touched.
+        candidate: see `SearchSpace`.
+        example_inputs: a tuple of tensors, or a dict of keyword tensors.
+        calibration: batches of inputs, for batch-norm statistics and 8-bit ranges; needed where a layer gets 8 bits.
+        graph: of the model, if it was inspected before.
+
+    Returns:
+        A plain module in evaluation mode that trains, saves, copies and exports as the model does.
+
+    Raises:
+        CompressionError: the candidate does not fit the model, or 8 bits without calibration batches.
+    """
+    graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
+    recipe = resolve(model, graph, candidate)
+    student = rebuild(model, graph, recipe)
+    repair_(student, recipe, [as_inputs(inputs) for inputs in calibration])
+    return student
+
+
+def rebuild(model: nn.Module, graph: ModelGraph, recipe: Recipe) -> nn.Module:
+    """The structure of a recipe, on a copy of the model, with weights taken from it and nothing repaired yet.
+
+    Raises:
+        CompressionError: the recipe does not fit the model.
+    """
+    student = copy.deepcopy(model).eval()
+    drop_branches_(student, graph, recipe.dropped)
+    remove_channels_(student, graph, recipe.removed)
+    for path, rank in recipe.ranks.items():
+        factorize_(student, path, rank)
+    quantize_(student, graph.layers, recipe.bits)
+    return student
+
+
+def repair_(student: nn.Module, recipe: Recipe, calibration: list[Inputs]) -> None:
+    """Sets what follows from data without training: batch-norm statistics, then 8-bit ranges; in place.
+
+    Raises:
+        CompressionError: 8-bit layers without calibration batches.
+    """
+    with torch.no_grad():
+        if calibration and (recipe.dropped or recipe.removed or recipe.ranks):
+            reestimate_norms_(student, calibration)
+        if recipe.bits:
+            calibrate_(student, calibration)

@@ -1,0 +1,64 @@
+"""Removes channels from a model in place, by name of channel group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from autocompress.errors import CompressionError
+from autocompress.graph.model_graph import ChannelGroup, ModelGraph
+from autocompress.graph.shrink import remove_, tensor_at
+
+
+def remove_channels_(model: nn.Module, graph: ModelGraph, removed: Mapping[str, Sequence[int]]) -> None:
+    """Removes channels from every coupled parameter and buffer, on a model that still has its original shapes.
+
+    Args:
+        model: changed in place; parameters stay `nn.Parameter` with their dtype, device and `requires_grad`.
+        graph: of this model, from `inspect_model`.
+        removed: channel group name -> indices of the channels that go, in [0, n_channels).
+
+    Raises:
+        CompressionError: an unknown group, an index out of range, all channels of a group, or a model whose tensors
+            are not those of the graph; the model is left as it was.
+    """
+    chosen = {_group(graph, name): _checked(_group(graph, name), indices) for name, indices in removed.items()}
+    _check_sizes(model, list(chosen))
+    remove_(model, chosen)
+
+
+def _group(graph: ModelGraph, name: str) -> ChannelGroup:
+    try:
+        return graph.group(name)
+    except KeyError:
+        known = [group.name for group in graph.groups]
+        raise CompressionError(f"no channel group is named {name!r}; the groups are {known}") from None
+
+
+def _checked(group: ChannelGroup, indices: Sequence[int]) -> list[int]:
+    chosen = sorted({int(index) for index in indices})
+    wrong = [index for index in chosen if not 0 <= index < group.n_channels]
+    if wrong:
+        raise CompressionError(f"channels of {group.name!r} are 0 to {group.n_channels - 1}, but got {wrong}")
+    if len(chosen) == group.n_channels:
+        raise CompressionError(f"all {group.n_channels} channels of {group.name!r} would be removed; keep at least one")
+    return chosen
+
+
+def _check_sizes(model: nn.Module, groups: list[ChannelGroup]) -> None:
+    sizes: dict[tuple[str, int], int] = defaultdict(int)
+    for group in groups:
+        for coupling in group.couplings:
+            highest = max(max(slots, default=-1) for slots in coupling.slots)
+            sizes[coupling.tensor, coupling.dim] = max(sizes[coupling.tensor, coupling.dim], highest + 1)
+    for (path, dim), size in sizes.items():
+        tensor = tensor_at(model, path)
+        if tensor is None:
+            raise CompressionError(f"the model has no parameter or buffer {path!r}; the graph must be of this model")
+        if tensor.dim() <= dim or tensor.shape[dim] < size:
+            raise CompressionError(
+                f"dimension {dim} of {path!r} must have its original {size} or more slots, but its shape is "
+                f"{tuple(tensor.shape)}; remove channels once, from a model of the original shapes"
+            )

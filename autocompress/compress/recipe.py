@@ -1,0 +1,117 @@
+"""A candidate resolved against a model: which channels go, which rank each layer gets. It rebuilds the same structure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from autocompress.candidate import Candidate
+from autocompress.compress.factorize import can_factorize
+from autocompress.compress.importance import least_important
+from autocompress.errors import CompressionError
+from autocompress.graph import Layer, ModelGraph
+from autocompress.space import rank_on_grid, rank_pays
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a model, in integers; with the saved weights it gives the compressed model back.
+
+    Attributes:
+        dropped: names of the residual branches that go.
+        removed: channel group -> indices of the channels that go, ascending.
+        ranks: layer path -> rank of its two factors.
+        bits: layer path -> bits of weights and activations.
+        kept_dense: layers whose asked rank saves no multiplications after pruning, and so stay one layer.
+    """
+
+    dropped: tuple[str, ...] = ()
+    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    bits: Mapping[str, int] = field(default_factory=dict)
+    kept_dense: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_dict`.
+
+        Raises:
+            CompressionError: keys are missing or unknown.
+        """
+        try:
+            values = dict(data)
+            values["dropped"] = tuple(values["dropped"])
+            values["kept_dense"] = tuple(values["kept_dense"])
+            values["removed"] = {name: tuple(indices) for name, indices in values["removed"].items()}
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CompressionError(f"a recipe is damaged: {error}") from error
+
+
+def resolve(model: nn.Module, graph: ModelGraph, candidate: Candidate, importance: str = "l2") -> Recipe:
+    """Turns ratios into integers: the least important channels, ranks relative to the pruned layer's largest rank.
+
+    Parts that go with a dropped branch are not pruned, factorized or quantized.
+
+    Raises:
+        CompressionError: the candidate names something that the model does not have.
+    """
+    _check_names(graph, candidate)
+    gone = {path for branch in graph.branches if branch.name in candidate.drop for path in branch.layers}
+    removed = {}
+    for group in graph.groups:
+        n_removed = round(candidate.prune_ratio.get(group.name, 0.0) * group.n_channels)
+        if n_removed and not gone.issuperset(group.producers):
+            removed[group.name] = least_important(model, group, min(n_removed, group.n_channels - 1), importance)
+    ranks, kept_dense = {}, []
+    for layer in graph.layers:
+        if layer.path not in candidate.rank_ratio or layer.path in gone:
+            continue
+        reason = can_factorize(model.get_submodule(layer.path))
+        if reason is not None:
+            raise CompressionError(f"rank_ratio is for linear and plain conv layers; {layer.path!r}: {reason}")
+        shape = pruned_shape(layer, graph, removed)
+        rank = rank_on_grid(candidate.rank_ratio[layer.path], min(shape[0], math.prod(shape[1:])))
+        if rank_pays(rank, shape):
+            ranks[layer.path] = rank
+        else:
+            kept_dense.append(layer.path)
+    bits = {path: width for path, width in candidate.weight_bits.items() if path not in gone}
+    return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, tuple(kept_dense))
+
+
+def pruned_shape(layer: Layer, graph: ModelGraph, removed: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of the layer's weight after these channels are gone."""
+    shape = list(layer.weight_shape)
+    for group in graph.groups:
+        indices = removed.get(group.name, ())
+        for coupling in group.couplings:
+            if coupling.tensor == f"{layer.path}.weight":
+                shape[coupling.dim] -= sum(len(coupling.slots[i]) for i in indices)
+    return tuple(shape)
+
+
+def _check_names(graph: ModelGraph, candidate: Candidate) -> None:
+    groups = {group.name for group in graph.groups}
+    layers = {layer.path for layer in graph.layers}
+    branches = {branch.name for branch in graph.branches}
+    for kind, asked, known in (
+        ("prune_ratio", set(candidate.prune_ratio), groups),
+        ("drop", set(candidate.drop), branches),
+        ("rank_ratio", set(candidate.rank_ratio), layers),
+        ("weight_bits", set(candidate.weight_bits), layers),
+    ):
+        unknown = sorted(asked - known)
+        if unknown:
+            raise CompressionError(
+                f"{kind} must name parts of the model, but it has no {unknown[0]!r} that can take it; "
+                f"`inspect_model` lists what there is and what is frozen"
+            )

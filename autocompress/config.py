@@ -1,0 +1,167 @@
+"""The settings of a search: defaults, checks, and the one place that reads them from a YAML or JSON file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from autocompress.errors import InputError
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """How a student is fine-tuned under its teacher.
+
+    Attributes:
+        rungs: fine-tune steps after which a student is judged; rising, 0 is "before any training".
+        learning_rate: peak of the one-cycle schedule of SGD with Nesterov momentum.
+        weight_decay: of weights with two or more dimensions.
+        temperature: softens both outputs; at least 1 (Hinton et al. 2015).
+        alpha: weight of the teacher's soft targets, in [0, 1]; the rest is the task's own loss on labels.
+        feature_weight: weight of the mean squared error between intermediate features; 0 turns it off.
+        feature_layers: module paths whose outputs are compared; both models must have them, with equal shapes.
+    """
+
+    rungs: tuple[int, ...] = (0, 20, 60, 180)
+    learning_rate: float = 0.02
+    weight_decay: float = 1e-4
+    temperature: float = 4.0
+    alpha: float = 0.9
+    feature_weight: float = 0.0
+    feature_layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rungs", tuple(self.rungs))
+        object.__setattr__(self, "feature_layers", tuple(self.feature_layers))
+        if (
+            not self.rungs
+            or self.rungs[0] != 0
+            or any(a >= b for a, b in zip(self.rungs, self.rungs[1:], strict=False))
+        ):
+            raise InputError(f"rungs must rise from 0, like [0, 20, 60, 180], but got {list(self.rungs)}")
+        _check(self.learning_rate > 0, "learning_rate > 0", self.learning_rate)
+        _check(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
+        _check(self.temperature >= 1, "temperature >= 1", self.temperature)
+        _check(0 <= self.alpha <= 1, "0 <= alpha <= 1", self.alpha)
+        _check(self.feature_weight >= 0, "feature_weight >= 0", self.feature_weight)
+        if self.feature_weight > 0 and not self.feature_layers:
+            raise InputError(
+                "feature_weight needs feature_layers: module paths whose outputs are compared, but got none"
+            )
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Everything that decides a search besides the task itself.
+
+    Attributes:
+        space: name of a file in `search_spaces/`, or a path to a YAML file.
+        runtime: name of the target runtime.
+        n_threads: threads the target runtime may use.
+        latency_budget: "0.5x" or "2.0ms"; None searches the whole front.
+        n_trials: completed or failed trials after which the search ends.
+        minutes: wall-clock budget for the trials; None is no limit.
+        n_workers: trials at the same time, one CPU core each; None is the number of cores.
+        sampler: name of the sampler.
+        seed: of the sampler and of the training batches.
+        ray_address: address of a running Ray cluster, or None for a local one that starts and stops by itself.
+        fine_tune_margin: a candidate whose measured latency is above budget * (1 + margin) gets no fine-tune.
+        distill: the fine-tune.
+    """
+
+    space: str = "default"
+    runtime: str = "onnxruntime"
+    n_threads: int = 1
+    latency_budget: str | None = None
+    n_trials: int = 40
+    minutes: float | None = None
+    n_workers: int | None = None
+    sampler: str = "tpe"
+    seed: int = 0
+    ray_address: str | None = None
+    fine_tune_margin: float = 0.1
+    distill: DistillSettings = field(default_factory=DistillSettings)
+
+    def __post_init__(self) -> None:
+        _check(self.n_trials >= 1, "n_trials >= 1", self.n_trials)
+        _check(self.n_threads >= 1, "n_threads >= 1", self.n_threads)
+        _check(self.minutes is None or self.minutes > 0, "minutes > 0", self.minutes)
+        _check(self.n_workers is None or self.n_workers >= 1, "n_workers >= 1", self.n_workers)
+        _check(self.fine_tune_margin >= 0, "fine_tune_margin >= 0", self.fine_tune_margin)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchSettings:
+        """From plain values; unknown keys are errors that list near names.
+
+        Raises:
+            InputError: an unknown key or a value outside its range.
+        """
+        refuse_unknown_keys("a search", data, [item.name for item in fields(cls)])
+        values = dict(data)
+        distill = values.get("distill", {})
+        if not isinstance(distill, DistillSettings):
+            if not isinstance(distill, Mapping):
+                raise InputError(f"distill must be a mapping of settings, but got {distill!r}")
+            refuse_unknown_keys("distill", distill, [item.name for item in fields(DistillSettings)])
+            values["distill"] = _build(DistillSettings, distill)
+        return _build(cls, values)
+
+
+_T = TypeVar("_T")
+
+
+def _build(kind: type[_T], values: Mapping[str, Any]) -> _T:
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"a setting has a value of the wrong type: {error}") from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) settings file, unchecked; `SearchSettings.from_dict` checks it.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or is not a mapping.
+    """
+    return read_yaml_mapping(path, "a settings file")
+
+
+def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Reads a YAML file that must hold a mapping.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or is not a mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"{what} must exist, but {path} does not")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} must be YAML, but {path} is not: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{what} must hold a mapping, but {path} holds {type(data).__name__}")
+    return data
+
+
+def refuse_unknown_keys(what: str, data: Mapping[str, Any], known: list[str]) -> None:
+    """Raises an InputError that names the unknown keys and the nearest known ones."""
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+            raise InputError(f"{what} has no key {key!r}; {hint}")
+
+
+def _check(holds: bool, rule: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"`{rule}` must hold, but got {value}")

@@ -1,0 +1,278 @@
+"""The short fine-tune of a student under its teacher, in rungs that continue where the last one stopped.
+
+Loss: alpha T^2 KL(teacher / T || student / T) + (1 - alpha) task loss (Hinton et al. 2015, arXiv:1503.02531), and where
+asked the mean squared error between intermediate features (Romero et al. 2015, arXiv:1412.6550).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autocompress.config import DistillSettings
+from autocompress.errors import CompressionError, InputError
+from autocompress.task import Batch, Inputs, Task, call_model
+
+Turn = Callable[[], AbstractContextManager[None]]
+_WARM_UP_SHARE = 0.1
+_MOMENTUM = 0.9
+_MAX_GRAD_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class FastMode:
+    """What makes training faster on this machine: bfloat16 autocast together with channels-last memory, or neither."""
+
+    enabled: bool
+
+    def __call__(self) -> AbstractContextManager[object]:
+        """Context of a forward pass."""
+        return torch.autocast("cpu", torch.bfloat16) if self.enabled else nullcontext()
+
+    def layout(self, inputs: Inputs) -> Inputs:
+        """The same inputs, images in channels-last memory."""
+        if not self.enabled:
+            return inputs
+        if isinstance(inputs, dict):
+            return {name: _channels_last(value) for name, value in inputs.items()}
+        return tuple(_channels_last(value) for value in inputs)
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+def choose_mode(model: nn.Module, inputs: Inputs) -> FastMode:
+    """Times two forward passes each way, after one to warm up, and takes the faster; on a GPU plain float32 is kept."""
+    if next((p.device.type for p in model.parameters()), "cpu") != "cpu":
+        return FastMode(False)
+    seconds = {}
+    for mode in (FastMode(False), FastMode(True)):
+        fed = mode.layout(inputs)
+        with torch.no_grad(), mode():
+            call_model(model, fed)
+            begin = time.perf_counter()
+            for _ in range(2):
+                call_model(model, fed)
+        seconds[mode.enabled] = time.perf_counter() - begin
+    return FastMode(seconds[True] < seconds[False])
+
+
+class Teacher:
+    """The uncompressed model, whose outputs on a stream of batches are computed once and kept.
+
+    Outputs are kept by position in the stream and given again only for the very same inputs (shape and checksum), so that
+    a task whose batches differ each time is still right, just slower.
+    """
+
+    def __init__(self, model: nn.Module, mode: FastMode | None = None) -> None:
+        self.model = model.eval()
+        self.mode = mode
+        self._kept: dict[int, tuple[tuple[float, ...], Tensor]] = {}
+
+    def outputs(self, position: int, inputs: Inputs) -> Tensor:
+        """float32 outputs for the batch at `position` of the stream."""
+        key = _checksum(inputs)
+        kept = self._kept.get(position)
+        if kept is None or kept[0] != key:
+            kept = (key, self.run(inputs))
+            self._kept[position] = kept
+        return kept[1]
+
+    def run(self, inputs: Inputs) -> Tensor:
+        """float32 outputs, without gradients."""
+        if self.mode is None:
+            self.mode = choose_mode(self.model, inputs)
+        with torch.no_grad(), self.mode():
+            outputs: Tensor = call_model(self.model, self.mode.layout(inputs)).float()
+        return outputs
+
+
+def _checksum(inputs: Inputs) -> tuple[float, ...]:
+    tensors = inputs.values() if isinstance(inputs, dict) else inputs
+    weights = [torch.linspace(1, 2, value.numel(), dtype=torch.float32) for value in tensors]
+    sums = [float(value.float().flatten() @ weight) for value, weight in zip(tensors, weights, strict=True)]
+    return (*sums, *(float(size) for value in tensors for size in value.shape))
+
+
+class FineTune:
+    """Trains one student; `advance` goes on from where it stopped.
+
+    Args:
+        student: trained in place.
+        teacher: the uncompressed model.
+        task: gives batches and the loss on labels.
+        settings: of the fine-tune; its last rung is the length of the learning-rate schedule.
+        seed: of the batches.
+        turn: context held for each step, for example a turn at the machine's cores.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher,
+        task: Task,
+        settings: DistillSettings,
+        seed: int = 0,
+        turn: Turn = nullcontext,
+    ) -> None:
+        self.student, self.teacher, self.task, self.settings, self.turn = student, teacher, task, settings, turn
+        self.step = 0
+        self._seed = seed
+        self._batches = _stream(task, seed)
+        decayed = [p for p in student.parameters() if p.requires_grad and p.ndim >= 2]
+        others = [p for p in student.parameters() if p.requires_grad and p.ndim < 2]
+        self._optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=settings.learning_rate,
+            momentum=_MOMENTUM,
+            nesterov=True,
+        )
+
+    def advance(self, to_step: int) -> None:
+        """Trains until `to_step` steps are done in all; leaves the student in evaluation mode.
+
+        Raises:
+            CompressionError: the loss is not finite.
+        """
+        self.student.train()
+        while self.step < to_step:
+            with self.turn():
+                self._train_one(next(self._batches))
+            self.step += 1
+        self.student.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Student, optimizer and position; plain tensors and numbers."""
+        return {"step": self.step, "student": self.student.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state; the stream of batches is wound forward."""
+        self.student.load_state_dict(state["student"])
+        self._optimizer.load_state_dict(dict(state["optimizer"]))
+        self.step = int(state["step"])
+        self._batches = _stream(self.task, self._seed)
+        for _ in range(self.step):
+            next(self._batches)
+
+    def _train_one(self, batch: Batch) -> None:
+        inputs, _ = batch
+        settings = self.settings
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(self.step, settings.rungs[-1])
+        with _features(self.student, settings) as ours, _features(self.teacher.model, settings) as theirs:
+            # features need a forward pass of the teacher each time; outputs alone are computed once and kept
+            soft = self.teacher.run(inputs) if settings.feature_weight else self.teacher.outputs(self.step, inputs)
+            mode = self.teacher.mode or FastMode(False)
+            with mode():
+                outputs = call_model(self.student, mode.layout(inputs)).float()
+            loss = self._loss(outputs, soft, batch) + settings.feature_weight * _feature_loss(ours, theirs)
+        if not bool(torch.isfinite(loss)):
+            raise CompressionError(
+                f"the fine-tune's loss must be finite, but is {loss.item()} after {self.step} steps; "
+                f"lower learning_rate ({settings.learning_rate})"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), _MAX_GRAD_NORM)
+        self._optimizer.step()
+
+    def _loss(self, outputs: Tensor, soft: Tensor, batch: Batch) -> Tensor:
+        alpha, temperature = self.settings.alpha, self.settings.temperature
+        loss = torch.zeros((), device=outputs.device)
+        if alpha > 0:
+            loss = loss + alpha * soft_target_loss(outputs, soft, temperature)
+        if alpha < 1:
+            loss = loss + (1 - alpha) * self.task.loss(outputs, batch)
+        return loss
+
+
+def soft_target_loss(outputs: Tensor, soft: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(soft / T) || softmax(outputs / T)) over the last dimension, averaged over everything else.
+
+    Args:
+        outputs, soft: logits, shape (..., n_classes).
+        temperature: at least 1.
+    """
+    student = F.log_softmax(outputs / temperature, dim=-1).flatten(0, -2)
+    teacher = F.log_softmax(soft / temperature, dim=-1).flatten(0, -2)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    steps: int = 200,
+    *,
+    settings: DistillSettings | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Fine-tunes `student` in place under `teacher` for so many steps; returns it in evaluation mode.
+
+    Raises:
+        InputError: `steps` is not positive.
+        CompressionError: the loss is not finite.
+    """
+    if steps < 1:
+        raise InputError(f"`steps >= 1` must hold, but got {steps}")
+    base = settings or DistillSettings()
+    values = {**base.__dict__, "rungs": (0, steps)}
+    FineTune(student, Teacher(teacher), task, DistillSettings(**values), seed).advance(steps)
+    return student
+
+
+def _stream(task: Task, seed: int) -> Iterator[Batch]:
+    """Batches without end: the epochs of seed, seed + 1, ..."""
+    while True:
+        n_batches = 0
+        for batch in task.train_batches(seed):
+            n_batches += 1
+            yield batch
+        if n_batches == 0:
+            raise InputError("train_batches must give at least one batch, but gave none")
+        seed += 1
+
+
+def _schedule(step: int, n_steps: int) -> float:
+    """Share of the peak learning rate: a linear rise over the first tenth, then a half cosine to zero."""
+    warm_up = max(1.0, _WARM_UP_SHARE * n_steps)
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    progress = min(1.0, (step - warm_up) / max(1.0, n_steps - warm_up))
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@contextmanager
+def _features(model: nn.Module, settings: DistillSettings) -> Iterator[dict[str, Tensor]]:
+    """Collects the outputs of the feature layers during one forward pass."""
+    seen: dict[str, Tensor] = {}
+    layers = settings.feature_layers if settings.feature_weight else ()
+
+    def keep(path: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _module, _inputs, output: seen.__setitem__(path, output)
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in layers]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _feature_loss(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
+    """Mean squared error relative to the teacher's power, over the layers whose width was not pruned."""
+    losses = [
+        F.mse_loss(ours[path].float(), feature.float()) / feature.float().pow(2).mean().clamp(min=1e-8)
+        for path, feature in theirs.items()
+        if path in ours and ours[path].shape == feature.shape
+    ]
+    return torch.stack(losses).mean() if losses else torch.zeros(())

@@ -1,0 +1,164 @@
+"""Rewrites an exported graph so that quantized weights are stored as int8 and batch norms are folded into them.
+
+The exporter writes a fake-quantized weight as float -> QuantizeLinear -> DequantizeLinear. Stored so, the file is no smaller
+and a batch norm behind the convolution stays a node of its own, which keeps the integer kernel from being used. Folding is
+exact in float: one scale per output channel commutes with the norm's factor, (q s) f = q (s f).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+_Array = NDArray[np.generic]
+
+
+def store_integer_weights_(model: onnx.ModelProto) -> None:
+    """Stores quantized weights as int8 and their biases as int32, with batch norms folded into the scales; in place.
+
+    Also strips the exporter's notes (source lines and local paths of the machine that exported) from the file.
+    """
+    graph = _Graph(model.graph)
+    for node in list(graph.proto.node):
+        if node.op_type == "QuantizeLinear" and node.input[0] in graph.values:
+            _quantize_initializer(graph, node)
+    for node in list(graph.proto.node):
+        if node.op_type == "BatchNormalization":
+            _fold_batch_norm(graph, node)
+    for node in list(graph.proto.node):
+        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2:
+            _quantize_bias(graph, node)
+    graph.drop_unused()
+    strip_notes_(model)
+
+
+def strip_notes_(model: onnx.ModelProto) -> None:
+    """Removes documentation strings and metadata that the exporter wrote; they name local files and double small models."""
+    for item in (
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+class _Graph:
+    """Look-ups by value name that stay true while nodes are removed."""
+
+    def __init__(self, proto: onnx.GraphProto) -> None:
+        self.proto = proto
+        self.values = {item.name: numpy_helper.to_array(item) for item in proto.initializer}
+        self.producer = {name: node for node in proto.node for name in node.output}
+        self.n_readers = Counter(name for node in proto.node for name in node.input)
+        self.n_readers.update(item.name for item in proto.output)
+
+    def add(self, name: str, value: _Array) -> str:
+        self.proto.initializer.append(numpy_helper.from_array(value, name))
+        self.values[name] = value
+        return name
+
+    def remove(self, node: onnx.NodeProto) -> None:
+        self.proto.node.remove(node)
+
+    def rename(self, old: str, new: str) -> None:
+        """Lets the producer of `old` write `new` instead."""
+        node = self.producer.pop(old)
+        for i, name in enumerate(node.output):
+            if name == old:
+                node.output[i] = new
+        self.producer[new] = node
+
+    def drop_unused(self) -> None:
+        used = {name for node in self.proto.node for name in node.input} | {item.name for item in self.proto.output}
+        kept = [item for item in self.proto.initializer if item.name in used]
+        del self.proto.initializer[:]
+        self.proto.initializer.extend(kept)
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "axis"), 1)
+
+
+def _per_channel(value: _Array, n_dims: int, axis: int) -> _Array:
+    if value.ndim == 0:
+        return value
+    shape = [1] * n_dims
+    shape[axis] = -1
+    return value.reshape(shape)
+
+
+def _quantize_initializer(graph: _Graph, node: onnx.NodeProto) -> None:
+    weight, scale, zero = (graph.values[name] for name in node.input[:3])
+    axis = _axis(node)
+    info = np.iinfo(zero.dtype)
+    rounded = np.rint(weight / _per_channel(scale, weight.ndim, axis)) + _per_channel(zero, weight.ndim, axis)
+    stored = graph.add(f"{node.input[0]}_int8", np.clip(rounded, info.min, info.max).astype(zero.dtype))
+    for reader in graph.proto.node:
+        for i, name in enumerate(reader.input):
+            if name == node.output[0]:
+                reader.input[i] = stored
+    graph.remove(node)
+
+
+def _fold_batch_norm(graph: _Graph, norm: onnx.NodeProto) -> None:
+    conv = graph.producer.get(norm.input[0])
+    if conv is None or conv.op_type != "Conv" or graph.n_readers[norm.input[0]] != 1:
+        return
+    dequantize = graph.producer.get(conv.input[1])
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.input[0] not in graph.values:
+        return
+    gamma, beta, mean, var = (graph.values[name] for name in norm.input[1:5])
+    epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+    factor = gamma / np.sqrt(var + epsilon)
+    stored, scale = graph.values[dequantize.input[0]], graph.values[dequantize.input[1]]
+    bias = graph.values[conv.input[2]] if len(conv.input) > 2 else np.zeros_like(mean)
+    signs = np.where(factor < 0, -1, 1).astype(stored.dtype)
+    dead = factor == 0  # a zero scale is rejected by runtimes: the weights become zero instead
+    signs[dead] = 0
+    prefix = conv.output[0]
+    dequantize.input[0] = graph.add(f"{prefix}_weight", stored * _per_channel(signs, stored.ndim, 0))
+    dequantize.input[1] = graph.add(f"{prefix}_scale", np.where(dead, scale, scale * np.abs(factor)).astype(np.float32))
+    folded = graph.add(f"{prefix}_bias", ((bias - mean) * factor + beta).astype(np.float32))
+    if len(conv.input) > 2:
+        conv.input[2] = folded
+    else:
+        conv.input.append(folded)
+    graph.remove(norm)
+    graph.rename(conv.output[0], norm.output[0])
+
+
+def _quantize_bias(graph: _Graph, node: onnx.NodeProto) -> None:
+    """Integer kernels add the bias to the int32 accumulator, so its scale is (input scale) x (weight scale)."""
+    sources = [graph.producer.get(name) for name in node.input[:2]]
+    if (
+        any(source is None or source.op_type != "DequantizeLinear" for source in sources)
+        or node.input[2] not in graph.values
+    ):
+        return
+    scales = [graph.values[source.input[1]] for source in sources if source is not None]
+    bias = graph.values[node.input[2]]
+    scale = np.broadcast_to(scales[0] * scales[1], bias.shape).astype(np.float32)
+    limit = np.iinfo(np.int32)
+    stored = np.clip(np.rint(bias.astype(np.float64) / scale), limit.min, limit.max).astype(np.int32)
+    prefix = node.output[0]
+    dequantize = onnx.helper.make_node(
+        "DequantizeLinear",
+        [
+            graph.add(f"{prefix}_bias_int32", stored),
+            graph.add(f"{prefix}_bias_scale", scale),
+            graph.add(f"{prefix}_bias_zero", np.zeros_like(stored)),
+        ],
+        [f"{prefix}_bias_float"],
+        axis=0,
+    )
+    graph.proto.node.insert(list(graph.proto.node).index(node), dequantize)
+    node.input[2] = dequantize.output[0]

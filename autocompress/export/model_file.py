@@ -1,0 +1,63 @@
+"""Writes a PyTorch model as an ONNX file with integer weights where layers are quantized."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from autocompress.errors import ExportError
+from autocompress.export.integer_weights import store_integer_weights_
+from autocompress.task import Inputs
+
+
+def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path) -> None:
+    """Traces the model in evaluation mode at the shapes of `example_inputs` and writes one self-contained ONNX file.
+
+    Raises:
+        ExportError: the exporter cannot write some op; its own words follow.
+    """
+    was_training = student.training
+    student.eval()
+    args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (example_inputs, None)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(student, args, kwargs=kwargs, dynamo=True, verbose=False)
+    except Exception as error:
+        raise ExportError(f"the model cannot be written as ONNX: {_first_lines(error)}") from error
+    finally:
+        student.train(was_training)
+    if program is None:
+        raise ExportError("the model cannot be written as ONNX: the exporter returned nothing")
+    proto = program.model_proto
+    store_integer_weights_(proto)
+    onnx.checker.check_model(proto)
+    onnx.save(proto, file)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's notes about optional packages and its own deprecations from the user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _first_lines(error: BaseException) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return " ".join(str(cause).split())[:500] or type(cause).__name__

@@ -1,0 +1,70 @@
+"""What a target runtime has to offer, and which ones there are."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from autocompress.errors import InputError, MissingExtraError
+from autocompress.task import Inputs
+
+
+class Session(Protocol):
+    """A loaded file, ready to run at the batch size that it was exported with."""
+
+    def prepare(self, inputs: Inputs) -> object:
+        """Turns inputs of exactly the exported shapes into what `run` takes; not part of a timed run."""
+
+    def run(self, prepared: object) -> object:
+        """One inference; what a latency measurement times."""
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        """Outputs for any number of samples along the first dimension, computed in chunks of the exported batch size."""
+
+
+class Runtime(Protocol):
+    """Writes a model for an inference engine and runs it there."""
+
+    name: str
+
+    def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
+        """Writes the runtime's file for inputs of these shapes into an existing folder; returns its path.
+
+        Raises:
+            ExportError: the model holds something that cannot be written; names the op.
+        """
+
+    def load(self, file: Path, n_threads: int = 1) -> Session:
+        """Loads a file that `export` wrote.
+
+        Raises:
+            ExportError: the runtime refuses the file.
+        """
+
+
+RUNTIMES: dict[str, str] = {"onnxruntime": "autocompress.export.cpu_session:OnnxRuntime"}
+"""Name -> `module:Class`, imported when it is asked for."""
+
+
+def runtime_named(name: str) -> Runtime:
+    """The runtime of that name in `RUNTIMES`, or at `package.module:Class`.
+
+    Raises:
+        InputError: no such runtime.
+        MissingExtraError: its library is not installed.
+    """
+    target = RUNTIMES.get(name, name)
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        raise InputError(f"runtime must be one of {sorted(RUNTIMES)} or package.module:Class, but got {name!r}")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"runtime {name!r} needs the package {error.name!r}, which is not installed") from error
+    except AttributeError as error:
+        raise InputError(f"runtime {name!r}: {error}") from error
+    runtime: Runtime = kind()
+    return runtime

@@ -1,0 +1,6 @@
+"""Reads a model through `torch.export`: layers, channels that go together, branches that can go."""
+
+from autocompress.graph.inspect import inspect_model
+from autocompress.graph.model_graph import ChannelGroup, Coupling, Frozen, Layer, ModelGraph, ResidualBranch
+
+__all__ = ["ChannelGroup", "Coupling", "Frozen", "Layer", "ModelGraph", "ResidualBranch", "inspect_model"]

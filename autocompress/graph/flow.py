@@ -1,0 +1,153 @@
+"""Carries labels through a trace: one rule per op, and a freeze for every op without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from autocompress.graph.labels import Dim, Dims, Fixed, Labels, NoRuleError, Slots
+from autocompress.graph.trace import Trace, module_path, op_name
+
+Value = Any
+"""What a node holds: the `Dims` of a tensor, a list or tuple of values, or None for what is no tensor."""
+
+PRODUCER, CONSUMER, ALONG = "producer", "consumer", "along"
+
+
+@dataclass
+class Flow:
+    """The labels of every value of a trace, filled in execution order.
+
+    Attributes:
+        states: path of a parameter or buffer -> the labels of its dimensions, in order of first use.
+        made: the same for all, used or not: tied tensors have one entry, and so the same channels.
+        head_axes: view that splits channels -> the dimension of its result that counts attention heads; None in a
+            survey, where a split gives labels to all its dimensions, so that `find_head_axes` sees where they lead.
+        heads: dimensions that count heads where an attention reads them.
+        splits: view -> dimension of its result -> labels: all of them in a survey, else those of heads.
+        roles: (path, dimension) -> whether a layer makes, reads or passes on the channels of that dimension.
+    """
+
+    trace: Trace
+    labels: Labels = field(default_factory=Labels)
+    values: dict[fx.Node, Value] = field(default_factory=dict)
+    states: dict[str, Dims] = field(default_factory=dict)
+    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    made: dict[str, Dims] = field(default_factory=dict)
+    head_axes: dict[fx.Node, int] | None = field(default_factory=dict)
+    heads: list[Dim] = field(default_factory=list)
+    splits: dict[fx.Node, dict[int, Slots]] = field(default_factory=dict)
+
+    def dims(self, arg: Any) -> Dims:
+        """The labels of a tensor argument.
+
+        Raises:
+            NoRuleError: the argument is no tensor of the graph.
+        """
+        value = self.values.get(arg) if isinstance(arg, fx.Node) else None
+        if not isinstance(value, tuple):
+            raise NoRuleError(f"argument {arg!r} is not a plain tensor")
+        if arg in self.trace.states:
+            self.states.setdefault(self.trace.states[arg], value)
+        return value
+
+    def play(self, arg: Any, dim: int, role: str) -> None:
+        """Notes the role of one dimension of an argument, where that is a parameter or buffer."""
+        path = self.trace.states.get(arg) if isinstance(arg, fx.Node) else None
+        if path is not None:
+            self.roles.setdefault((path, dim), role)
+
+
+Rule = Callable[[fx.Node, Flow], Value]
+
+
+def propagate(trace: Trace, rules: Mapping[str, Rule], head_axes: dict[fx.Node, int] | None) -> Flow:
+    """Runs the rule of every node; `rules` maps op names without overload ("aten.relu") to rules."""
+    flow = Flow(trace, head_axes=head_axes)
+    for node in trace.nodes:
+        if node.op == "placeholder":
+            flow.values[node] = _source(node, flow)
+        elif node.op == "output":
+            _freeze_inputs(node, flow, "is an output of the model")
+        else:
+            flow.values[node] = _apply(node, flow, rules)
+    return flow
+
+
+def find_head_axes(trace: Trace, rules: Mapping[str, Rule]) -> dict[fx.Node, int]:
+    """Views that split channels into heads, and which dimension of their result counts the heads."""
+    survey = propagate(trace, rules, None)
+    component, _ = survey.labels.resolve()
+    heads = {int(item) for dim in survey.heads if not isinstance(dim, Fixed) for item in component[dim]}
+    axes: dict[fx.Node, int] = {}
+    for node, places in survey.splits.items():
+        found = [place for place, labels in places.items() if not heads.isdisjoint(component[labels].tolist())]
+        if len(found) == 1:
+            axes[node] = found[0]
+    return axes
+
+
+def _apply(node: fx.Node, flow: Flow, rules: Mapping[str, Rule]) -> Value:
+    rule = rules.get(rule_key(node))
+    reason = f"reaches {op_name(node)}, which has no rule" + _place(node)
+    if rule is not None:
+        try:
+            return rule(node, flow)
+        except NoRuleError as error:
+            reason = f"reaches {op_name(node)}: {error}" + _place(node)
+    _freeze_inputs(node, flow, reason)
+    return fixed(node.meta.get("val"), f"comes from {op_name(node)}, which has no rule for it" + _place(node))
+
+
+def rule_key(node: fx.Node) -> str:
+    """The op's name without its overload; in-place variants share the rule of the plain op."""
+    name = op_name(node) if node.op == "call_function" else node.op
+    if name.startswith("<"):
+        return getattr(node.target, "__name__", name)
+    return ".".join(name.split(".")[:2]).rstrip("_")
+
+
+def _place(node: fx.Node) -> str:
+    path = module_path(node)
+    return f" (in {path})" if path else ""
+
+
+def _source(node: fx.Node, flow: Flow) -> Value:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    if node in flow.trace.states:
+        path = flow.trace.states[node]
+        if path not in flow.made:
+            flow.made[path] = tuple(flow.labels.fresh(int(size)) for size in value.shape)
+        return flow.made[path]
+    what = "a constant tensor" if node in flow.trace.constants else f"the input {node.name!r}"
+    return fixed(value, f"meets {what} of the model")
+
+
+def fixed(value: Any, why: str) -> Value:
+    """A value of the same structure whose every dimension is fixed."""
+    if isinstance(value, Tensor):
+        return tuple(Fixed(why) for _ in value.shape)
+    if isinstance(value, (tuple, list)):
+        return [fixed(item, why) for item in value]
+    return None
+
+
+def _freeze_inputs(node: fx.Node, flow: Flow, why: str) -> None:
+    for source in node.all_input_nodes:
+        if isinstance(flow.values.get(source), tuple):
+            flow.dims(source)
+        _freeze_value(flow.values.get(source), flow, why)
+
+
+def _freeze_value(value: Value, flow: Flow, why: str) -> None:
+    if isinstance(value, tuple):
+        for dim in value:
+            flow.labels.freeze(dim, why)
+    elif isinstance(value, list):
+        for item in value:
+            _freeze_value(item, flow, why)

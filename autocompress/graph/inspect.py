@@ -1,0 +1,65 @@
+"""Puts the graph of a model together: trace, labels, groups, layers, and the check of every group."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx, nn
+
+from autocompress.graph.flow import find_head_axes, propagate
+from autocompress.graph.groups import find_groups
+from autocompress.graph.heads import head_variants
+from autocompress.graph.layers import count_macs, find_layers
+from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
+from autocompress.graph.rules import RULES
+from autocompress.graph.trace import ExampleInputs, Trace, UntraceableError, share_parameters, trace_model
+from autocompress.graph.untraced import untraced_graph
+from autocompress.graph.verify import GroupCheck
+
+
+def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, verify: bool = True) -> ModelGraph:
+    """Reads a model's layers, channel groups and residual branches, and what is frozen and why.
+
+    Works on a copy: the model's parameters, buffers and modes are left as they were. A model that `torch.export`
+    cannot trace has layers only, and everything else frozen with the line that broke it.
+
+    Args:
+        model: any module.
+        example_inputs: a tuple (positional), a dict (keywords) or a bare tensor, as for `model(...)`.
+        verify: check every group by removing a third of its channels from a copy and running it; groups that fail
+            are frozen. Off, groups are what the rules say, which the user's own size literals may contradict.
+
+    Raises:
+        InputError: the model does not run on its own example inputs.
+    """
+    probe = share_parameters(model)
+    try:
+        trace = trace_model(probe, example_inputs)
+    except UntraceableError as error:
+        return untraced_graph(probe, example_inputs, str(error))
+    layers, frozen_layers = find_layers(probe, trace)
+    groups, frozen_channels = _find_channels(probe, trace, example_inputs, verify)
+    return ModelGraph(
+        layers=layers,
+        groups=groups,
+        branches=(),
+        frozen=frozen_channels + frozen_layers,
+        n_params=sum(parameter.numel() for parameter in model.parameters()),
+        n_macs=count_macs(trace),
+    )
+
+
+def _find_channels(
+    probe: nn.Module, trace: Trace, example_inputs: Tensor | ExampleInputs, verify: bool
+) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
+    """Channel groups; where whole attention heads cannot go, slots within the heads are tried instead."""
+    axes = find_head_axes(trace, RULES)
+    while True:
+        flow = propagate(trace, RULES, axes)
+        groups, frozen = find_groups(flow)
+        if not verify:
+            return groups, frozen
+        variants, views = head_variants(probe, flow, groups)
+        good, reasons = GroupCheck(probe, example_inputs, flow).settle(groups, variants)
+        failed: set[fx.Node] = set().union(*(views[name] for name in reasons if name in views))
+        if not failed:
+            return good, frozen + tuple(Frozen(name, "channels", why) for name, why in reasons.items())
+        axes = {node: place for node, place in axes.items() if node not in failed}

@@ -1,0 +1,202 @@
+"""Lists the weight layers of a trace: sizes, work, and what reads each output."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from autocompress.graph.flow import rule_key
+from autocompress.graph.model_graph import Frozen, Layer
+from autocompress.graph.trace import Trace, module_path
+
+KINDS: dict[str, tuple[type[nn.Module], str]] = {
+    "aten.linear": (nn.Linear, "linear"),
+    "aten.conv2d": (nn.Conv2d, "conv2d"),
+}
+
+COMMUTING = frozenset(
+    {
+        "aten.view",
+        "aten.reshape",
+        "aten.flatten",
+        "aten.unflatten",
+        "aten._unsafe_view",
+        "aten.squeeze",
+        "aten.unsqueeze",
+    }
+    | {"aten.contiguous", "aten.clone", "aten.alias", "aten.detach", "aten.dropout", "aten.feature_dropout"}
+    | {"aten.max_pool2d", "aten.adaptive_max_pool2d"}
+)
+"""Ops that give the same result before and after rounding to a grid."""
+
+NORMS = frozenset({"aten.batch_norm", "aten._native_batch_norm_legit_no_training"})
+
+
+def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tuple[Frozen, ...]]:
+    """Layers called exactly once, in network order, and those that are not, with the reason."""
+    calls = _calls(model, trace)
+    owners = _owners(model)
+    unique: dict[fx.Node, str] = {}
+    frozen: list[Frozen] = []
+    for path, nodes in calls.items():
+        weight = model.get_submodule(path).weight
+        others = [name for name in owners[id(weight)] if name != f"{path}.weight"]
+        if others:
+            frozen.append(Frozen(path, "layer", f"its weight is shared with {', '.join(others)}"))
+        elif len(nodes) > 1:
+            frozen.append(Frozen(path, "layer", f"it is called {len(nodes)} times"))
+        elif _weight_readers(trace, path) != nodes:
+            frozen.append(Frozen(path, "layer", "its weight is also used outside the layer, or is computed"))
+        else:
+            unique[nodes[0]] = path
+    batch = _batch_size(trace)
+    layers = [_layer(model, trace, node, unique, batch) for node in unique]
+    return tuple(layers), tuple(frozen)
+
+
+def _calls(model: nn.Module, trace: Trace) -> dict[str, list[fx.Node]]:
+    """Path of each linear and convolution -> the nodes that its forward made."""
+    calls: dict[str, list[fx.Node]] = defaultdict(list)
+    for node in trace.nodes:
+        kind = KINDS.get(rule_key(node))
+        if kind is None:
+            continue
+        path = module_path(node)
+        if isinstance(model.get_submodule(path), kind[0]):
+            calls[path].append(node)
+    return calls
+
+
+def _weight_readers(trace: Trace, path: str) -> list[fx.Node]:
+    return [user for node, name in trace.states.items() if name == f"{path}.weight" for user in node.users]
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(name)
+    return owners
+
+
+def _batch_size(trace: Trace) -> int:
+    """Size of the first dimension of the first example input that has one."""
+    sizes = (node.meta["val"].shape for node in trace.inputs if isinstance(node.meta.get("val"), Tensor))
+    return max(1, next((int(shape[0]) for shape in sizes if len(shape)), 1))
+
+
+def _layer(model: nn.Module, trace: Trace, node: fx.Node, unique: dict[fx.Node, str], batch: int) -> Layer:
+    path = unique[node]
+    module = model.get_submodule(path)
+    weight: Any = module.weight
+    end, norm, relu = _unit_end(node, trace)
+    feeds, only_layers = _readers(end, unique)
+    return Layer(
+        path=path,
+        kind=KINDS[rule_key(node)][1],
+        weight_shape=tuple(weight.shape),
+        n_params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
+        n_macs=_n_macs(node) // batch,
+        norm=norm,
+        relu=relu,
+        feeds=tuple(feeds),
+        feeds_only_layers=only_layers,
+        groups=getattr(module, "groups", 1),
+    )
+
+
+def _users(node: fx.Node) -> list[fx.Node]:
+    return [user for user in node.users if rule_key(user) != "aten._assert_tensor_metadata"]
+
+
+def _unit_end(node: fx.Node, trace: Trace) -> tuple[fx.Node, str | None, bool]:
+    """The last node of a layer -> batch norm -> ReLU unit, the norm's path, and whether there is a ReLU."""
+    norm = None
+    users = _users(node)
+    if len(users) == 1 and rule_key(users[0]) in NORMS and users[0].args[0] is node:
+        norm = _norm_path(users[0], trace)
+    end = node
+    if norm is not None:
+        end = users[0]
+        if isinstance(end.meta.get("val"), (tuple, list)):
+            end = next(iter(end.users))
+        users = _users(end)
+    if len(users) == 1 and rule_key(users[0]) == "aten.relu":
+        return users[0], norm, True
+    return end, norm, False
+
+
+def _norm_path(node: fx.Node, trace: Trace) -> str | None:
+    """Path of a batch norm with running statistics that is called once."""
+    mean = next((item for item in node.all_input_nodes if trace.states.get(item, "").endswith(".running_mean")), None)
+    return trace.states[mean].removesuffix(".running_mean") if mean is not None and len(mean.users) == 1 else None
+
+
+def _readers(end: fx.Node, unique: dict[fx.Node, str]) -> tuple[list[str], bool]:
+    """Layers that read a value, also through commuting ops, and whether nothing else does."""
+    feeds: list[str] = []
+    only_layers = True
+    waiting = _users(end)
+    while waiting:
+        user = waiting.pop(0)
+        if user in unique and not any(user.args[place] is end for place in range(1, len(user.args))):
+            feeds.append(unique[user])
+        elif rule_key(user) in COMMUTING:
+            waiting.extend(_users(user))
+        else:
+            only_layers = False
+    return feeds, only_layers and bool(feeds)
+
+
+def count_macs(trace: Trace) -> int:
+    """Multiply-accumulates of convolutions, linear layers, matrix products, attention and LSTM/GRU, for one sample."""
+    return sum(_n_macs(node) for node in trace.nodes) // _batch_size(trace)
+
+
+def _n_macs(node: fx.Node) -> int:
+    counter = MACS.get(rule_key(node))
+    return counter(node) if counter is not None else 0
+
+
+def _size(node: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in node.meta["val"].shape)
+
+
+def _dense(node: fx.Node) -> int:
+    return math.prod(_size(node)) * math.prod(_size(node.args[1])[1:])
+
+
+def _transposed(node: fx.Node) -> int:
+    return math.prod(_size(node.args[0])) * math.prod(_size(node.args[1])[1:])
+
+
+def _product(node: fx.Node) -> int:
+    return math.prod(_size(node)) * _size(node.args[0])[-1]
+
+
+def _addmm(node: fx.Node) -> int:
+    return math.prod(_size(node)) * _size(node.args[1])[-1]
+
+
+def _attention(node: fx.Node) -> int:
+    query, key, value = (_size(node.args[place]) for place in range(3))
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _recurrent(node: fx.Node) -> int:
+    source, weights = _size(node.args[0]), node.all_input_nodes
+    steps = source[0] * source[1]
+    return sum(steps * math.prod(_size(item)) for item in weights if len(_size(item)) == 2 and item.op == "placeholder")
+
+
+MACS: dict[str, Callable[[fx.Node], int]] = {
+    **dict.fromkeys(("aten.linear", "aten.conv1d", "aten.conv2d", "aten.conv3d"), _dense),
+    **dict.fromkeys(("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"), _transposed),
+    **dict.fromkeys(("aten.matmul", "aten.bmm", "aten.mm"), _product),
+    **dict.fromkeys(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"), _recurrent),
+    "aten.addmm": _addmm,
+    "aten.scaled_dot_product_attention": _attention,
+}

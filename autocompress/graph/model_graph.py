@@ -1,0 +1,154 @@
+"""What a model is made of, as data: layers, channel groups, residual branches, and what is frozen and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """One dimension of one parameter or buffer that loses entries when its group loses channels.
+
+    Attributes:
+        tensor: dotted path of the parameter or buffer, as in `state_dict()`.
+        dim: the dimension that shrinks.
+        slots: for each channel of the group, the indices along `dim` that go with it.
+    """
+
+    tensor: str
+    dim: int
+    slots: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """An integer that the user's own module keeps, such as a number of heads, and that follows a channel group.
+
+    Attributes:
+        module: path of the module.
+        name: of the attribute.
+        step: how much smaller it gets with each removed channel.
+    """
+
+    module: str
+    name: str
+    step: int
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that only make sense together: removing channel i removes slot i of every coupling.
+
+    Attributes:
+        name: path of the root layer, the first in network order that produces these channels.
+        n_channels: how many channels can be chosen from.
+        couplings: every (tensor, dim) touched, producers first.
+        producers: paths of the layers whose outputs these channels are.
+        consumers: paths of the layers that read them.
+        attributes: integers of the user's modules that must follow, found by the check of the group.
+    """
+
+    name: str
+    n_channels: int
+    couplings: tuple[Coupling, ...]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    attributes: tuple[SizeAttribute, ...] = ()
+
+
+@dataclass(frozen=True)
+class ResidualBranch:
+    """A module whose residual branch can be removed, so that only its shortcut remains.
+
+    Attributes:
+        name: path of the module that holds the branch (the residual block).
+        layers: paths of the layers that go with it.
+        shortcut: path, within the module, of the submodule that the block becomes; "" for the identity.
+        activation: name of the torch.nn class that follows the sum; "" for none.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    shortcut: str = ""
+    activation: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight layer, called exactly once, that can be factorized or quantized.
+
+    Attributes:
+        path: dotted module path.
+        kind: "linear" or "conv2d" (more kinds later).
+        weight_shape: shape of its weight.
+        n_params: weight and bias entries.
+        n_macs: multiply-accumulates for one sample of the example inputs.
+        norm: path of the batch norm that alone reads this layer's output, if there is one.
+        relu: True when a ReLU alone reads the output (after the norm).
+        feeds: paths of the layers that read the output (after norm and ReLU, also through ops that commute
+            with quantization: reshape, flatten, dropout in evaluation, max pooling); only meaningful
+            when `feeds_only_layers`.
+        feeds_only_layers: True when nothing else reads that output.
+        groups: of a grouped convolution; 1 otherwise.
+    """
+
+    path: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    n_params: int
+    n_macs: int
+    norm: str | None = None
+    relu: bool = False
+    feeds: tuple[str, ...] = ()
+    feeds_only_layers: bool = False
+    groups: int = 1
+
+    @property
+    def max_rank(self) -> int:
+        """Largest rank of the weight seen as a matrix (out_channels, everything else)."""
+        out = self.weight_shape[0]
+        rest = 1
+        for size in self.weight_shape[1:]:
+            rest *= size
+        return min(out, rest)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Something that is left as it is, with the reason that a user reads.
+
+    Attributes:
+        name: path of a layer, parameter or would-be channel group.
+        what: "channels", "branch" or "layer": the knob that is not offered.
+        reason: one sentence; names the op where an op without a rule is the cause.
+    """
+
+    name: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """The result of `inspect_model`; all tuples are in network order."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[ChannelGroup, ...]
+    branches: tuple[ResidualBranch, ...]
+    frozen: tuple[Frozen, ...]
+    n_params: int
+    n_macs: int
+
+    def layer(self, path: str) -> Layer:
+        """The layer of that path (KeyError if there is none)."""
+        for item in self.layers:
+            if item.path == path:
+                return item
+        raise KeyError(path)
+
+    def group(self, name: str) -> ChannelGroup:
+        """The channel group of that name (KeyError if there is none)."""
+        for item in self.groups:
+            if item.name == name:
+                return item
+        raise KeyError(name)

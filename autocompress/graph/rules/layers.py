@@ -1,0 +1,158 @@
+"""Rules of ops with weights: convolutions, linear, norms, embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from autocompress.graph.flow import ALONG, CONSUMER, PRODUCER, Flow
+from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
+from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
+
+
+def linear(node: fx.Node, flow: Flow) -> Dims:
+    """`x @ weight.T + bias`: reads the last dimension, makes the weight's rows."""
+    weight, bias = argument(node, "weight"), argument(node, "bias")
+    dims, table = flow.dims(argument(node, "input")), flow.dims(weight)
+    flow.labels.tie(dims[-1], table[1])
+    flow.play(weight, 0, PRODUCER)
+    flow.play(weight, 1, CONSUMER)
+    _bias(bias, table[0], flow)
+    return (*dims[:-1], table[0])
+
+
+def _bias(bias: Any, channels: Dim, flow: Flow, role: str = PRODUCER) -> None:
+    if bias is not None:
+        flow.labels.tie(channels, flow.dims(bias)[0])
+        flow.play(bias, 0, role)
+
+
+def conv(node: fx.Node, flow: Flow) -> Dims:
+    """A convolution, plain or transposed, of any rank; groups keep their number, depthwise groups go one by one."""
+    weight = argument(node, "weight")
+    source = argument(node, "input")
+    dims, table, groups = flow.dims(source), flow.dims(weight), argument(node, "groups")
+    name = str(node.target)
+    transposed = "transpose" in name or (has_argument(node, "transposed") and bool(argument(node, "transposed")))
+    rank = len(table) - 2
+    place = len(dims) - rank - 1
+    for dim in dims[place + 1 :]:
+        flow.labels.freeze(dim, "is mixed along the spatial dimensions of a convolution")
+    made, read = _conv_channels(weight, groups, transposed, flow)
+    flow.labels.tie(dims[place], read)
+    depthwise = _is_depthwise(shape_of(weight), groups, transposed)
+    _bias(argument(node, "bias"), made, flow, ALONG if depthwise else PRODUCER)
+    space = Fixed("meets a spatial dimension")
+    return (*dims[:place], made, *(space for _ in range(rank)))
+
+
+def _is_depthwise(shape: tuple[int, ...], groups: int, transposed: bool) -> bool:
+    """One input channel for each group; transposed, also one output channel."""
+    return groups > 1 and shape[1] == 1 and (not transposed or shape[0] == groups)
+
+
+def _conv_channels(weight: Any, groups: int, transposed: bool, flow: Flow) -> tuple[Dim, Dim]:
+    """Labels of the channels made and of the channels read, in the order of the data."""
+    table, shape = flow.dims(weight), shape_of(weight)
+    if groups == 1:
+        made, read = (1, 0) if transposed else (0, 1)
+        flow.play(weight, made, PRODUCER)
+        flow.play(weight, read, CONSUMER)
+        return table[made], table[read]
+    rows, columns = table[0], table[1]
+    if isinstance(rows, Fixed) or isinstance(columns, Fixed):
+        raise NoRuleError("the weight of a grouped convolution is fixed")
+    by_group = rows.reshape(groups, -1)
+    if _is_depthwise(shape, groups, transposed):
+        # depthwise: the outputs of a group (several with a channel multiplier) follow its only input
+        flow.labels.tie_rows(by_group.T)
+        flow.play(weight, 0, ALONG)
+        return rows, by_group[:, 0]
+    # every group must keep as many channels as the others: position j of all groups is one channel
+    flow.labels.tie_rows(by_group)
+    repeated = np.tile(columns, groups)
+    flow.play(weight, 0, CONSUMER if transposed else PRODUCER)
+    flow.play(weight, 1, PRODUCER if transposed else CONSUMER)
+    return (repeated, rows) if transposed else (rows, repeated)
+
+
+def batch_norm(node: fx.Node, flow: Flow) -> Dims | list[Dims]:
+    """Statistics and affine parameters by channel, in dimension 1."""
+    dims = _channelwise(node, ("weight", "bias", "running_mean", "running_var"), flow)
+    return [dims, (), ()] if isinstance(node.meta.get("val"), (tuple, list)) else dims
+
+
+def instance_norm(node: fx.Node, flow: Flow) -> Dims:
+    """As batch norm; statistics are those of each sample."""
+    return _channelwise(node, ("weight", "bias", "running_mean", "running_var"), flow)
+
+
+def _channelwise(node: fx.Node, names: tuple[str, ...], flow: Flow) -> Dims:
+    dims = flow.dims(argument(node, "input"))
+    for name in names:
+        state = argument(node, name)
+        if state is not None:
+            flow.labels.tie(dims[1], flow.dims(state)[0])
+            flow.play(state, 0, ALONG)
+    return dims
+
+
+def group_norm(node: fx.Node, flow: Flow) -> Dims:
+    """The number of groups stays: position j of all groups is one channel."""
+    dims = _channelwise(node, ("weight", "bias"), flow)
+    groups = argument(node, "num_groups") if has_argument(node, "num_groups") else argument(node, "group")
+    if not isinstance(dims[1], Fixed):
+        flow.labels.tie_rows(dims[1].reshape(groups, -1))
+    return dims
+
+
+def layer_norm(node: fx.Node, flow: Flow) -> Dims:
+    """Also RMS norm: normalises the trailing dimensions over the channels that are left."""
+    dims = flow.dims(argument(node, "input"))
+    for name in ("weight", "bias"):
+        state = argument(node, name) if has_argument(node, name) else None
+        if state is None:
+            continue
+        for place, labels in enumerate(flow.dims(state)):
+            flow.labels.tie(dims[len(dims) - len(flow.dims(state)) + place], labels)
+            flow.play(state, place, ALONG)
+    return dims
+
+
+def embedding(node: fx.Node, flow: Flow) -> Dims:
+    """Rows of a table; the number of rows is fixed by the indices."""
+    weight = argument(node, "weight")
+    table = flow.dims(weight)
+    flow.labels.freeze(table[0], "is looked up by index")
+    flow.play(weight, 1, PRODUCER)
+    return (*flow.dims(argument(node, "indices")), table[1])
+
+
+def addmm(node: fx.Node, flow: Flow) -> Dims:
+    """`bias + x @ weight`, as transformers' Conv1D."""
+    weight, bias = argument(node, "mat2"), argument(node, "self")
+    dims, table = flow.dims(argument(node, "mat1")), flow.dims(weight)
+    flow.labels.tie(dims[axis(-1, 2)], table[0])
+    flow.play(weight, 0, CONSUMER)
+    flow.play(weight, 1, PRODUCER)
+    if len(flow.dims(bias)) != 1:
+        raise NoRuleError("a bias that is no vector")
+    _bias(bias, table[1], flow)
+    return (dims[0], table[1])
+
+
+CONVS = "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"
+
+LAYERS = {f"aten.{name}": conv for name in CONVS.split()} | {
+    "aten.linear": linear,
+    "aten.addmm": addmm,
+    "aten.batch_norm": batch_norm,
+    "aten._native_batch_norm_legit_no_training": batch_norm,
+    "aten.instance_norm": instance_norm,
+    "aten.group_norm": group_norm,
+    "aten.layer_norm": layer_norm,
+    "aten.rms_norm": layer_norm,
+    "aten.embedding": embedding,
+}

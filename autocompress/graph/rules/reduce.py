@@ -1,0 +1,110 @@
+"""Rules of ops that reduce or normalise over dimensions, and of matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from autocompress.graph.flow import Flow, Rule
+from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
+from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
+from autocompress.graph.rules.elementwise import broadcast
+
+
+def reduce(node: fx.Node, flow: Flow) -> Dims:
+    """Sum, mean, extremes: reduced channels are taken over those that are left."""
+    dims = flow.dims(node.args[0])
+    gone = reduced_dims(node, len(dims))
+    keep = bool(argument(node, "keepdim")) if has_argument(node, "keepdim") else False
+    return _drop(dims, gone, keep)
+
+
+def reduced_dims(node: fx.Node, rank: int) -> set[int]:
+    """The dimensions that a reduction, softmax or layer norm runs over."""
+    if has_argument(node, "normalized_shape"):
+        return set(range(rank - len(argument(node, "normalized_shape")), rank))
+    given = argument(node, "dim") if has_argument(node, "dim") else None
+    if given is None or given == []:
+        return set(range(rank))
+    return {axis(item, rank) for item in (given if isinstance(given, (list, tuple)) else [given])}
+
+
+def _drop(dims: Dims, gone: set[int], keep: bool) -> Dims:
+    single = Fixed("meets a reduced dimension")
+    if keep:
+        return tuple(single if place in gone else dim for place, dim in enumerate(dims))
+    return tuple(dim for place, dim in enumerate(dims) if place not in gone)
+
+
+def reduce_fixed(node: fx.Node, flow: Flow) -> Dims | list[Dims]:
+    """Reductions whose result counts or picks slots: the reduced dimension keeps its size."""
+    dims = flow.dims(node.args[0])
+    gone = reduced_dims(node, len(dims))
+    for place in gone:
+        flow.labels.freeze(dims[place], f"is reduced by {node.target}, whose result names slots")
+    result = _drop(dims, gone, bool(argument(node, "keepdim")) if has_argument(node, "keepdim") else False)
+    value = node.meta.get("val")
+    return [result for _ in value] if isinstance(value, (tuple, list)) else result
+
+
+def along(why: str) -> Rule:
+    """A rule for ops that keep the shape and mix slots along one dimension in their order."""
+
+    def rule(node: fx.Node, flow: Flow) -> Dims:
+        dims = flow.dims(node.args[0])
+        for place in reduced_dims(node, len(dims)):
+            flow.labels.freeze(dims[place], why)
+        return dims
+
+    return rule
+
+
+def softmax(node: fx.Node, flow: Flow) -> Dims:
+    """Normalised over the channels that are left; where it looks like attention, dimension -3 counts heads."""
+    dims = flow.dims(node.args[0])
+    if len(dims) >= 3 and reduced_dims(node, len(dims)) == {len(dims) - 1}:
+        flow.heads.append(dims[-3])
+    return dims
+
+
+def matmul(node: fx.Node, flow: Flow) -> Dims:
+    """Batched matrix product: contracted dimensions go together, batch dimensions broadcast."""
+    first, second = node.args[0], node.args[1]
+    a, b = flow.dims(first), flow.dims(second)
+    if not a or not b:
+        raise NoRuleError("a product needs vectors or matrices")
+    flow.labels.tie(a[-1], b[-2] if len(b) > 1 else b[0])
+    tail: list[Dim] = [*a[-2:-1], *(b[-1:] if len(b) > 1 else ())]
+    batch = shape_of(node)[: len(shape_of(node)) - len(tail)]
+    heads = [(a[:-2], shape_of(first)[:-2]), (b[:-2], shape_of(second)[:-2])]
+    return (*broadcast(heads, batch, flow), *tail)
+
+
+def einsum(node: fx.Node, flow: Flow) -> Dims:
+    """Equal letters go together."""
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    if "..." in equation or "->" not in equation:
+        raise NoRuleError(f"the equation {equation!r} is not spelled out")
+    left, right = equation.split("->")
+    seen: dict[str, Dim] = {}
+    for letters, operand in zip(left.split(","), operands, strict=True):  # type: ignore[arg-type]
+        for letter, dim in zip(letters, flow.dims(operand), strict=True):
+            flow.labels.tie(seen.setdefault(letter, dim), dim)
+            if isinstance(seen[letter], Fixed):
+                seen[letter] = dim
+    return tuple(seen[letter] for letter in right)
+
+
+def _table(names: str, rule: Callable[[fx.Node, Flow], object]) -> dict[str, Rule]:
+    return {f"aten.{name}": rule for name in names.split()}
+
+
+REDUCE: dict[str, Rule] = {
+    **_table("sum mean amax amin logsumexp", reduce),
+    **_table("argmax argmin max min any all prod median topk var std norm linalg_vector_norm", reduce_fixed),
+    **_table("softmax log_softmax _softmax _log_softmax", softmax),
+    **_table("cumsum cumprod flip roll sort", along("is mixed in the order of its slots")),
+    **_table("matmul bmm mm", matmul),
+    "aten.einsum": einsum,
+}

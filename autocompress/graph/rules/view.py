@@ -1,0 +1,103 @@
+"""The rule of views: dimensions are merged and split, and channels keep to one of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import fx
+
+from autocompress.graph.flow import Flow, Rule
+from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
+from autocompress.graph.rules.arguments import shape_of
+
+Run = list[tuple[int, int]]
+"""Consecutive dimensions as (place, size), sizes of 1 left out."""
+
+
+def view(node: fx.Node, flow: Flow) -> Dims:
+    """Splits both shapes into runs of equal numbers of elements and maps run to run."""
+    source = node.args[0]
+    dims, before, after = flow.dims(source), shape_of(source), shape_of(node)
+    if 0 in before:
+        raise NoRuleError("an empty tensor is reshaped")
+    sizes = node.args[1] if len(node.args) > 1 else None
+    follows = sizes.index(-1) if isinstance(sizes, (list, tuple)) and -1 in sizes else None
+    result: list[Dim] = [Fixed("meets a dimension of size 1")] * len(after)
+    for old, new in runs(before, after):
+        labels = _merge([dims[place] for place, _ in old], [size for _, size in old], flow)
+        for (place, _), dim in zip(new, _split(node, labels, new, follows, flow), strict=True):
+            result[place] = dim
+    return tuple(result)
+
+
+def runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[Run, Run]]:
+    """The finest pairs of runs of dimensions with equal numbers of elements, in order."""
+    old_dims = [(place, size) for place, size in enumerate(before) if size != 1]
+    new_dims = [(place, size) for place, size in enumerate(after) if size != 1]
+    pairs: list[tuple[Run, Run]] = []
+    while old_dims:
+        old, new = [old_dims.pop(0)], [new_dims.pop(0)]
+        left, right = old[0][1], new[0][1]
+        while left != right:
+            if left < right:
+                old.append(old_dims.pop(0))
+                left *= old[-1][1]
+            else:
+                new.append(new_dims.pop(0))
+                right *= new[-1][1]
+        pairs.append((old, new))
+    return pairs
+
+
+def _merge(dims: list[Dim], sizes: list[int], flow: Flow) -> Dim:
+    """One dimension from several: each slot takes the label of the one dimension that has any.
+
+    Copies (from an expand) next to channels follow them, as in grouped-query attention.
+    """
+    labelled = [place for place, dim in enumerate(dims) if not isinstance(dim, Fixed)]
+    if not labelled:
+        return dims[0]
+    kept = ([place for place in labelled if not flow.labels.is_uniform(dims[place])] or labelled)[-1]
+    for place in labelled:
+        if place != kept:
+            flow.labels.freeze(dims[place], "is merged with another dimension of channels")
+    shape = [1] * len(sizes)
+    shape[kept] = sizes[kept]
+    return np.broadcast_to(np.reshape(dims[kept], shape), sizes).ravel()  # type: ignore[arg-type]
+
+
+def _split(node: fx.Node, labels: Dim, new: Run, follows: int | None, flow: Flow) -> list[Dim]:
+    """Several dimensions from one: the channels go on in one of them, and the others are fixed.
+
+    That one is where the labels already vary alone (a flattened map is unflattened), or the one that counts
+    attention heads, or the one whose size the user left to follow (-1), or the innermost.
+    """
+    if isinstance(labels, Fixed) or len(new) == 1:
+        return [labels for _ in new]
+    if flow.head_axes is None:
+        flow.splits[node] = {place: flow.labels.fresh(size) for place, size in new}
+        return list(flow.splits[node].values())
+    table = labels.reshape([size for _, size in new])
+    kept = _only_varying_axis(table)
+    places = [place for place, _ in new]
+    head = flow.head_axes.get(node)
+    if kept is None:
+        kept = next((places.index(place) for place in (head, follows) if place in places), len(places) - 1)
+    rows = np.moveaxis(table, kept, -1).reshape(-1, table.shape[kept])
+    line = flow.labels.tie_rows(np.unique(rows, axis=0))
+    if places[kept] == head:
+        flow.splits[node] = {head: line}
+    fixed = Fixed("meets one of the dimensions that channels are reshaped into")
+    return [line if at == kept else fixed for at in range(len(new))]
+
+
+def _only_varying_axis(table: Slots) -> int | None:
+    for axis in range(table.ndim):
+        rows = np.moveaxis(table, axis, -1).reshape(-1, table.shape[axis])
+        if bool((rows == rows[0]).all()):
+            return axis
+    return None
+
+
+NAMES = "view reshape _unsafe_view flatten unflatten view_as reshape_as"
+
+VIEW: dict[str, Rule] = {f"aten.{name}": view for name in NAMES.split()}

@@ -1,0 +1,144 @@
+"""Takes slots out of a model's parameters and buffers, and lets the attributes of its torch layers follow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.graph.model_graph import ChannelGroup
+
+GoneSlots = dict[tuple[str, int], set[int]]
+"""(tensor path, dimension) -> the indices that go."""
+
+
+def group_slots(removed: Mapping[ChannelGroup, Sequence[int]]) -> GoneSlots:
+    """The indices that go with the given channels of each group, over all couplings."""
+    slots: GoneSlots = defaultdict(set)
+    for group, channels in removed.items():
+        for coupling in group.couplings if channels else ():
+            for channel in channels:
+                slots[coupling.tensor, coupling.dim].update(coupling.slots[channel])
+    return slots
+
+
+def remove_(model: nn.Module, removed: Mapping[ChannelGroup, Sequence[int]]) -> None:
+    """Removes the given channels of each group from the model, in place."""
+    _shrink_(model, group_slots(removed))
+    for group, channels in removed.items():
+        for item in group.attributes:
+            module = model.get_submodule(item.module)
+            setattr(module, item.name, getattr(module, item.name) - item.step * len(set(channels)))
+
+
+def _shrink_(model: nn.Module, slots: GoneSlots) -> None:
+    """Takes the slots out of every tensor, in place; tied tensors stay tied."""
+    by_tensor: dict[str, dict[int, set[int]]] = defaultdict(dict)
+    for (path, dim), gone in slots.items():
+        by_tensor[path][dim] = gone
+    aliases = _aliases(model)
+    touched: dict[str, nn.Module] = {}
+    for path, dims in by_tensor.items():
+        old: Any = tensor_at(model, path)
+        new = _without(old, dims)
+        for holder, name in aliases[id(old)]:
+            touched[holder] = model.get_submodule(holder)
+            setattr(touched[holder], name, new)
+    for module in touched.values():
+        _fix_attributes_(module)
+
+
+def tensor_at(model: nn.Module, path: str) -> Tensor | None:
+    """The parameter or buffer of that path, if there is one."""
+    holder, _, name = path.rpartition(".")
+    try:
+        tensor = getattr(model.get_submodule(holder), name)
+    except AttributeError:
+        return None
+    return tensor if isinstance(tensor, Tensor) else None
+
+
+def _aliases(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
+    """Identity of each tensor -> every (module path, attribute) that holds it."""
+    aliases: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for holder, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in (*module.named_parameters("", False, False), *module.named_buffers("", False, False)):
+            aliases[id(tensor)].append((holder, name))
+    return aliases
+
+
+def _without(tensor: Tensor, dims: Mapping[int, set[int]]) -> Tensor:
+    """A copy of `tensor` without the given indices of each dimension; a parameter gives a parameter."""
+    new = tensor.detach()
+    for dim, gone in dims.items():
+        keep = [index for index in range(tensor.shape[dim]) if index not in gone]
+        new = new.index_select(dim, torch.tensor(keep, device=tensor.device))
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(new, requires_grad=tensor.requires_grad)
+    return new
+
+
+def _fix_attributes_(module: nn.Module) -> None:
+    """Makes the sizes that a torch layer keeps as attributes agree with its tensors."""
+    for kind, fix in ATTRIBUTES.items():
+        if isinstance(module, kind):
+            fix(module)
+
+
+def _linear(module: Any) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _conv(module: Any) -> None:
+    rows, columns = module.weight.shape[:2]
+    if module.groups == module.in_channels > 1:
+        # depthwise: channels go with their group, the multiplier stays
+        multiplier = 1 if module.transposed else module.out_channels // module.groups
+        module.groups = rows // multiplier
+    if module.transposed:
+        module.in_channels, module.out_channels = rows, columns * module.groups
+    else:
+        module.in_channels, module.out_channels = columns * module.groups, rows
+
+
+def _batch_norm(module: Any) -> None:
+    state = module.weight if module.weight is not None else module.running_mean
+    if state is not None:
+        module.num_features = state.shape[0]
+
+
+def _group_norm(module: Any) -> None:
+    module.num_channels = module.weight.shape[0]
+
+
+def _layer_norm(module: Any) -> None:
+    module.normalized_shape = tuple(module.weight.shape)
+
+
+def _embedding(module: Any) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _recurrent(module: Any) -> None:
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+
+
+def _prelu(module: Any) -> None:
+    module.num_parameters = module.weight.shape[0]
+
+
+ATTRIBUTES: dict[type[nn.Module], Callable[[Any], None]] = {
+    nn.Linear: _linear,
+    nn.modules.conv._ConvNd: _conv,
+    nn.modules.batchnorm._NormBase: _batch_norm,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.Embedding: _embedding,
+    nn.RNNBase: _recurrent,
+    nn.PReLU: _prelu,
+}

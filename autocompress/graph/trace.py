@@ -1,0 +1,128 @@
+"""Traces a model with `torch.export` and says which node is which parameter, buffer, input and output."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+ExampleInputs = tuple[Tensor, ...] | dict[str, Tensor]
+
+_TORCH_ROOT = str(Path(torch.__file__).parent)
+
+
+class UntraceableError(Exception):
+    """`torch.export` cannot trace the model; the message says which line broke it."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A model as one flat list of ATen calls.
+
+    Attributes:
+        nodes: placeholders, calls and the output node, in execution order.
+        states: placeholder -> dotted path of its parameter or buffer; tied tensors all have their first path.
+        inputs: placeholders of the example inputs, in order.
+        constants: placeholder -> the tensor made while tracing that it stands for.
+        outputs: the nodes that the model returns.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    states: dict[fx.Node, str]
+    inputs: tuple[fx.Node, ...]
+    constants: dict[fx.Node, Tensor]
+    outputs: tuple[fx.Node, ...]
+
+
+def split_inputs(example_inputs: Tensor | ExampleInputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword arguments; a bare tensor stands for a tuple of one."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, dict):
+        return (), dict(example_inputs)
+    return tuple(example_inputs), {}
+
+
+def share_parameters(model: nn.Module) -> nn.Module:
+    """A copy of the model in evaluation mode that shares its parameters (no memory) and owns its buffers."""
+    memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, memo).eval()
+
+
+def trace_model(model: nn.Module, example_inputs: Tensor | ExampleInputs) -> Trace:
+    """Traces the model, which must be in evaluation mode and is left as it was.
+
+    In-place edits are turned into plain ops by `run_decompositions({})`, which costs a second pass, so that it only
+    runs where there are any.
+
+    Raises:
+        UntraceableError: `torch.export` gives up, with the line of the user's code that broke it.
+    """
+    args, kwargs = split_inputs(example_inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, args, kwargs, strict=False)
+            if any(_edits_in_place(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+    except Exception as error:  # torch.export has no base class of its own: anything the model does can end up here
+        raise UntraceableError(_blame(error)) from error
+    return _read(program, _first_names(model))
+
+
+def _edits_in_place(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every path of a parameter or buffer -> the first path of the same tensor: tied weights have several."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {path: first.setdefault(id(tensor), path) for path, tensor in named}
+
+
+def _read(program: torch.export.ExportedProgram, first_names: dict[str, str]) -> Trace:
+    signature = program.graph_signature
+    paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted = signature.inputs_to_lifted_tensor_constants
+    states: dict[fx.Node, str] = {}
+    constants: dict[fx.Node, Tensor] = {}
+    inputs: list[fx.Node] = []
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if node.name in paths:
+            states[node] = first_names[paths[node.name]]
+        elif node.name in lifted:
+            constants[node] = program.constants[lifted[node.name]]
+        else:
+            inputs.append(node)
+    outputs = program.graph.output_node().all_input_nodes
+    return Trace(tuple(program.graph.nodes), states, tuple(inputs), constants, tuple(outputs))
+
+
+def _blame(error: Exception) -> str:
+    """The last line of the user's own code in the traceback, and the first line of the message."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_TORCH_ROOT, "<"))]
+    message = str(error).strip().splitlines() or [""]
+    what = f"{type(error).__name__}: {message[0][:200]}"
+    user = [f for f in frames if not f.filename.startswith(str(Path(__file__).parent))]
+    if not user:
+        return f"torch.export cannot trace the model ({what})"
+    return f'torch.export cannot trace {Path(user[-1].filename).name}:{user[-1].lineno} "{user[-1].line}" ({what})'
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the innermost module whose forward made this node; "" for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]).removeprefix("L['self']").lstrip(".") if stack else ""
+
+
+def op_name(node: fx.Node) -> str:
+    """The name of the op a node calls, as a user would look it up."""
+    return str(node.target)

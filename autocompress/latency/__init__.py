@@ -1,0 +1,73 @@
+"""Latencies of exported files, measured on the machine that runs them."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from autocompress.export import runtime_named
+from autocompress.latency.clock import PairedTiming, time_pair
+from autocompress.latency.turns import Turns
+from autocompress.task import Inputs, as_inputs
+
+__all__ = ["Measurement", "PairedTiming", "Turns", "measure_latency", "measure_paired", "time_pair"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured figure.
+
+    Attributes:
+        value, unit: for example 0.53 and "ms".
+        spread: half the interquartile range over rounds, in the same unit.
+        n_runs: timed runs behind it.
+        device: what it was measured on.
+    """
+
+    value: float
+    unit: str
+    spread: float
+    n_runs: int
+    device: str
+
+
+def measure_latency(
+    file: str | Path, example_inputs: Inputs | Tensor, *, runtime: str = "onnxruntime", n_threads: int = 1
+) -> Measurement:
+    """Milliseconds of one inference of an exported file; waits for an exclusive turn at the cores.
+
+    On a noisy machine compare two files by `measure_paired` instead: milliseconds drift, paired ratios hold.
+
+    Raises:
+        ExportError: the runtime refuses the file.
+        InputError: the inputs are not of the file's shapes.
+    """
+    timing = measure_paired(file, file, example_inputs, runtime=runtime, n_threads=n_threads)
+    spread = timing.spread * timing.candidate_ms
+    return Measurement(timing.candidate_ms, "ms", spread, timing.n_runs, platform.processor() or platform.machine())
+
+
+def measure_paired(
+    file: str | Path,
+    reference: str | Path,
+    example_inputs: Inputs | Tensor,
+    *,
+    runtime: str = "onnxruntime",
+    n_threads: int = 1,
+    n_rounds: int = 9,
+) -> PairedTiming:
+    """Latency of one exported file as a ratio to another's, in alternating rounds; waits for an exclusive turn.
+
+    Raises:
+        ExportError: the runtime refuses a file.
+        InputError: the inputs are not of the files' shapes.
+    """
+    inputs = as_inputs(example_inputs)
+    target = runtime_named(runtime)
+    sessions = [target.load(Path(path), n_threads) for path in (file, reference)]
+    fed = [session.prepare(inputs) for session in sessions]
+    with Turns().measure():
+        return time_pair(lambda: sessions[0].run(fed[0]), lambda: sessions[1].run(fed[1]), n_rounds)

@@ -1,0 +1,95 @@
+"use strict";
+/* Elements, scales and figures as text. Text from the data only ever enters the page through text nodes. */
+
+const SVG = "http://www.w3.org/2000/svg";
+const DASH = "–";
+
+function build(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (name === "onclick") node.addEventListener("click", value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null).map((child) => (child instanceof Node ? child : String(child))));
+  return node;
+}
+const el = (tag, attributes = {}, ...children) => build(document.createElement(tag), attributes, children);
+const svg = (tag, attributes = {}, ...children) => build(document.createElementNS(SVG, tag), attributes, children);
+const named = (text) => el("bdi", { class: "path" }, text);
+const byId = (id) => document.getElementById(id);
+
+const known = (value) => typeof value === "number" && Number.isFinite(value);
+const significant = (value, digits = 3) => (known(value) ? String(Number(value.toPrecision(digits))) : DASH);
+const percent = (share, digits = 0) => (known(share) ? (100 * share).toFixed(digits) + "%" : DASH);
+const times = (ratio) => (known(ratio) ? ratio.toFixed(3) + "×" : DASH);
+
+function counted(value) {
+  const [divisor, unit] = value >= 1e9 ? [1e9, " G"] : value >= 1e6 ? [1e6, " M"] : value >= 1e3 ? [1e3, " k"] : [1, ""];
+  return significant(value / divisor) + unit;
+}
+
+/** A linear scale from [low, high] to pixels, with round ticks. */
+function scale(low, high, start, end) {
+  if (!(high > low)) [low, high] = [low - (Math.abs(low) || 1) * 0.05, low + (Math.abs(low) || 1) * 0.05];
+  const toPixel = (value) => start + ((value - low) / (high - low)) * (end - start);
+  const raw = (high - low) / Math.max(2, Math.abs(end - start) / 80);
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((n) => n * power).find((size) => size >= raw);
+  const ticks = [];
+  for (let i = Math.ceil(low / step); i * step <= high; i++) ticks.push(i * step);
+  return { low, high, step, ticks, toPixel };
+}
+
+/** Grid lines, tick labels and axis titles; returns the group. */
+function axes(x, y, size, xTitle, yTitle, xText, yText) {
+  const group = svg("g", { "aria-hidden": "true" });
+  for (const tick of x.ticks) {
+    const at = x.toPixel(tick);
+    group.append(svg("line", { class: "grid", x1: at, x2: at, y1: size.top, y2: size.bottom }));
+    group.append(svg("text", { x: at, y: size.bottom + 16, "text-anchor": "middle" }, xText(tick, x.step)));
+  }
+  for (const tick of y.ticks) {
+    const at = y.toPixel(tick);
+    group.append(svg("line", { class: "grid", x1: size.left, x2: size.right, y1: at, y2: at }));
+    group.append(svg("text", { x: size.left - 6, y: at + 4, "text-anchor": "end" }, yText(tick, y.step)));
+  }
+  group.append(svg("text", { x: size.right, y: size.bottom + 34, "text-anchor": "end" }, xTitle));
+  group.append(svg("text", { x: 2, y: 12 }, yTitle));
+  return group;
+}
+
+/** A tick's text with as many digits as the step between ticks needs. */
+const tickText = (value, step) => value.toFixed(Math.min(6, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))));
+
+function table(head, rows) {
+  const cell = (tag) => (value) => (value instanceof Element && /^T[DH]$/.test(value.tagName) ? value : el(tag, {}, value));
+  return el("table", {}, el("thead", {}, el("tr", {}, ...head.map(cell("th")))), el("tbody", {}, ...rows.map((row) => (row instanceof Element ? row : el("tr", {}, ...row.map(cell("td")))))));
+}
+const numberCell = (text) => el("td", { class: "number" }, text);
+const numberHead = (text) => el("th", { class: "number" }, text);
+
+function copyButton(text) {
+  const button = el("button", { type: "button" }, "Copy");
+  button.addEventListener("click", async () => {
+    const done = await copyText(text);
+    button.textContent = done ? "Copied" : "Select and copy";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  return button;
+}
+
+/** The clipboard is not offered on every file:// page; then a hidden text field does it. */
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const field = el("textarea", { readonly: true });
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    return done;
+  }
+}

@@ -1,0 +1,81 @@
+"""Records in a few plain words: a figure, a budget, what a candidate does to a model, why a trial fell out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection
+
+from autocompress.candidate import Candidate
+from autocompress.pareto import ratio
+from autocompress.records import TrialRecord
+
+NOTHING = "–"
+
+
+def is_share(metric: str) -> bool:
+    """True for a metric that counts right answers, so that it reads as a percentage and has a Wilson interval."""
+    return metric == "accuracy" or metric.endswith("_accuracy")
+
+
+def is_number(value: float | None) -> bool:
+    """False for None (a NaN that went through a file), NaN and infinities."""
+    return value is not None and math.isfinite(value)
+
+
+def metric_text(value: float | None, metric: str) -> str:
+    """`91.73%` for a share, four digits for any other metric, a dash when there is no value."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.4g}"
+
+
+def budget_text(budget_ratio: float | None, reference_ms: float) -> str:
+    """The latency budget as a share of the uncompressed latency and in milliseconds."""
+    if budget_ratio is None:
+        return "no latency budget"
+    return f"latency budget {budget_ratio:.3g}x of the uncompressed model = {budget_ratio * reference_ms:.3g} ms"
+
+
+def candidate_text(candidate: Candidate, n_layers: int) -> str:
+    """What is done to the model, like `2 blocks dropped, 12–50% channels off in 5 groups, 3 low-rank, 20/20 layers 8-bit`."""
+    if candidate.is_baseline:
+        return "uncompressed"
+    parts = []
+    if candidate.drop:
+        parts.append(f"{len(candidate.drop)} {_plural('block', candidate.drop)} dropped")
+    if candidate.prune_ratio:
+        low, high = (f"{100 * edge(candidate.prune_ratio.values()):.0f}" for edge in (min, max))
+        share = low if low == high else f"{low}–{high}"
+        groups = _plural("group", candidate.prune_ratio)
+        parts.append(f"{share}% channels off in {len(candidate.prune_ratio)} {groups}")
+    if candidate.rank_ratio:
+        parts.append(f"{len(candidate.rank_ratio)} low-rank")
+    for bits, count in sorted(Counter(candidate.weight_bits.values()).items()):
+        parts.append(f"{count}/{max(n_layers, count)} layers {bits}-bit")
+    return ", ".join(parts)
+
+
+def _plural(word: str, items: Collection[object]) -> str:
+    return word if len(items) == 1 else word + "s"
+
+
+def failure_text(record: TrialRecord) -> str:
+    """The last line of the traceback that says something: the error itself."""
+    lines = [line.strip() for line in (record.error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "failed without a message"
+
+
+def over_budget(record: TrialRecord, budget_ratio: float | None) -> bool:
+    """True when the record's latency, from its file where there is one, is not within the budget."""
+    return budget_ratio is not None and not ratio(record) <= budget_ratio
+
+
+def over_budget_text(record: TrialRecord, budget_ratio: float) -> str:
+    """Why a complete trial is not within the budget."""
+    if not is_number(ratio(record)):
+        return "no latency was measured"
+    text = f"{ratio(record):.3g}x is over the budget of {budget_ratio:.3g}x"
+    if record.feasible:
+        return f"within the budget during the search, but timed again at the end {text}"
+    return text if record.fine_tuned else f"{text}, so it was not fine-tuned"

@@ -1,0 +1,157 @@
+"""The folder of a search: where each file lies, and reading a run back as data.
+
+run.json          RunInfo: settings, task, machine, versions, reference latency
+study.journal     the study, the one source of truth
+trials.jsonl      a TrialRecord per line, rewritten from the study on resume
+trials/           trial_0042/weights.safetensors and recipe.json of each complete trial
+front.csv         the front as a table
+front/            trial_0042/: manifest.json, weights.safetensors, the runtime's file
+report.html       the report
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError
+from autocompress.pareto import ParetoFront, front_of
+from autocompress.records import TrialRecord, read_records
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a run besides its trials.
+
+    Attributes:
+        task: what the user typed for the task, or its class name when given from Python.
+        task_spec: the text that loads the task again; None when it was given as an object.
+        settings: of the search.
+        metric: the metric that is maximised, on the selection split.
+        model_digest, space_digest: of the uncompressed weights' shapes and names, and of the space's knobs.
+        reference_ms: latency of the uncompressed model, milliseconds.
+        budget_ratio: the budget as a share of `reference_ms`; None without one.
+        layers: network order; path, kind, n_params, n_macs of each layer.
+        knobs: names and choices of the space.
+        frozen: name, what, reason of everything that is left as it is.
+        machine, versions: of the driver.
+        command: what was typed.
+        started: ISO 8601 time of the first start.
+    """
+
+    task: str
+    task_spec: str | None
+    settings: SearchSettings
+    metric: str
+    model_digest: str
+    space_digest: str
+    reference_ms: float
+    budget_ratio: float | None
+    layers: tuple[Mapping[str, Any], ...] = ()
+    knobs: tuple[Mapping[str, Any], ...] = ()
+    frozen: tuple[Mapping[str, str], ...] = ()
+    machine: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    started: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back from its folder."""
+
+    folder: RunFolder
+    info: RunInfo
+    records: tuple[TrialRecord, ...]
+    front: ParetoFront
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def info(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def study(self) -> Path:
+        return self.path / "study.journal"
+
+    @property
+    def records(self) -> Path:
+        return self.path / "trials.jsonl"
+
+    @property
+    def table(self) -> Path:
+        return self.path / "front.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def front(self) -> Path:
+        return self.path / "front"
+
+    @property
+    def reference(self) -> Path:
+        """The uncompressed model's file for the runtime."""
+        return self.path / "reference.file"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    def trial(self, name: str) -> Path:
+        """Where a complete trial's weights lie."""
+        return self.path / "trials" / name
+
+    def point(self, name: str) -> Path:
+        """Where a front point's artifact lies."""
+        return self.front / name
+
+    def write_info(self, info: RunInfo) -> None:
+        """Writes `run.json`."""
+        text = json.dumps({"schema": SCHEMA_VERSION, **asdict(info)}, indent=1)
+        temporary = self.info.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.info)
+
+    def read_info(self) -> RunInfo:
+        """Reads `run.json`.
+
+        Raises:
+            InputError: missing, damaged, or of another schema.
+        """
+        if not self.info.is_file():
+            raise InputError(f"a run folder holds run.json, but {self.path} does not; name the folder of a search")
+        try:
+            data = json.loads(self.info.read_text(encoding="utf-8"))
+            if data.pop("schema") != SCHEMA_VERSION:
+                raise InputError(f"{self.info} was written by another version; use that version to read it")
+            data["settings"] = SearchSettings.from_dict(data["settings"])
+            for key in ("layers", "knobs", "frozen"):
+                data[key] = tuple(data[key])
+            return RunInfo(**data)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{self.info} is damaged: {error}") from error
+
+    def read(self) -> Run:
+        """The whole run as data.
+
+        Raises:
+            InputError: not a run folder, or a damaged file.
+        """
+        info = self.read_info()
+        records = read_records(self.records) if self.records.exists() else []
+        front = front_of(records, info.metric, info.budget_ratio, info.reference_ms)
+        return Run(self, info, tuple(records), front)

@@ -1,0 +1,102 @@
+"""Searches the Pareto front of compressed models: Optuna proposes, Ray Tune runs, the study on disk is the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from autocompress.config import SearchSettings
+from autocompress.pareto import ParetoFront
+from autocompress.space import SearchSpace
+from autocompress.task import Task
+
+__all__ = ["resume", "search"]
+
+
+def search(
+    task: Task,
+    *,
+    space: str | SearchSpace = "default",
+    runtime: str = "onnxruntime",
+    n_threads: int = 1,
+    latency_budget: str | None = None,
+    n_trials: int = 40,
+    minutes: float | None = None,
+    n_workers: int | None = None,
+    sampler: str = "tpe",
+    seed: int = 0,
+    ray_address: str | None = None,
+    distill: Mapping[str, Any] | None = None,
+    run_dir: str | Path,
+    show_progress: bool = True,
+) -> ParetoFront:
+    """Searches compressed versions of a task's model and writes the front as files that run.
+
+    Args:
+        task: see `autocompress.Task`; it travels to worker processes by cloudpickle.
+        space: name of a file in `search_spaces/`, path of a YAML file, or a `SearchSpace`.
+        runtime: name of the target runtime.
+        n_threads: threads the target runtime may use.
+        latency_budget: "0.5x" of the uncompressed latency, or "2.0ms"; None searches the whole front.
+        n_trials: complete or failed trials after which the search ends; the uncompressed model is the first.
+        minutes: time limit of the trials; None is no limit.
+        n_workers: trials at the same time; None is the number of cores.
+        sampler: "tpe", "nsga2", "random" or `package.module:function`.
+        seed: of the sampler and of the training batches.
+        ray_address: of a running cluster; None starts and stops a local one.
+        distill: settings of the fine-tune by name, see `autocompress.config.DistillSettings`.
+        run_dir: new folder for everything that the search writes.
+        show_progress: draw a live line in the terminal.
+
+    Returns:
+        The front; each point's `.file` holds what was measured from its exported file.
+
+    Raises:
+        InputError: anything that can be known to be wrong before the first trial; nothing is written then.
+    """
+    from autocompress.search.driver import start
+
+    settings = SearchSettings.from_dict(
+        {
+            "space": space if isinstance(space, str) else space.name,
+            "runtime": runtime,
+            "n_threads": n_threads,
+            "latency_budget": latency_budget,
+            "n_trials": n_trials,
+            "minutes": minutes,
+            "n_workers": n_workers,
+            "sampler": sampler,
+            "seed": seed,
+            "ray_address": ray_address,
+            "distill": dict(distill or {}),
+        }
+    )
+    return start(task, space, settings, Path(run_dir), None, Console() if show_progress else None)
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    task: Task | None = None,
+    n_trials: int | None = None,
+    minutes: float | None = None,
+    show_progress: bool = True,
+) -> ParetoFront:
+    """Goes on with a search that was stopped or killed; trials that were cut off run again.
+
+    Args:
+        run_dir: folder of the search.
+        task: needed when the search was given a task object rather than the text that names one.
+        n_trials: a new total; None keeps the old one.
+        minutes: a new time limit of the trials.
+        show_progress: draw a live line in the terminal.
+
+    Raises:
+        InputError: not a run folder, in use by another search, or the task's model is another one.
+    """
+    from autocompress.search.driver import resume as go_on
+
+    return go_on(Path(run_dir), task, Console() if show_progress else None, n_trials, minutes)

@@ -1,0 +1,87 @@
+"""Joins the study to Ray Tune: every suggestion is asked of the study, every result is told to it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from autocompress.records import Latency, Rung, TrialRecord, append_record
+from autocompress.search.study import SearchStudy
+
+Listener = Callable[[TrialRecord], None]
+
+
+class StudySearcher(Searcher):
+    """See `ray.tune.search.Searcher`. The study on disk is the state, so that Tune's own snapshots are empty.
+
+    Args:
+        study: asked and told.
+        records: `trials.jsonl`, to which each finished trial is added.
+        clock: seconds since the run's first start.
+        listener: told of each finished trial.
+    """
+
+    def __init__(self, study: SearchStudy, records: Path, clock: Callable[[], float], listener: Listener) -> None:
+        super().__init__()
+        self._study, self._records, self._clock, self._listener = study, records, clock, listener
+        self._running: dict[str, TrialRecord] = {}
+        self.seconds = 0.0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial's config; `FINISHED` when the space is exhausted."""
+        begin = time.perf_counter()
+        asked = self._study.ask()
+        if asked is None:
+            return Searcher.FINISHED  # type: ignore[return-value]  # as Tune documents it
+        number, candidate, origin = asked
+        record = TrialRecord(number, "failed", origin, candidate, started=self._clock())
+        self._running[trial_id] = record
+        self.seconds += time.perf_counter() - begin
+        return {"number": number, "name": record.name, "candidate": candidate.to_json()}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Rungs of a running trial are not told to the study."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells the study how the trial ended; a trial cut off by a time limit stays open and runs again on resume."""
+        begin = time.perf_counter()
+        result = result or {}
+        asked = self._running.pop(trial_id)
+        asked = replace(asked, ended=self._clock())
+        if "outcome" in result:
+            record = _complete(asked, json.loads(result["outcome"]), self._study.budget)
+        elif "failed" in result:
+            record = replace(asked, error=str(result["failed"]))
+        elif error:
+            record = replace(asked, error="the worker process died (killed, or out of memory) and the retry died too")
+        else:
+            return
+        self._study.tell(record)
+        append_record(self._records, record)
+        self.seconds += time.perf_counter() - begin
+        self._listener(record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles the searcher into its own folder, which nobody reads: the study is the state."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the study is on disk already."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+def _complete(asked: TrialRecord, outcome: dict[str, Any], budget: float | None) -> TrialRecord:
+    latency = Latency(**outcome.pop("latency"))
+    rungs = tuple(Rung(**rung) for rung in outcome.pop("rungs"))
+    feasible = budget is None or latency.ratio <= budget
+    return replace(asked, state="complete", latency=latency, rungs=rungs, feasible=feasible, **outcome)
+

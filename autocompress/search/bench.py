@@ -1,0 +1,226 @@
+"""One candidate's way through on a worker: compress, export, time, then fine-tune in rungs and judge each."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from autocompress.artifact import save_student
+from autocompress.candidate import Candidate
+from autocompress.compress import Recipe, rebuild, repair_, resolve
+from autocompress.config import SearchSettings
+from autocompress.distill import FineTune, Teacher
+from autocompress.errors import MeasurementError
+from autocompress.export import runtime_named
+from autocompress.graph import ModelGraph
+from autocompress.latency import Turns, time_pair
+from autocompress.records import Latency, Rung
+from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics
+
+_BYTES_PER_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial of a search shares; sent to a worker once.
+
+    Attributes:
+        task: what is compressed.
+        model: the uncompressed model.
+        graph: of the model.
+        settings: of the search.
+        reference: the uncompressed model's file for the runtime, as bytes.
+        reference_ms: its latency, milliseconds.
+        budget: largest feasible latency ratio, or None.
+        metric: name of the metric to maximise.
+        trials: folder in which each complete trial leaves its weights; on a cluster, a shared one.
+    """
+
+    task: Task
+    model: nn.Module
+    graph: ModelGraph
+    settings: SearchSettings
+    reference: bytes
+    reference_ms: float
+    budget: float | None
+    metric: str
+    trials: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished trial reports to the driver; the fields of `TrialRecord` that a worker knows."""
+
+    metrics: Mapping[str, float]
+    latency: Latency
+    fine_tuned: bool
+    n_params: int
+    n_macs: int
+    size_mib: float
+    rungs: tuple[Rung, ...]
+    seconds: Mapping[str, float]
+
+
+class Bench:
+    """What a worker keeps from trial to trial: the teacher with its outputs, calibration batches, the reference file."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.turns = Turns()
+        self.teacher = Teacher(copy.deepcopy(job.model))
+        self.calibration = [as_inputs(inputs) for inputs in job.task.calibration_batches()]
+        self.example_inputs = as_inputs(job.task.example_inputs())
+        self.runtime = runtime_named(job.settings.runtime)
+        self._folder = tempfile.TemporaryDirectory(prefix="autocompress-")
+        self.folder = Path(self._folder.name)
+        reference = self.folder / "reference"
+        reference.write_bytes(job.reference)
+        self.reference = self.runtime.load(reference, job.settings.n_threads)
+
+
+class Trial:
+    """One candidate on a bench; each `step` is one rung.
+
+    Attributes:
+        done: True after the last rung, when the best student's weights lie in the trial's folder.
+    """
+
+    def __init__(self, bench: Bench, candidate: Candidate, name: str) -> None:
+        self._bench, self._job, self._name = bench, bench.job, name
+        self._candidate = candidate
+        self._seconds: dict[str, float] = {}
+        self._rungs: list[Rung] = []
+        self._best: dict[str, Tensor] = {}
+        self.done = False
+        self._built = False
+
+    def step(self) -> None:
+        """Compresses and times before the first rung; then trains to the next rung and judges the student there."""
+        if not self._built:
+            self._build()
+            self._time()
+        rung_steps = self._job.settings.distill.rungs
+        target = rung_steps[len(self._rungs)]
+        with self._phase("fine-tune"):
+            self._fine_tune.advance(target)
+        self._judge(target)
+        if len(self._rungs) == len(rung_steps) or not self._worth_training:
+            self._student.load_state_dict(self._best)
+            with self._phase("save"):
+                save_student(self._job.trials / self._name, self._student, self._recipe)
+            self.done = True
+
+    def outcome(self) -> Outcome:
+        """What is known of the finished trial; the metrics are the best rung's (training can hurt)."""
+        best = max(self._rungs, key=lambda rung: rung.metrics[self._job.metric])
+        return Outcome(
+            metrics=best.metrics,
+            latency=self._latency,
+            fine_tuned=len(self._rungs) > 1,
+            n_params=sum(parameter.numel() for parameter in self._student.parameters()),
+            n_macs=n_macs(self._student, self._bench.example_inputs),
+            size_mib=self._size_mib,
+            rungs=tuple(self._rungs),
+            seconds=dict(self._seconds),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on after the last rung: tensors, numbers and text only."""
+        return {
+            "candidate": self._candidate.to_json(),
+            "recipe": self._recipe.to_dict(),
+            "rungs": [(rung.steps, dict(rung.metrics)) for rung in self._rungs],
+            "latency": dict(self._latency.__dict__),
+            "size_mib": self._size_mib,
+            "seconds": dict(self._seconds),
+            "best": self._best,
+            "fine_tune": self._fine_tune.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self._set_student(Recipe.from_dict(state["recipe"]))
+        self._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
+        self._latency = Latency(**state["latency"])
+        self._size_mib = state["size_mib"]
+        self._seconds = dict(state["seconds"])
+        self._best = dict(state["best"])
+        self._fine_tune.load_state_dict(state["fine_tune"])
+
+    @property
+    def _worth_training(self) -> bool:
+        if self._candidate.is_baseline:
+            return False
+        budget = self._job.budget
+        return budget is None or self._latency.ratio <= budget * (1 + self._job.settings.fine_tune_margin)
+
+    def _build(self) -> None:
+        with self._phase("compress"), self._bench.turns.compute():
+            job = self._job
+            self._set_student(resolve(job.model, job.graph, self._candidate))
+            repair_(self._student, self._recipe, self._bench.calibration)
+
+    def _set_student(self, recipe: Recipe) -> None:
+        job = self._job
+        self._recipe = recipe
+        self._student = rebuild(job.model, job.graph, recipe)
+        self._fine_tune = FineTune(
+            self._student, self._bench.teacher, job.task, job.settings.distill, job.settings.seed, self._bench.turns.compute
+        )
+        self._built = True
+
+    def _time(self) -> None:
+        bench, settings = self._bench, self._job.settings
+        with self._phase("export"), bench.turns.compute():
+            file = bench.runtime.export(self._student, bench.example_inputs, bench.folder)
+            session = bench.runtime.load(file, settings.n_threads)
+            self._size_mib = file.stat().st_size / _BYTES_PER_MIB
+            fed, reference_fed = session.prepare(bench.example_inputs), bench.reference.prepare(bench.example_inputs)
+        with self._phase("measure"), bench.turns.measure():
+            timing = time_pair(lambda: session.run(fed), lambda: bench.reference.run(reference_fed))
+        ms = timing.ratio * self._job.reference_ms
+        self._latency = Latency(timing.ratio, timing.spread, ms, timing.n_rounds)
+
+    def _judge(self, steps: int) -> None:
+        def predict(inputs: Inputs) -> Tensor:
+            with self._bench.turns.compute(), torch.no_grad():
+                outputs: Tensor = call_model(self._student, inputs)
+            return outputs
+
+        with self._phase("evaluate"):
+            metrics = check_metrics(self._job.task.evaluate(predict, "selection"), "selection")
+        if self._job.metric not in metrics:
+            raise MeasurementError(f"evaluate must give {self._job.metric!r}, but gave {sorted(metrics)}")
+        self._rungs.append(Rung(steps, metrics))
+        if all(rung.metrics[self._job.metric] <= metrics[self._job.metric] for rung in self._rungs):
+            self._best = copy.deepcopy(self._student.state_dict())
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Adds the seconds of a phase, without those spent waiting for a turn, which are counted apart."""
+        begin, waited = time.perf_counter(), self._bench.turns.waited
+        try:
+            yield
+        finally:
+            waiting = self._bench.turns.waited - waited
+            elapsed = time.perf_counter() - begin - waiting
+            self._seconds[name] = self._seconds.get(name, 0.0) + elapsed
+            self._seconds["wait"] = self._seconds.get("wait", 0.0) + waiting
+
+
+def n_macs(model: nn.Module, inputs: Inputs) -> int:
+    """Multiply-accumulates of one sample."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call_model(model, inputs)
+    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
+    return int(counter.get_total_flops()) // 2 // first.shape[0]

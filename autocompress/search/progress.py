@@ -1,0 +1,99 @@
+"""The live line of a search: trials done, best feasible metric, front size, time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from autocompress.pareto import front_of, score
+from autocompress.records import TrialRecord
+
+
+class SearchProgress:
+    """Shows how a search stands; a context manager, told of each finished trial.
+
+    Args:
+        records: of trials that finished before (a resumed run).
+        n_trials: how many there will be.
+        minutes: time limit, or None.
+        metric: name of the metric to maximise.
+        budget: largest feasible latency ratio, or None.
+        reference_ms: latency of the uncompressed model, milliseconds.
+        console: where to draw; None draws nothing.
+    """
+
+    def __init__(
+        self,
+        records: list[TrialRecord],
+        n_trials: int,
+        minutes: float | None,
+        metric: str,
+        budget: float | None,
+        reference_ms: float,
+        console: Console | None,
+    ) -> None:
+        self._records, self._n_trials, self._minutes = list(records), n_trials, minutes
+        self._metric, self._budget, self._reference_ms = metric, budget, reference_ms
+        self._n_before = len(records)
+        self._begin = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("trials"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=console,
+            disable=console is None,
+            refresh_per_second=4,
+        )
+        self._bar = self._progress.add_task(
+            "trials", total=n_trials, completed=len(records), status=self.status(), left="?"
+        )
+
+    def __enter__(self) -> SearchProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def finished(self, record: TrialRecord) -> None:
+        """Adds one finished trial."""
+        self._records.append(record)
+        self._progress.update(
+            self._bar, completed=len(self._records), status=self.status(), left=_clock(self.seconds_left())
+        )
+
+    def status(self) -> str:
+        """For example `best accuracy 0.9312 within budget, front 5, failed 1`."""
+        front = front_of(self._records, self._metric, self._budget, self._reference_ms)
+        parts = []
+        if front.points and not front.reason:
+            best = max(score(point, self._metric) for point in front.points)
+            parts.append(f"best {self._metric} {best:.4f}" + (" within budget" if self._budget is not None else ""))
+        else:
+            parts.append("none within budget yet")
+        parts.append(f"front {0 if front.reason else len(front.points)}")
+        n_failed = sum(record.state == "failed" for record in self._records)
+        if n_failed:
+            parts.append(f"failed {n_failed}")
+        return ", ".join(parts)
+
+    def seconds_left(self) -> float:
+        """By the mean rate of this start, cut at the time limit."""
+        elapsed = time.monotonic() - self._begin
+        n_done = max(1, len(self._records) - self._n_before)
+        left = elapsed / n_done * max(0, self._n_trials - len(self._records))
+        return left if self._minutes is None else max(0.0, min(left, 60 * self._minutes - elapsed))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

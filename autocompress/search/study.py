@@ -1,0 +1,130 @@
+"""The study on the driver's disk, the one source of truth: who is asked, what was told, what must run again."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from autocompress.candidate import Candidate
+from autocompress.pareto import ratio, score
+from autocompress.records import TrialRecord
+from autocompress.space import SearchSpace
+
+_NAME = "autocompress"
+_MAX_REPEATS = 20
+
+
+class SearchStudy:
+    """An Optuna study of (metric up, latency ratio down) with the budget as a constraint.
+
+    Every knob is an integer: the position of the choice in its ordered list. A trial's full record is kept in the study, so
+    that `trials.jsonl` can be written anew from it.
+
+    Args:
+        path: of the journal file; made if missing. The caller holds the run's lock.
+        space: of the search.
+        sampler: who proposes.
+        metric: name of the metric to maximise.
+        budget: largest feasible latency ratio, or None.
+    """
+
+    def __init__(
+        self, path: Path, space: SearchSpace, sampler: BaseSampler, metric: str, budget: float | None
+    ) -> None:
+        _mend(path)
+        self.space, self.metric, self.budget = space, metric, budget
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(
+            study_name=_NAME,
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            sampler=sampler,
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+        self._distributions: dict[str, BaseDistribution] = {knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs}
+        self._open: dict[int, optuna.Trial] = {}
+        self._known = {record.candidate.digest: record for record in self.records() if record.state == "complete"}
+
+    @property
+    def n_finished(self) -> int:
+        """Complete and failed trials; interrupted ones, which run again, and repeated ones do not count."""
+        return len(self.records())
+
+    def records(self) -> list[TrialRecord]:
+        """The records of all finished trials, by number."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        return [TrialRecord.from_dict(trial.user_attrs["record"]) for trial in trials if "record" in trial.user_attrs]
+
+    def requeue_interrupted(self) -> int:
+        """Closes trials that were running when the driver died, and queues them again; returns how many."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in running:
+            self._study.tell(trial.number, state=TrialState.FAIL)
+            attrs = {"origin": trial.user_attrs.get("origin", "sampler"), "again": trial.number}
+            self._study.enqueue_trial(trial.params, user_attrs=attrs)
+        return len(running)
+
+    def enqueue(self, candidates: Iterable[Candidate], origin: str) -> None:
+        """Queues candidates of the space, to be asked for before the sampler proposes."""
+        for candidate in candidates:
+            choices = self.space.choices_of(candidate)
+            params = {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
+            self._study.enqueue_trial(params, user_attrs={"origin": origin})
+
+    def ask(self) -> tuple[int, Candidate, str] | None:
+        """Number, candidate and origin of the next trial.
+
+        A proposal that was judged before is answered from its record and another is drawn.
+
+        Returns:
+            None when the sampler keeps proposing what is known: the space is (nearly) exhausted.
+        """
+        for _ in range(_MAX_REPEATS):
+            trial = self._study.ask(fixed_distributions=self._distributions)
+            choices = {knob.name: knob.choices[trial.params[knob.name]] for knob in self.space.knobs}
+            candidate = self.space.candidate(choices)
+            known = self._known.get(candidate.digest)
+            if known is None:
+                self._open[trial.number] = trial
+                return trial.number, candidate, str(trial.user_attrs.get("origin", "sampler"))
+            trial.set_user_attr("repeats", known.number)
+            self._tell(trial, known)
+        return None
+
+    def tell(self, record: TrialRecord) -> None:
+        """Ends an asked trial with its record, which must be on disk before the study says that the trial is over."""
+        trial = self._open.pop(record.number)
+        trial.set_user_attr("record", record.to_dict())
+        self._tell(trial, record)
+        if record.state == "complete":
+            self._known[record.candidate.digest] = record
+
+    def _tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        if record.state == "failed" or not all(map(math.isfinite, (score(record, self.metric), ratio(record)))):
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        if self.budget is not None:
+            trial.set_constraint("latency", ratio(record) - self.budget)
+        self._study.tell(trial, [score(record, self.metric), ratio(record)])
+
+
+def _mend(path: Path) -> None:
+    """Makes a journal usable after its writer was killed: cuts off half a line, removes the writer's lock."""
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        warnings.warn(f"{path}: the last entry was cut off and is dropped", stacklevel=2)
+        with path.open("r+b") as file:
+            file.truncate(whole)

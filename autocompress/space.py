@@ -1,0 +1,312 @@
+"""Which choices each channel group, branch and layer of a model has: rules by name, first match wins, ordered lists."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.config import read_yaml_mapping, refuse_unknown_keys
+from autocompress.errors import InputError
+from autocompress.graph import ChannelGroup, Layer, ModelGraph
+
+Choice = float | int | bool | None
+Rule = Mapping[str, Any]
+
+AS_IT_IS: dict[str, Choice] = {"prune_ratio": 0.0, "drop": False, "rank_ratio": None, "weight_bits": FULL_BITS}
+"""The choice of each kind of knob that changes nothing."""
+
+DEFAULT_GRID = 8
+"""Channels and ranks are offered in multiples of this: odd counts run slower than the next multiple on most kernels."""
+
+BITS = (32, 8)
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One decision: a kind ("prune_ratio", "drop", "rank_ratio", "weight_bits"), what it is about, and its choices."""
+
+    kind: str
+    target: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def name(self) -> str:
+        """`prune_ratio:layer1.0.conv1`."""
+        return f"{self.kind}:{self.target}"
+
+    def nearest(self, value: Choice) -> Choice:
+        """The offered choice that is nearest to `value`; no factorization counts as rank ratio 1."""
+        return min(self.choices, key=lambda choice: abs(_number(choice) - _number(value)))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The product of all knobs of a model.
+
+    Attributes:
+        knobs: network order, each with at least two choices.
+        name: of the file it came from, or "rules".
+    """
+
+    knobs: tuple[Knob, ...]
+    name: str = "rules"
+
+    @classmethod
+    def from_rules(
+        cls,
+        graph: ModelGraph,
+        rules: Sequence[Rule],
+        *,
+        channel_grid: int = DEFAULT_GRID,
+        name: str = "rules",
+    ) -> SearchSpace:
+        """Applies rules to a model.
+
+        Args:
+            graph: of the model.
+            rules: each a mapping with `match` (an exact path, or `re:` and a pattern that must match the whole path)
+                and for each kind of knob a list of choices that holds the one that changes nothing. A channel group
+                takes the rule of its root layer, a branch that of its module.
+            channel_grid: kept channel counts are multiples of it; choices that come out equal are merged.
+            name: for messages and records.
+
+        Raises:
+            InputError: an unknown key, a choice out of range, a list without the choice that changes nothing, or a
+                rule that matches no name of the model.
+        """
+        for rule in rules:
+            _check_rule(rule)
+        _check_matches(graph, rules)
+        knobs: list[Knob] = []
+        for group in graph.groups:
+            choices = _choices(rules, group.name.partition("#")[0], "prune_ratio")
+            knobs.append(Knob("prune_ratio", group.name, _on_channel_grid(choices, group, channel_grid)))
+        for branch in graph.branches:
+            knobs.append(Knob("drop", branch.name, _choices(rules, branch.name, "drop")))
+        for layer in graph.layers:
+            ranks = _choices(rules, layer.path, "rank_ratio")
+            knobs.append(Knob("rank_ratio", layer.path, _useful_ranks(ranks, layer)))
+            knobs.append(Knob("weight_bits", layer.path, _choices(rules, layer.path, "weight_bits")))
+        return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name)
+
+    @classmethod
+    def load(cls, name: str, graph: ModelGraph) -> SearchSpace:
+        """Reads a space by its name in `search_spaces/`, or by the path of a YAML file.
+
+        Raises:
+            InputError: no such file (lists the names that exist), or what `from_rules` raises.
+        """
+        path = find_space(name)
+        data = read_yaml_mapping(path, "a search space")
+        refuse_unknown_keys(f"the search space {path.name}", data, ["description", "channel_grid", "rules"])
+        rules = data.get("rules")
+        if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+            raise InputError(f"a search space has a list of `rules`, each a mapping, but {path} has {rules!r}")
+        grid = data.get("channel_grid", DEFAULT_GRID)
+        if not isinstance(grid, int) or grid < 1:
+            raise InputError(f"`channel_grid >= 1` must hold and be whole, but {path} has {grid!r}")
+        return cls.from_rules(graph, rules, channel_grid=grid, name=path.stem)
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that change when any knob or choice changes."""
+        text = json.dumps([[knob.name, knob.choices] for knob in self.knobs])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def size(self) -> int:
+        """How many candidates there are."""
+        return math.prod(len(knob.choices) for knob in self.knobs)
+
+    def candidate(self, choices: Mapping[str, Choice]) -> Candidate:
+        """The candidate with these choices by knob name; a knob that is left out changes nothing."""
+        values: dict[str, dict[str, Any]] = {kind: {} for kind in AS_IT_IS}
+        for knob in self.knobs:
+            if knob.name in choices:
+                values[knob.kind][knob.target] = choices[knob.name]
+        return Candidate(
+            prune_ratio=values["prune_ratio"],
+            drop=frozenset(name for name, dropped in values["drop"].items() if dropped),
+            rank_ratio=values["rank_ratio"],
+            weight_bits=values["weight_bits"],
+        )
+
+    def choices_of(self, candidate: Candidate) -> dict[str, Choice]:
+        """The choice of every knob that gives this candidate: the inverse of `candidate`.
+
+        Raises:
+            InputError: the candidate has a value or a name that the space does not offer.
+        """
+        given: dict[str, Mapping[str, Any]] = {
+            "prune_ratio": candidate.prune_ratio,
+            "drop": dict.fromkeys(candidate.drop, True),
+            "rank_ratio": candidate.rank_ratio,
+            "weight_bits": candidate.weight_bits,
+        }
+        choices = {knob.name: given[knob.kind].get(knob.target, AS_IT_IS[knob.kind]) for knob in self.knobs}
+        for knob in self.knobs:
+            if choices[knob.name] not in knob.choices:
+                raise InputError(
+                    f"{knob.name} offers {list(knob.choices)}, but the candidate has {choices[knob.name]!r}"
+                )
+        for kind, values in given.items():
+            for target in values:
+                if f"{kind}:{target}" not in choices:
+                    raise InputError(f"the space has no knob {kind}:{target}")
+        return choices
+
+    def baseline(self) -> Candidate:
+        """The uncompressed model."""
+        return Candidate()
+
+    def sample(self, seed: int) -> Candidate:
+        """A candidate with every choice drawn uniformly."""
+        rng = random.Random(seed)  # noqa: S311 - not for secrets
+        return self.candidate({knob.name: rng.choice(knob.choices) for knob in self.knobs})
+
+    def uniform(
+        self,
+        *,
+        prune_ratio: float = 0.0,
+        rank_ratio: float | None = None,
+        weight_bits: int = FULL_BITS,
+    ) -> Candidate:
+        """The nearest offered choice everywhere; branches stay."""
+        wanted: dict[str, Choice] = {
+            "prune_ratio": prune_ratio,
+            "drop": False,
+            "rank_ratio": rank_ratio,
+            "weight_bits": weight_bits,
+        }
+        return self.candidate({knob.name: knob.nearest(wanted[knob.kind]) for knob in self.knobs})
+
+
+def find_space(name: str) -> Path:
+    """The file of a space: a path to a YAML file, or a name in the `search_spaces/` that came with the package.
+
+    Raises:
+        InputError: neither; lists the names.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = {path.stem: path for folder in _space_folders() for path in sorted(folder.glob("*.yaml"))}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+        raise InputError(f"no search space is called {name!r}; try {', '.join(near)}, or give the path of a .yaml file")
+    return known[name]
+
+
+def _space_folders() -> Iterable[Path]:
+    here = Path(__file__).resolve().parent
+    return [folder for folder in (here / "search_spaces", here.parent / "search_spaces") if folder.is_dir()][:1]
+
+
+def _number(choice: Choice) -> float:
+    return 1.0 if choice is None else float(choice)
+
+
+def _matches(rule: Rule, name: str) -> bool:
+    pattern = rule["match"]
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], name) is not None
+    return bool(pattern == name)
+
+
+def _choices(rules: Sequence[Rule], name: str, kind: str) -> tuple[Choice, ...]:
+    for rule in rules:
+        if _matches(rule, name):
+            return tuple(dict.fromkeys(rule.get(kind, ())))
+    return ()
+
+
+def _check_rule(rule: Rule) -> None:
+    refuse_unknown_keys("a rule", rule, ["match", *AS_IT_IS])
+    pattern = rule.get("match")
+    if not isinstance(pattern, str):
+        raise InputError(f"a rule has a `match`: a layer's path or `re:` and a pattern, but got {pattern!r}")
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise InputError(f"`match` must be a valid pattern after `re:`, but {pattern!r} is not: {error}") from error
+    for kind, as_it_is in AS_IT_IS.items():
+        if kind not in rule:
+            continue
+        choices = rule[kind]
+        if not isinstance(choices, list | tuple) or as_it_is not in choices:
+            shown = json.dumps(as_it_is)
+            raise InputError(f"{kind} is a list that holds {shown} (as it is), but rule {pattern!r} has {choices!r}")
+        for choice in choices:
+            if not _valid(kind, choice):
+                raise InputError(f"{_RANGES[kind]} must hold, but rule {pattern!r} offers {choice!r}")
+
+
+_RANGES = {
+    "prune_ratio": "`0 <= prune_ratio < 1`",
+    "drop": "`drop` in [false, true]",
+    "rank_ratio": "`0 < rank_ratio <= 1` or null",
+    "weight_bits": f"`weight_bits` in {list(BITS)}",
+}
+
+
+def _valid(kind: str, choice: Any) -> bool:
+    if kind == "drop":
+        return isinstance(choice, bool)
+    if kind == "rank_ratio" and choice is None:
+        return True
+    if isinstance(choice, bool) or not isinstance(choice, int | float):
+        return False
+    if kind == "weight_bits":
+        return choice in BITS
+    return 0 <= choice < 1 if kind == "prune_ratio" else 0 < choice <= 1
+
+
+def _check_matches(graph: ModelGraph, rules: Sequence[Rule]) -> None:
+    names = [layer.path for layer in graph.layers] + [branch.name for branch in graph.branches]
+    names += [group.name.partition("#")[0] for group in graph.groups] + [item.name for item in graph.frozen]
+    for rule in rules:
+        if not any(_matches(rule, name) for name in names):
+            pattern = rule["match"].removeprefix("re:")
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+            raise InputError(f"rule {rule['match']!r} matches nothing in the model; near names: {', '.join(near)}")
+
+
+def _on_channel_grid(choices: Iterable[Choice], group: ChannelGroup, grid: int) -> tuple[Choice, ...]:
+    """Rounds the kept channels to multiples of the grid, counted in the producer's own channels (heads are many)."""
+    width = len(group.couplings[0].slots[0])
+    step = max(1, -(-grid // width))
+    snapped = []
+    for choice in choices:
+        kept = group.n_channels * (1 - _number(choice))
+        on_grid = max(step, round(kept / step) * step) if choice else group.n_channels
+        snapped.append(1 - min(on_grid, group.n_channels) / group.n_channels)
+    return tuple(dict.fromkeys(snapped))
+
+
+def _useful_ranks(choices: Iterable[Choice], layer: Layer) -> tuple[Choice, ...]:
+    """Leaves out ranks at which two layers need as many multiplications as one (of the unpruned layer)."""
+    return tuple(
+        choice
+        for choice in choices
+        if choice is None or (layer.groups == 1 and rank_pays(rank_on_grid(choice, layer.max_rank), layer.weight_shape))
+    )
+
+
+def rank_on_grid(rank_ratio: float, max_rank: int) -> int:
+    """The rank of a ratio: the nearest multiple of 8, at least 8, at most `max_rank`."""
+    return min(max_rank, max(DEFAULT_GRID, round(rank_ratio * max_rank / DEFAULT_GRID) * DEFAULT_GRID))
+
+
+def rank_pays(rank: int, weight_shape: Sequence[int]) -> bool:
+    """True when two factors of that rank need fewer multiplications than the weight: r (out + in) < out in."""
+    n_out, n_in = weight_shape[0], math.prod(weight_shape[1:])
+    return rank * (n_out + n_in) < n_out * n_in

@@ -1,0 +1,10 @@
+"""The ready-made tasks by name; their modules are imported only when asked for."""
+
+from __future__ import annotations
+
+TASKS: dict[str, str] = {
+    "digits": "autocompress.tasks.digits:DigitsTask",
+    "cifar10:resnet20": "autocompress.tasks.cifar10:resnet20",
+    "cifar10:resnet56": "autocompress.tasks.cifar10:resnet56",
+}
+"""Spec -> "module:attribute", as `autocompress.task.load_task` reads it."""

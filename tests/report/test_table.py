@@ -1,0 +1,61 @@
+"""The terminal's table as text."""
+
+from __future__ import annotations
+
+import io
+import math
+
+from rich.console import Console
+
+from autocompress.candidate import Candidate
+from autocompress.report.table import front_table
+from autocompress.run_folder import Run
+from tests.report.conftest import MakeRun, complete, failed
+
+
+def text_of(run: Run, width: int = 140) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(front_table(run))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_rows_are_the_uncompressed_model_and_the_front_fastest_first(make_run: MakeRun) -> None:
+    run = make_run()
+    rows = [line.split() for line in text_of(run).splitlines() if line.strip()[:1].isdigit()]
+    assert [int(row[0]) for row in rows] == [0, *(point.number for point in run.front.points)]
+    point = run.front.points[0]
+    assert point.file is not None
+    first = " ".join(rows[1])
+    assert f"{100 * point.file.metrics['test']['accuracy']:.2f}%" in first
+    assert f"{100 * point.metrics['accuracy']:.2f}%" in first
+    assert f"{point.file.latency.ms:.3f}" in first
+    assert f"{point.file.latency.ratio:.3f} ± 0.020" in first
+    assert "low-rank" in first
+
+
+def test_the_uncompressed_model_is_listed_once_when_it_is_on_the_front(make_run: MakeRun) -> None:
+    run = make_run(budget=None)
+    assert any(point.candidate.is_baseline for point in run.front.points)
+    assert text_of(run).count("uncompressed\n") + text_of(run).count("uncompressed ") == text_of(run).count("uncompressed") == 1
+
+
+def test_the_caption_holds_the_budget_and_the_reason(make_run: MakeRun) -> None:
+    assert "latency budget 0.6x of the uncompressed model = 0.414 ms" in text_of(make_run())
+    assert "no latency budget" in text_of(make_run(budget=None))
+    over = make_run([complete(0, Candidate(), 1.0, 0.9), complete(1, Candidate(weight_bits={"conv1": 8}), 0.8, 0.9)])
+    assert over.front.reason in text_of(over, width=300)
+
+
+def test_runs_without_a_front_say_so(make_run: MakeRun) -> None:
+    for records in ([], [failed(0, "E: x")], [complete(0, Candidate(), 0.5, math.nan)]):
+        assert "there is no front" in text_of(make_run(records))
+
+
+def test_square_brackets_are_text(make_run: MakeRun) -> None:
+    assert "[bold]my.py:task[/nothing]" in text_of(make_run(task="[bold]my.py:task[/nothing]"))
+
+
+def test_it_fits_eighty_columns(make_run: MakeRun) -> None:
+    assert max(map(len, text_of(make_run(), width=80).splitlines())) <= 80

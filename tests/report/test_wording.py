@@ -1,0 +1,57 @@
+"""What a candidate and a failure read like."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from autocompress.candidate import Candidate
+from autocompress.records import TrialRecord
+from autocompress.report.wording import candidate_text, failure_text, metric_text, over_budget, over_budget_text
+from tests.report.conftest import complete, exported, failed
+
+
+@pytest.mark.parametrize(
+    ("candidate", "expected"),
+    [
+        (Candidate(), "uncompressed"),
+        (Candidate(prune_ratio={"a": 0.25}), "25% channels off in 1 group"),
+        (Candidate(prune_ratio={"a": 0.5, "b": 0.125}), "12–50% channels off in 2 groups"),
+        (Candidate(drop=frozenset({"b1", "b2"})), "2 blocks dropped"),
+        (Candidate(rank_ratio={"a": 0.5, "b": 0.5, "c": 1.0}), "3 low-rank"),
+        (Candidate(weight_bits={"a": 8, "b": 4, "c": 8}), "1/20 layers 4-bit, 2/20 layers 8-bit"),
+        (
+            Candidate({"a": 0.5}, frozenset({"block"}), {"a": 0.5}, {"a": 8}),
+            "1 block dropped, 50% channels off in 1 group, 1 low-rank, 1/20 layers 8-bit",
+        ),
+    ],
+)
+def test_candidate_text(candidate: Candidate, expected: str) -> None:
+    assert candidate_text(candidate, 20) == expected
+
+
+def test_metrics_read_as_shares_only_when_they_are() -> None:
+    assert metric_text(0.9173, "accuracy") == "91.73%"
+    assert metric_text(0.9173, "f1") == "0.9173"
+    assert metric_text(math.nan, "accuracy") == metric_text(None, "f1") == "–"
+
+
+def test_a_failure_is_its_tracebacks_last_line() -> None:
+    assert failure_text(failed(1, "Traceback:\n  x = 1\nValueError: no\n\n")) == "ValueError: no"
+    assert failure_text(failed(1, "")) == "failed without a message"
+
+
+def test_why_a_trial_is_over_the_budget() -> None:
+    tuned = complete(1, Candidate(), 0.62, 0.9)
+    untuned = complete(1, Candidate(), 0.9, 0.9)
+    assert over_budget_text(tuned, 0.6) == "0.62x is over the budget of 0.6x"
+    assert over_budget_text(untuned, 0.6).endswith("so it was not fine-tuned")
+    assert over_budget_text(exported(complete(1, Candidate(), 0.55, 0.9), 0.9), 0.5).startswith("within the budget during the search")
+
+
+def test_a_trial_without_a_latency_is_over_any_budget_but_not_over_none() -> None:
+    record = TrialRecord(1, "complete", "sampler", Candidate())
+    assert over_budget(record, 5.0)
+    assert not over_budget(record, None)
+    assert over_budget_text(record, 5.0) == "no latency was measured"

@@ -1,0 +1,72 @@
+"""Fronts and hypervolume against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocompress.candidate import Candidate
+from autocompress.errors import InputError
+from autocompress.pareto import budget_ratio, front_of, hypervolume, non_dominated
+from autocompress.records import Latency, TrialRecord
+
+grid_points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
+
+
+@settings(max_examples=60)
+@given(grid_points)
+def test_non_dominated_is_the_definition(points: list[tuple[int, int]]) -> None:
+    costs = np.array(points, dtype=float).reshape(-1, 2)
+    expected = [not any((q[0] <= p[0] and q[1] <= p[1]) and q != p for q in points) for p in points]
+    assert non_dominated(costs).tolist() == expected
+
+
+@settings(max_examples=60)
+@given(grid_points)
+def test_hypervolume_counts_unit_cells(points: list[tuple[int, int]]) -> None:
+    cells = sum(any(px <= x and py <= y for px, py in points) for x in range(8) for y in range(8))
+    assert hypervolume(np.array(points, dtype=float).reshape(-1, 2), (8.0, 8.0)) == cells
+
+
+def test_nan_rows_are_never_on_the_front() -> None:
+    assert non_dominated(np.array([[np.nan, 0.0], [1.0, 1.0]])).tolist() == [False, True]
+
+
+def _record(number: int, ratio: float, accuracy: float) -> TrialRecord:
+    candidate = Candidate(weight_bits={"conv": 8}) if number else Candidate()
+    latency = Latency(ratio, 0.0, ratio * 2.0, 5)
+    return TrialRecord(number, "complete", "sampler", candidate, {"accuracy": accuracy}, latency, feasible=ratio <= 0.5)
+
+
+def test_front_keeps_feasible_points_fastest_first_and_picks() -> None:
+    records = [_record(0, 1.0, 0.95), _record(1, 0.5, 0.9), _record(2, 0.3, 0.8), _record(3, 0.4, 0.7)]
+    front = front_of(records, "accuracy", 0.5, 2.0)
+    assert [point.number for point in front.points] == [2, 1]
+    assert front.baseline is records[0]
+    assert front.pick(latency_budget="0.8ms").number == 2
+    assert front.pick(min_accuracy=0.75).number == 2
+    assert front.pick().number == 1
+    assert front.hypervolume == pytest.approx(0.5 * 0.9 + 0.2 * 0.8)
+    with pytest.raises(InputError, match="trial_0002"):
+        front.pick(latency_budget="0.1x")
+    with pytest.raises(InputError, match=r"\[2, 1\], but got 3"):
+        front.pick(trial=3)
+
+
+def test_no_feasible_point_gives_the_nearest_and_the_reason() -> None:
+    front = front_of([_record(0, 1.0, 0.95), _record(1, 0.6, 0.9)], "accuracy", 0.5, 2.0)
+    assert front.points[0].number == 1
+    assert "0.6x" in front.reason
+
+
+@pytest.mark.parametrize("text", ["", "x", "2", "-1x", "0ms", "nanx", "2s", "ms"])
+def test_budget_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="latency budget"):
+        budget_ratio(text, 2.0)
+
+
+def test_budget_in_both_forms() -> None:
+    assert budget_ratio("0.5x", 2.0) == 0.5
+    assert budget_ratio(" 1.0ms", 2.0) == 0.5
