@@ -1,0 +1,79 @@
+"""Searches prune ratios, ranks and bits of a trained PyTorch model under a measured latency budget.
+
+Names are loaded when they are first used, so importing the package is quick and does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autocompress.artifact import load
+    from autocompress.candidate import Candidate
+    from autocompress.compress import compress
+    from autocompress.config import DistillSettings
+    from autocompress.distill import distill
+    from autocompress.errors import AutocompressError
+    from autocompress.export import export
+    from autocompress.graph import ModelGraph, inspect_model
+    from autocompress.latency import Measurement, measure_latency, measure_paired
+    from autocompress.pareto import ParetoFront
+    from autocompress.records import TrialRecord
+    from autocompress.search import resume, search
+    from autocompress.space import SearchSpace
+    from autocompress.task import SupervisedTask, Task, load_task
+
+_HOMES = {
+    "AutocompressError": "errors",
+    "Candidate": "candidate",
+    "DistillSettings": "config",
+    "Measurement": "latency",
+    "ModelGraph": "graph",
+    "ParetoFront": "pareto",
+    "SearchSpace": "space",
+    "SupervisedTask": "task",
+    "Task": "task",
+    "TrialRecord": "records",
+    "compress": "compress",
+    "distill": "distill",
+    "export": "export",
+    "inspect_model": "graph",
+    "load": "artifact",
+    "load_task": "task",
+    "measure_latency": "latency",
+    "measure_paired": "latency",
+    "resume": "search",
+    "search": "search",
+}
+
+__all__ = [
+    "AutocompressError",
+    "Candidate",
+    "DistillSettings",
+    "Measurement",
+    "ModelGraph",
+    "ParetoFront",
+    "SearchSpace",
+    "SupervisedTask",
+    "Task",
+    "TrialRecord",
+    "compress",
+    "distill",
+    "export",
+    "inspect_model",
+    "load",
+    "load_task",
+    "measure_latency",
+    "measure_paired",
+    "resume",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autocompress' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"autocompress.{_HOMES[name]}"), name)
+    globals()[name] = value  # four names are also submodules: the function must win from now on
+    return value

@@ -15,6 +15,8 @@ from autocompress.graph.shrink import remove_, tensor_at
 def remove_channels_(model: nn.Module, graph: ModelGraph, removed: Mapping[str, Sequence[int]]) -> None:
     """Removes channels from every coupled parameter and buffer, on a model that still has its original shapes.
 
+    Residual branches may have been dropped before: what went with them is passed over.
+
     Args:
         model: changed in place; parameters stay `nn.Parameter` with their dtype, device and `requires_grad`.
         graph: of this model, from `inspect_model`.
@@ -24,8 +26,9 @@ def remove_channels_(model: nn.Module, graph: ModelGraph, removed: Mapping[str, 
         CompressionError: an unknown group, an index out of range, all channels of a group, or a model whose tensors
             are not those of the graph; the model is left as it was.
     """
-    chosen = {_group(graph, name): _checked(_group(graph, name), indices) for name, indices in removed.items()}
-    _check_sizes(model, list(chosen))
+    groups = [_group(graph, name) for name in removed]
+    chosen = [(group, _checked(group, removed[group.name])) for group in groups]
+    _check_sizes(model, graph, groups)
     remove_(model, chosen)
 
 
@@ -47,7 +50,7 @@ def _checked(group: ChannelGroup, indices: Sequence[int]) -> list[int]:
     return chosen
 
 
-def _check_sizes(model: nn.Module, groups: list[ChannelGroup]) -> None:
+def _check_sizes(model: nn.Module, graph: ModelGraph, groups: list[ChannelGroup]) -> None:
     sizes: dict[tuple[str, int], int] = defaultdict(int)
     for group in groups:
         for coupling in group.couplings:
@@ -55,6 +58,8 @@ def _check_sizes(model: nn.Module, groups: list[ChannelGroup]) -> None:
             sizes[coupling.tensor, coupling.dim] = max(sizes[coupling.tensor, coupling.dim], highest + 1)
     for (path, dim), size in sizes.items():
         tensor = tensor_at(model, path)
+        if tensor is None and any(path.startswith(f"{branch.name}.") for branch in graph.branches):
+            continue
         if tensor is None:
             raise CompressionError(f"the model has no parameter or buffer {path!r}; the graph must be of this model")
         if tensor.dim() <= dim or tensor.shape[dim] < size:

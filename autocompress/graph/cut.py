@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.graph.model_graph import ResidualBranch
 
+ACTIVATION_PREFIX = "nn."
+
+
+class Shortcut(nn.Sequential):
+    """What is left of a residual block that is called with more than its stream (a mask, say): only that passes."""
+
+    def forward(self, stream: Tensor, *unused: object) -> Tensor:
+        """The stream, through the submodules that stood on the shortcut."""
+        for module in self:
+            stream = module(stream)
+        return stream
+
 
 def cut_branches_(model: nn.Module, branches: Sequence[ResidualBranch]) -> None:
-    """Each block becomes its shortcut, followed by the activation that came after the sum, if there was one."""
+    """Each block becomes a sequence of what stood on its shortcut; submodules keep their paths."""
     for branch in branches:
         block = model.get_submodule(branch.name)
-        parts: list[nn.Module] = [block.get_submodule(branch.shortcut)] if branch.shortcut else []
-        if branch.activation:
-            parts.append(getattr(nn, branch.activation)())
+        steps = [tuple(step.split(".")) for step in branch.shortcut]
+        parts = _nested(block, steps, "")
+        kept: nn.Module = Shortcut(parts) if branch.n_inputs > 1 else nn.Sequential(parts) if parts else nn.Identity()
+        kept.training = block.training
         holder, _, name = branch.name.rpartition(".")
-        new = parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else nn.Identity()
-        setattr(model.get_submodule(holder), name, new.train(block.training))
+        setattr(model.get_submodule(holder), name, kept)
+
+
+def _nested(block: nn.Module, steps: list[tuple[str, ...]], prefix: str) -> OrderedDict[str, nn.Module]:
+    """Modules by name for one level of paths: steps below a common submodule are nested in a sequence of its name."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for step in steps:
+        if prefix == "" and f"{step[0]}." == ACTIVATION_PREFIX:
+            parts[f"activation_{len(parts)}"] = getattr(nn, step[1])().train(block.training)
+        elif len(step) == 1:
+            parts[step[0]] = block.get_submodule(prefix + step[0])
+        elif step[0] not in parts:
+            below = [item[1:] for item in steps if item[0] == step[0]]
+            inner = nn.Sequential(_nested(block, below, f"{prefix}{step[0]}."))
+            inner.training = block.training
+            parts[step[0]] = inner
+    return parts

@@ -107,7 +107,8 @@ def rule_key(node: fx.Node) -> str:
     name = op_name(node) if node.op == "call_function" else node.op
     if name.startswith("<"):
         return getattr(node.target, "__name__", name)
-    return ".".join(name.split(".")[:2]).rstrip("_")
+    name = ".".join(name.split(".")[:2])
+    return name if name.endswith("__") else name.removesuffix("_")
 
 
 def _place(node: fx.Node) -> str:

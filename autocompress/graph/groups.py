@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from autocompress.graph.flow import ALONG, CONSUMER, PRODUCER, Flow
-from autocompress.graph.labels import Fixed
+from autocompress.graph.labels import Fixed, Slots
 from autocompress.graph.model_graph import ChannelGroup, Coupling, Frozen
 
 Place = tuple[str, int]
@@ -17,78 +16,107 @@ Place = tuple[str, int]
 _ROLE_ORDER = (PRODUCER, ALONG, CONSUMER)
 
 
-@dataclass
-class _Channel:
-    """One component of labels: all slots that go together."""
-
-    slots: dict[Place, list[int]] = field(default_factory=lambda: defaultdict(list))
-
-
 def find_groups(flow: Flow) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
     """Groups and frozen channels, both in network order of their root layers.
 
-    Channels of one root whose couplings have the same shape make one group; a root with several such groups names
-    them `path`, `path#2`, ...
+    The root of a channel is the first layer that makes it. Channels of one root that take equally many slots of the
+    same tensors make one group; a root with several such groups names them `path`, `path#2`, ...
     """
     component, reasons = flow.labels.resolve()
-    channels = _channels(flow, component)
-    groups: dict[tuple[str, tuple[tuple[Place, int], ...]], list[_Channel]] = defaultdict(list)
-    frozen: dict[tuple[str, str], int] = defaultdict(int)
-    totals: dict[str, int] = defaultdict(int)
-    for label, channel in channels.items():
-        root = next((place for place in channel.slots if flow.roles.get(place) == PRODUCER), None)
-        if root is None:
-            continue
-        totals[root[0]] += 1
-        if label in reasons:
-            frozen[root[0], reasons[label]] += 1
-        else:
-            shape = tuple((place, len(slots)) for place, slots in channel.slots.items())
-            groups[root[0], shape].append(channel)
-    return _build(groups, flow, frozen, totals), _explain(frozen, totals)
+    table = _Table(flow, component)
+    members = np.flatnonzero(table.root < len(table.places))
+    frozen = np.isin(members, np.fromiter(reasons, dtype=np.int64, count=len(reasons)))
+    causes = [(int(table.root[item]), reasons[int(item)]) for item in members[frozen]]
+    groups, single = table.groups(members[~frozen])
+    causes += [(root, "goes alone, and no channel would be left") for root in single]
+    totals = np.bincount(table.root[members], minlength=len(table.places))
+    return groups, _explain(causes, totals.tolist(), table.places)
 
 
-def _channels(flow: Flow, component: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[int, _Channel]:
-    channels: dict[int, _Channel] = defaultdict(_Channel)
-    for path, dims in flow.states.items():
-        for dim, labels in enumerate(dims):
-            if isinstance(labels, Fixed):
-                continue
-            for slot, label in enumerate(component[labels].tolist()):
-                channels[label].slots[path, dim].append(slot)
-    return channels
+class _Table:
+    """Where every channel (a component of labels) has its slots.
 
+    Attributes:
+        places: dimensions with labels, in network order.
+        root: first place that makes each channel, shape `(n_labels,)`; `len(places)` for no channel.
+    """
 
-def _build(
-    groups: dict[tuple[str, tuple[tuple[Place, int], ...]], list[_Channel]],
-    flow: Flow,
-    frozen: dict[tuple[str, str], int],
-    totals: dict[str, int],
-) -> tuple[ChannelGroup, ...]:
-    order = {path: rank for rank, path in enumerate(flow.states)}
-    built: list[ChannelGroup] = []
-    used: dict[str, int] = defaultdict(int)
-    for (root, shape), channels in sorted(groups.items(), key=lambda item: order[item[0][0]]):
-        if len(channels) == 1:
-            frozen[root, "a single channel goes with it, and none would be left"] += 1
-            continue
-        used[root] += 1
-        name = owner(root) if used[root] == 1 else f"{owner(root)}#{used[root]}"
-        built.append(_group(name, [place for place, _ in shape], channels, flow))
-    return tuple(built)
+    def __init__(self, flow: Flow, component: Slots) -> None:
+        self._flow = flow
+        self.places: list[Place] = []
+        self._channels: list[Slots] = []
+        for path, dims in flow.states.items():
+            for dim, labels in enumerate(dims):
+                if not isinstance(labels, Fixed):
+                    self.places.append((path, dim))
+                    self._channels.append(component[labels])
+        size = len(component)
+        self.root = np.full(size, len(self.places), dtype=np.int64)
+        self._first = np.full(size, size, dtype=np.int64)
+        for rank, place in enumerate(self.places):
+            if flow.roles.get(place) == PRODUCER:
+                np.minimum.at(self.root, self._channels[rank], rank)
+        for rank, channels in enumerate(self._channels):
+            mine = np.flatnonzero(self.root[channels] == rank)
+            np.minimum.at(self._first, channels[mine], mine)
 
+    def groups(self, members: Slots) -> tuple[tuple[ChannelGroup, ...], list[int]]:
+        """Groups of the given channels, and the roots of channels that would be alone in theirs."""
+        members = members[np.lexsort((self._first[members], self.root[members]))]
+        keys = zip(self.root[members].tolist(), self._shapes()[members].tolist(), strict=True)
+        by_key: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for key, member in zip(keys, members.tolist(), strict=True):
+            by_key[key].append(member)
+        single = [root for (root, _), channels in by_key.items() if len(channels) == 1]
+        kept = [channels for channels in by_key.values() if len(channels) > 1]
+        roots = [root for (root, _), channels in by_key.items() if len(channels) > 1]
+        couplings = self._couplings(kept)
+        used: dict[str, int] = defaultdict(int)
+        groups = []
+        for root, channels, coupled in zip(roots, kept, couplings, strict=True):
+            name = owner(self.places[root][0])
+            used[name] += 1
+            groups.append(self._group(name if used[name] == 1 else f"{name}#{used[name]}", len(channels), coupled))
+        return tuple(groups), single
 
-def _group(name: str, places: list[Place], channels: list[_Channel], flow: Flow) -> ChannelGroup:
-    ranked = sorted(places, key=lambda place: _ROLE_ORDER.index(flow.roles.get(place, ALONG)))
-    couplings = tuple(Coupling(t, d, tuple(tuple(channel.slots[t, d]) for channel in channels)) for t, d in ranked)
-    by_role = {role: [owner(t) for t, d in places if flow.roles.get((t, d)) == role] for role in _ROLE_ORDER}
-    return ChannelGroup(
-        name=name,
-        n_channels=len(channels),
-        couplings=couplings,
-        producers=tuple(dict.fromkeys(by_role[PRODUCER])),
-        consumers=tuple(dict.fromkeys(by_role[CONSUMER])),
-    )
+    def _shapes(self) -> Slots:
+        """A number for each channel that says how many slots it has in each place, shape `(n_labels,)`.
+
+        The sum of a random 64-bit weight for each slot: different shapes get equal sums with probability 2^-64.
+        """
+        weights = np.random.default_rng(0).integers(0, 2**63 - 1, len(self.places), dtype=np.int64)
+        sums = np.zeros(len(self.root), dtype=np.int64)
+        for weight, channels in zip(weights, self._channels, strict=True):
+            np.add.at(sums, channels, weight)
+        return sums
+
+    def _couplings(self, groups: list[list[int]]) -> list[list[Coupling]]:
+        """Couplings of each group, in network order."""
+        group_of = np.full(len(self.root), -1, dtype=np.int64)
+        rank_of = np.zeros(len(self.root), dtype=np.int64)
+        for number, members in enumerate(groups):
+            group_of[members] = number
+            rank_of[members] = np.arange(len(members))
+        couplings: list[list[Coupling]] = [[] for _ in groups]
+        for (tensor, dim), channels in zip(self.places, self._channels, strict=True):
+            numbers = group_of[channels]
+            for number in np.unique(numbers[numbers >= 0]).tolist():
+                slots = np.flatnonzero(numbers == number)
+                slots = slots[np.argsort(rank_of[channels[slots]], kind="stable")]
+                rows = slots.reshape(len(groups[number]), -1).tolist()
+                couplings[number].append(Coupling(tensor, dim, tuple(map(tuple, rows))))
+        return couplings
+
+    def _group(self, name: str, n_channels: int, couplings: list[Coupling]) -> ChannelGroup:
+        roles = [self._flow.roles.get((item.tensor, item.dim), ALONG) for item in couplings]
+        ranked = sorted(zip(roles, couplings, strict=True), key=lambda pair: _ROLE_ORDER.index(pair[0]))
+        return ChannelGroup(
+            name=name,
+            n_channels=n_channels,
+            couplings=tuple(item for _, item in ranked),
+            producers=tuple(dict.fromkeys(owner(item.tensor) for role, item in ranked if role == PRODUCER)),
+            consumers=tuple(dict.fromkeys(owner(item.tensor) for role, item in ranked if role == CONSUMER)),
+        )
 
 
 def owner(tensor: str) -> str:
@@ -96,9 +124,16 @@ def owner(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
 
 
-def _explain(frozen: dict[tuple[str, str], int], totals: dict[str, int]) -> tuple[Frozen, ...]:
-    result = []
-    for (root, why), count in frozen.items():
-        share = "" if count == totals[root] else f"{count} of its {totals[root]} channels: "
-        result.append(Frozen(owner(root), "channels", share + why))
-    return tuple(result)
+def _explain(causes: list[tuple[int, str]], totals: list[int], places: list[Place]) -> tuple[Frozen, ...]:
+    """One line for each root and reason, with the number of channels where it is not all of them."""
+    counts: dict[tuple[int, str], int] = defaultdict(int)
+    for cause in causes:
+        counts[cause] += 1
+    return tuple(
+        Frozen(
+            name=owner(places[root][0]),
+            what="channels",
+            reason=why if count == totals[root] else f"{count} of its {totals[root]} channels: {why}",
+        )
+        for (root, why), count in sorted(counts.items(), key=lambda item: item[0][0])
+    )

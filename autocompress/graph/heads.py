@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 
 from torch import fx, nn
 
@@ -12,11 +14,13 @@ from autocompress.graph.model_graph import ChannelGroup, SizeAttribute
 from autocompress.graph.rules.arguments import shape_of
 from autocompress.graph.trace import module_path
 
+MOST_ATTRIBUTES = 3
+
 
 def head_variants(
     probe: nn.Module, flow: Flow, groups: tuple[ChannelGroup, ...]
 ) -> tuple[dict[str, list[ChannelGroup]], dict[str, set[fx.Node]]]:
-    """Groups of heads, each without attributes, with those that equal a number of heads, and with all sizes.
+    """Groups of heads, each with every small set of integers that may count its heads, the smallest sets first.
 
     Returns:
         Group name -> variants in the order in which to try them, and group name -> the views that split its heads.
@@ -24,15 +28,10 @@ def head_variants(
     views = _views(flow, groups)
     variants: dict[str, list[ChannelGroup]] = {}
     for group in groups:
-        if group.name not in views:
-            continue
-        counts: list[SizeAttribute] = []
-        widths: list[SizeAttribute] = []
-        for node in views[group.name]:
-            counts += _attributes(probe, node, flow, group.n_channels, whole=False)
-            widths += _attributes(probe, node, flow, group.n_channels, whole=True)
-        some, more = tuple(dict.fromkeys(counts)), tuple(dict.fromkeys(counts + widths))
-        variants[group.name] = [replace(group, attributes=item) for item in dict.fromkeys([(), some, more])]
+        if group.name in views:
+            found = {item: None for node in views[group.name] for item in _attributes(probe, node, flow, group)}
+            chosen = (set_ for size in range(MOST_ATTRIBUTES + 1) for set_ in combinations(found, size))
+            variants[group.name] = [replace(group, attributes=attributes) for attributes in chosen]
     return variants, views
 
 
@@ -53,14 +52,12 @@ def _views(flow: Flow, groups: tuple[ChannelGroup, ...]) -> dict[str, set[fx.Nod
     return views
 
 
-def _attributes(
-    probe: nn.Module, node: fx.Node, flow: Flow, n_channels: int, *, whole: bool
-) -> Iterator[SizeAttribute]:
-    """Integers of the module that made the view, equal to its heads, or to heads times their size when `whole`."""
-    shape = shape_of(node)
+def _attributes(probe: nn.Module, node: fx.Node, flow: Flow, group: ChannelGroup) -> Iterator[SizeAttribute]:
+    """Integers of the module that made the view, equal to its number of heads or to heads times their size."""
+    shape, path = shape_of(node), module_path(node)
     for place in flow.splits[node]:
-        heads, size = shape[place], shape[place + 1] if place + 1 < len(shape) else 1
-        value, step = (heads * size, heads * size // n_channels) if whole else (heads, heads // n_channels)
-        for name, item in vars(probe.get_submodule(module_path(node))).items():
-            if type(item) is int and item == value:
-                yield SizeAttribute(module_path(node), name, step)
+        heads = shape[place]
+        width = math.prod(shape[place : place + 2])
+        for name, value in vars(probe.get_submodule(path)).items():
+            if type(value) is int and value in (heads, width):
+                yield SizeAttribute(path, name, value // group.n_channels)

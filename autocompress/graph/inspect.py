@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from autocompress.graph.flow import find_head_axes, propagate
+from autocompress.graph.branches import find_cuts, innermost
+from autocompress.graph.flow import Flow, find_head_axes, propagate
 from autocompress.graph.groups import find_groups
 from autocompress.graph.heads import head_variants
 from autocompress.graph.layers import count_macs, find_layers
@@ -12,7 +13,7 @@ from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
 from autocompress.graph.rules import RULES
 from autocompress.graph.trace import ExampleInputs, Trace, UntraceableError, share_parameters, trace_model
 from autocompress.graph.untraced import untraced_graph
-from autocompress.graph.verify import GroupCheck
+from autocompress.graph.verify import Rehearsal, settle_cuts, settle_groups
 
 
 def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, verify: bool = True) -> ModelGraph:
@@ -36,12 +37,21 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
     except UntraceableError as error:
         return untraced_graph(probe, example_inputs, str(error))
     layers, frozen_layers = find_layers(probe, trace)
-    groups, frozen_channels = _find_channels(probe, trace, example_inputs, verify)
+    flow, groups, frozen_channels = _find_channels(probe, trace, example_inputs, verify)
+    cuts = find_cuts(probe, trace)
+    branches = tuple(cut.branch for cut in innermost(cuts))
+    frozen_branches: dict[str, str] = {}
+    if verify:
+        branches, frozen_branches = settle_cuts(Rehearsal(probe, example_inputs, flow), cuts)
     return ModelGraph(
         layers=layers,
         groups=groups,
-        branches=(),
-        frozen=frozen_channels + frozen_layers,
+        branches=branches,
+        frozen=(
+            *frozen_channels,
+            *frozen_layers,
+            *(Frozen(name, "branch", why) for name, why in frozen_branches.items()),
+        ),
         n_params=sum(parameter.numel() for parameter in model.parameters()),
         n_macs=count_macs(trace),
     )
@@ -49,17 +59,17 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
 
 def _find_channels(
     probe: nn.Module, trace: Trace, example_inputs: Tensor | ExampleInputs, verify: bool
-) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
+) -> tuple[Flow, tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
     """Channel groups; where whole attention heads cannot go, slots within the heads are tried instead."""
     axes = find_head_axes(trace, RULES)
     while True:
         flow = propagate(trace, RULES, axes)
         groups, frozen = find_groups(flow)
         if not verify:
-            return groups, frozen
+            return flow, groups, frozen
         variants, views = head_variants(probe, flow, groups)
-        good, reasons = GroupCheck(probe, example_inputs, flow).settle(groups, variants)
+        good, reasons = settle_groups(Rehearsal(probe, example_inputs, flow), groups, variants)
         failed: set[fx.Node] = set().union(*(views[name] for name in reasons if name in views))
         if not failed:
-            return good, frozen + tuple(Frozen(name, "channels", why) for name, why in reasons.items())
+            return flow, good, frozen + tuple(Frozen(name, "channels", why) for name, why in reasons.items())
         axes = {node: place for node, place in axes.items() if node not in failed}

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from autocompress.graph.flow import Flow, Value, rule_key
 from autocompress.graph.labels import Dim, Fixed, Slots
+from autocompress.graph.trace import is_in_place
 
 REDUCTIONS = ("mean", "amax", "amin", "logsumexp", "softmax", "log_softmax", "_softmax", "_log_softmax")
 COMPACT = frozenset(f"aten.{name}" for name in (*REDUCTIONS, "layer_norm", "rms_norm", "group_norm"))
@@ -26,10 +27,14 @@ class MaskedRun:
         flow: labels of every value.
         component: component of every label, shape `(n_labels,)`.
         removed: components that are masked.
+        sums: residual sum -> its operand that stays, for the branches that are dropped.
     """
 
-    def __init__(self, flow: Flow, component: Slots, removed: set[int]) -> None:
+    def __init__(
+        self, flow: Flow, component: Slots, removed: set[int], sums: Mapping[fx.Node, fx.Node] | None = None
+    ) -> None:
         self._flow = flow
+        self._sums = sums or {}
         self._gone = np.isin(component, np.fromiter(removed, dtype=np.int64, count=len(removed)))
 
     def outputs(self, states: Mapping[str, Tensor], inputs: list[Any]) -> list[Tensor]:
@@ -59,11 +64,15 @@ class MaskedRun:
         return trace.constants[node] if node in trace.constants else waiting[node]
 
     def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        if node in self._sums:
+            return values[self._sums[node]]
         target: Any = node.target
         compact = rule_key(node) in COMPACT
         read = (lambda item: self._compact(values[item], item)) if compact else values.__getitem__
         arguments: Any = fx.map_arg((node.args, node.kwargs), read)
         args, kwargs = arguments
+        if is_in_place(node):
+            args = (args[0].clone(), *args[1:])
         if not compact:
             return target(*args, **kwargs)
         if rule_key(node) in ("aten.layer_norm", "aten.rms_norm"):

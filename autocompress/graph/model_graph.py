@@ -63,14 +63,15 @@ class ResidualBranch:
     Attributes:
         name: path of the module that holds the branch (the residual block).
         layers: paths of the layers that go with it.
-        shortcut: path, within the module, of the submodule that the block becomes; "" for the identity.
-        activation: name of the torch.nn class that follows the sum; "" for none.
+        shortcut: what stands on the shortcut, in order: paths of submodules within the module, and names of torch.nn
+            activations as "nn.ReLU"; () when the input passes as it is.
+        n_inputs: how many tensors the module is called with; the first one passes.
     """
 
     name: str
     layers: tuple[str, ...]
-    shortcut: str = ""
-    activation: str = ""
+    shortcut: tuple[str, ...] = ()
+    n_inputs: int = 1
 
 
 @dataclass(frozen=True)

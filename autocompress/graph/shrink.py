@@ -15,20 +15,24 @@ GoneSlots = dict[tuple[str, int], set[int]]
 """(tensor path, dimension) -> the indices that go."""
 
 
-def group_slots(removed: Mapping[ChannelGroup, Sequence[int]]) -> GoneSlots:
+Removed = Sequence[tuple[ChannelGroup, Sequence[int]]]
+"""Groups, each with the indices of its channels that go."""
+
+
+def group_slots(removed: Removed) -> GoneSlots:
     """The indices that go with the given channels of each group, over all couplings."""
     slots: GoneSlots = defaultdict(set)
-    for group, channels in removed.items():
+    for group, channels in removed:
         for coupling in group.couplings if channels else ():
             for channel in channels:
                 slots[coupling.tensor, coupling.dim].update(coupling.slots[channel])
     return slots
 
 
-def remove_(model: nn.Module, removed: Mapping[ChannelGroup, Sequence[int]]) -> None:
+def remove_(model: nn.Module, removed: Removed) -> None:
     """Removes the given channels of each group from the model, in place."""
     _shrink_(model, group_slots(removed))
-    for group, channels in removed.items():
+    for group, channels in removed:
         for item in group.attributes:
             module = model.get_submodule(item.module)
             setattr(module, item.name, getattr(module, item.name) - item.step * len(set(channels)))
@@ -42,7 +46,9 @@ def _shrink_(model: nn.Module, slots: GoneSlots) -> None:
     aliases = _aliases(model)
     touched: dict[str, nn.Module] = {}
     for path, dims in by_tensor.items():
-        old: Any = tensor_at(model, path)
+        old = tensor_at(model, path)
+        if old is None:  # it went with a dropped branch
+            continue
         new = _without(old, dims)
         for holder, name in aliases[id(old)]:
             touched[holder] = model.get_submodule(holder)

@@ -7,11 +7,18 @@ import traceback
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 ExampleInputs = tuple[Tensor, ...] | dict[str, Tensor]
+
+FRESH = frozenset(
+    {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "bmm", "cat", "add", "sub", "mul", "div"}
+    | {"batch_norm", "layer_norm", "group_norm", "instance_norm", "relu", "sigmoid", "hardswish", "silu", "hardtanh"}
+)
+"""Ops that return new memory, and in-place ops that hand on the memory of an argument that is read no more."""
 
 _TORCH_ROOT = str(Path(torch.__file__).parent)
 
@@ -57,8 +64,8 @@ def share_parameters(model: nn.Module) -> nn.Module:
 def trace_model(model: nn.Module, example_inputs: Tensor | ExampleInputs) -> Trace:
     """Traces the model, which must be in evaluation mode and is left as it was.
 
-    In-place edits are turned into plain ops by `run_decompositions({})`, which costs a second pass, so that it only
-    runs where there are any.
+    An in-place op on a fresh value that nothing else reads is as good as the plain op. Other in-place edits are turned
+    into plain ops by `run_decompositions({})`, which costs several times the trace, so that it only runs for them.
 
     Raises:
         UntraceableError: `torch.export` gives up, with the line of the user's code that broke it.
@@ -68,15 +75,32 @@ def trace_model(model: nn.Module, example_inputs: Tensor | ExampleInputs) -> Tra
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, strict=False)
-            if any(_edits_in_place(node) for node in program.graph.nodes):
+            if any(_edits_shared_memory(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
     except Exception as error:  # torch.export has no base class of its own: anything the model does can end up here
         raise UntraceableError(_blame(error)) from error
     return _read(program, _first_names(model))
 
 
-def _edits_in_place(node: fx.Node) -> bool:
+def is_in_place(node: fx.Node) -> bool:
+    """Whether a node writes into one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _edits_shared_memory(node: fx.Node) -> bool:
+    """Whether a node writes into memory that another node may read as something else."""
+    if not is_in_place(node):
+        return False
+    target: Any = node.target
+    written = [item.alias_info is not None and item.alias_info.is_write for item in target._schema.arguments]
+    source = node.args[0] if node.args else None
+    only_first = written[0] and not any(written[1:]) and isinstance(source, fx.Node)
+    return not (only_first and isinstance(source, fx.Node) and len(source.users) == 1 and _is_fresh(source))
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether a node's result lies in memory of its own (an op not listed may return a view of its argument)."""
+    return node.op == "call_function" and str(node.target).split(".")[1].rstrip("_") in FRESH
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

@@ -1,28 +1,32 @@
-"""Checks channel groups once: a copy with channels removed must give the outputs of the original with them masked."""
+"""Checks groups and branches once: a copy without them must give the outputs of the original with them masked."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from autocompress.graph.branches import Cut, innermost
+from autocompress.graph.cut import cut_branches_
 from autocompress.graph.flow import Flow
 from autocompress.graph.masked import MaskedRun
-from autocompress.graph.model_graph import ChannelGroup
+from autocompress.graph.model_graph import ChannelGroup, ResidualBranch
 from autocompress.graph.shrink import remove_
 from autocompress.graph.trace import ExampleInputs, share_parameters, split_inputs
+
+Item = TypeVar("Item")
 
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference relative to the largest output, where it is not 1e-4."""
 
 
-class GroupCheck:
-    """Removes about a third of each group's channels from a copy and compares it with the masked original.
+class Rehearsal:
+    """Runs changed copies of a model, and the original with the same parts masked, on the example inputs.
 
     Args:
         probe: a copy of the model in evaluation mode; its constant tensors are replaced by varied ones.
@@ -37,69 +41,37 @@ class GroupCheck:
         self._component = flow.labels.resolve()[0]
         vary_constants_(probe)
 
-    def settle(
-        self, groups: tuple[ChannelGroup, ...], variants: Mapping[str, Sequence[ChannelGroup]]
-    ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
-        """The groups that hold, and the reason of each that does not.
+    def groups_failure(self, groups: Sequence[ChannelGroup]) -> str | None:
+        """Why removing channels of all these groups at once goes wrong, or None when it does not.
 
-        Args:
-            groups: candidates.
-            variants: group name -> the same group with other attributes of the user's modules, tried in order.
+        About a third of each group's channels is removed.
         """
-        good, reasons = self._sift(self._choose(groups, variants))
-        return tuple(good), reasons
-
-    def _choose(
-        self, groups: tuple[ChannelGroup, ...], variants: Mapping[str, Sequence[ChannelGroup]]
-    ) -> list[ChannelGroup]:
-        """For each group with variants the first that holds: the same place in all lists at best, else one by one."""
-        varied = [group for group in groups if group.name in variants]
-        for place in range(max((len(variants[group.name]) for group in varied), default=0)):
-            chosen = {group.name: variants[group.name][min(place, len(variants[group.name]) - 1)] for group in varied}
-            if self.failure(list(chosen.values())) is None:
-                return [chosen.get(group.name, group) for group in groups]
-        holds = (
-            (group.name, next((item for item in variants[group.name] if self.failure([item]) is None), group))
-            for group in varied
+        removed = [(group, _third(group)) for group in groups]
+        gone: set[int] = set()
+        for group, channels in removed:
+            first = group.couplings[0]
+            labels: Any = self._flow.states[first.tensor][first.dim]
+            slots = [slot for channel in channels for slot in first.slots[channel]]
+            gone.update(self._component[labels[slots]].tolist())
+        return self._failure(
+            MaskedRun(self._flow, self._component, gone), lambda copy: remove_(copy, removed), "pruned"
         )
-        first = dict(holds)
-        return [first.get(group.name, group) for group in groups]
 
-    def _sift(self, groups: list[ChannelGroup]) -> tuple[list[ChannelGroup], dict[str, str]]:
-        """Groups together, halved on failure; survivors of a failure are checked together once more."""
-        failure = self.failure(groups)
-        if failure is None:
-            return groups, {}
-        if len(groups) == 1:
-            return [], {groups[0].name: failure}
-        middle = len(groups) // 2
-        first, reasons = self._sift(groups[:middle])
-        second, more = self._sift(groups[middle:])
-        reasons |= more
-        kept = list(first)
-        if self.failure(first + second) is None:
-            return first + second, reasons
-        for group in second:
-            failure = self.failure([*kept, group])
-            if failure is None:
-                kept.append(group)
-            else:
-                reasons[group.name] = f"together with other groups {failure}"
-        return kept, reasons
+    def cuts_failure(self, cuts: Sequence[Cut]) -> str | None:
+        """Why dropping all these branches at once goes wrong, or None when it does not."""
+        sums = {node: operand for cut in cuts for node, operand in cut.sums.items()}
+        branches = [cut.branch for cut in cuts]
+        masked = MaskedRun(self._flow, self._component, set(), sums)
+        return self._failure(masked, lambda copy: cut_branches_(copy, branches), "cut")
 
-    def failure(self, groups: list[ChannelGroup]) -> str | None:
-        """Why removing channels of all these groups at once goes wrong, or None when it does not."""
-        if not groups:
-            return None
-        removed = {group: _third(group) for group in groups}
-        expected = self._masked(removed)
-        pruned = share_parameters(self._probe)
+    def _failure(self, masked: MaskedRun, change_: Callable[[nn.Module], None], what: str) -> str | None:
+        copy = share_parameters(self._probe)
         try:
-            remove_(pruned, removed)
-            found = self._run(pruned)
+            change_(copy)
+            found = self._run(copy)
         except Exception as error:  # the user's forward may raise anything on shapes it does not expect
-            return f"a pruned copy fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
-        return _difference(expected, found)
+            return f"a {what} copy fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+        return _difference(self._masked(masked), found, what)
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -107,18 +79,87 @@ class GroupCheck:
             outputs = model(*self._args, **self._kwargs)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
-    def _masked(self, removed: dict[ChannelGroup, list[int]]) -> list[Tensor]:
-        gone: set[int] = set()
-        for group, channels in removed.items():
-            first = group.couplings[0]
-            labels: Any = self._flow.states[first.tensor][first.dim]
-            slots = [slot for index in channels for slot in first.slots[index]]
-            gone.update(self._component[labels[slots]].tolist())
+    def _masked(self, masked: MaskedRun) -> list[Tensor]:
         states: dict[str, Tensor] = dict(self._probe.named_parameters(remove_duplicate=False))
         states.update(self._probe.named_buffers(remove_duplicate=False))
         inputs = pytree.tree_leaves((self._args, self._kwargs))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return MaskedRun(self._flow, self._component, gone).outputs(states, inputs)
+            return masked.outputs(states, inputs)
+
+
+def sift(
+    items: Sequence[Item], failure_of: Callable[[Sequence[Item]], str | None]
+) -> tuple[list[Item], dict[Item, str]]:
+    """The items that hold together, and the reason of each that does not.
+
+    All at once, halved on failure, so that n items of which k fail take about k log n checks; the survivors of two
+    halves are checked together once more.
+    """
+    failure = failure_of(items) if items else None
+    if failure is None:
+        return list(items), {}
+    if len(items) == 1:
+        return [], {items[0]: failure}
+    middle = len(items) // 2
+    first, reasons = sift(items[:middle], failure_of)
+    second, more = sift(items[middle:], failure_of)
+    reasons |= more
+    if not (first and second) or failure_of(first + second) is None:
+        return first + second, reasons
+    kept: list[Item] = list(first)
+    for item in second:
+        failure = failure_of([*kept, item])
+        if failure is None:
+            kept.append(item)
+        else:
+            reasons[item] = f"together with others, {failure}"
+    return kept, reasons
+
+
+def settle_groups(
+    rehearsal: Rehearsal, groups: tuple[ChannelGroup, ...], variants: Mapping[str, Sequence[ChannelGroup]]
+) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+    """The groups that hold, and the reason of each that does not, by name.
+
+    Args:
+        rehearsal: of the model.
+        groups: candidates.
+        variants: group name -> the same group with other attributes of the user's modules, tried in order.
+    """
+    good, reasons = sift(_choose(rehearsal, groups, variants), rehearsal.groups_failure)
+    return tuple(good), {group.name: why for group, why in reasons.items()}
+
+
+def _choose(
+    rehearsal: Rehearsal, groups: tuple[ChannelGroup, ...], variants: Mapping[str, Sequence[ChannelGroup]]
+) -> list[ChannelGroup]:
+    """For each group with variants the first that holds: the same place in all lists at best, else one by one."""
+    names = [group.name for group in groups if group.name in variants]
+    for place in range(max((len(variants[name]) for name in names), default=0)):
+        chosen = {name: variants[name][min(place, len(variants[name]) - 1)] for name in names}
+        if rehearsal.groups_failure(list(chosen.values())) is None:
+            return [chosen.get(group.name, group) for group in groups]
+    chosen = {
+        name: next((item for item in variants[name] if rehearsal.groups_failure([item]) is None), variants[name][0])
+        for name in names
+    }
+    return [chosen.get(group.name, group) for group in groups]
+
+
+def settle_cuts(rehearsal: Rehearsal, cuts: list[Cut]) -> tuple[tuple[ResidualBranch, ...], dict[str, str]]:
+    """The branches that hold, and the reason of each that does not, by name.
+
+    Where an inner block fails, the block around it is tried; if that holds, the inner one is not mentioned.
+    """
+    left, reasons = list(cuts), dict[str, str]()
+    while True:
+        good, bad = sift(innermost(left), rehearsal.cuts_failure)
+        if not bad:
+            names = tuple(cut.branch.name + "." for cut in good)
+            failed = {name: why for name, why in reasons.items() if not name.startswith(names)}
+            return tuple(cut.branch for cut in good), failed
+        reasons.update({cut.branch.name: why for cut, why in bad.items()})
+        left = [cut for cut in left if cut not in bad]
 
 
 def _third(group: ChannelGroup) -> list[int]:
@@ -127,19 +168,19 @@ def _third(group: ChannelGroup) -> list[int]:
     return sorted(chosen[: max(1, group.n_channels // 3)].tolist())
 
 
-def _difference(expected: list[Tensor], found: list[Tensor]) -> str | None:
+def _difference(expected: list[Tensor], found: list[Tensor], what: str) -> str | None:
     if len(expected) != len(found):
-        return f"a pruned copy returns {len(found)} tensors instead of {len(expected)}"
+        return f"a {what} copy returns {len(found)} tensors instead of {len(expected)}"
     for want, have in zip(expected, found, strict=True):
         if want.shape != have.shape:
-            return f"a pruned copy returns shape {tuple(have.shape)} instead of {tuple(want.shape)}"
+            return f"a {what} copy returns shape {tuple(have.shape)} instead of {tuple(want.shape)}"
         limit = TOLERANCE.get(want.dtype, 1e-4)
         want, have = want.double(), have.double()
         worst = (want - have).abs().max().item() if want.numel() else 0.0
         scale = want.abs().max().item() if want.numel() else 0.0
         if not worst <= limit * scale + 1e-7:
             return (
-                f"a pruned copy gives other outputs than the masked original (off by {worst / max(scale, 1e-12):.1e})"
+                f"a {what} copy gives other outputs than the masked original (off by {worst / max(scale, 1e-12):.1e})"
             )
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.candidate import FULL_BITS, Candidate
-from autocompress.pareto import hypervolume, non_dominated, ratio, score
+from autocompress.pareto import hypervolume, ratio, score
 from autocompress.records import FileNumbers, Latency, TrialRecord
 from autocompress.report.interval import wilson_interval
 from autocompress.report.wording import candidate_text, failure_text, is_number, is_share, over_budget, over_budget_text
@@ -154,11 +155,10 @@ def _interval(file: FileNumbers, split: str, metric: str) -> list[float] | None:
 def _commands(record: TrialRecord, run: Run) -> Json:
     """What to type to leave with this point; paths are quoted for Python and for a shell."""
     folder, point = str(run.folder.path), str(run.folder.point(record.name))
-    task = "task" if run.info.task_spec is None else f"load_task({run.info.task_spec!r})"
-    lines = ["import autocompress"]
+    lines = ["import autocompress", ""]
     if run.info.task_spec is not None:
-        lines.append("from autocompress.task import load_task")
-    lines += ["", f"model = autocompress.load({point!r}, {task})"]
+        lines.append(f"task = autocompress.load_task({run.info.task_spec!r})")
+    lines.append(f"model = autocompress.load({point!r}, task)")
     return {
         "folder": point,
         "load": "\n".join(lines),
@@ -169,30 +169,29 @@ def _commands(record: TrialRecord, run: Run) -> Json:
 def hypervolume_history(
     records: Iterable[TrialRecord], metric: str, budget_ratio: float | None
 ) -> list[tuple[int, float, float]]:
-    """How the front grew: (trials ended, seconds since the start, hypervolume) after each trial, from the search's numbers.
+    """How the front grew: (trials ended, seconds since the start, hypervolume) after each trial that ended.
 
-    The exported files' numbers are left out: they exist for the last front only, and one curve needs one clock.
+    From the search's own numbers: the exported files' exist for the last front only, and one curve needs one clock.
     The reference point is (1.0, 0.0), as in `ParetoFront.hypervolume`.
     """
     front = np.empty((0, 2))
     area, history = 0.0, []
     for n_ended, record in enumerate(sorted(records, key=lambda record: record.ended), start=1):
-        cost = _search_cost(record, metric)
-        if cost is not None and (budget_ratio is None or cost[0] <= budget_ratio):
-            costs = np.vstack([front, cost])
-            front = costs[non_dominated(costs)]
+        cost = _search_cost(record, metric, budget_ratio)
+        if cost is not None and not (front <= cost).all(axis=1).any():
+            front = np.vstack([front[~(front >= cost).all(axis=1)], cost])
             area = hypervolume(front, (1.0, 0.0))
         history.append((n_ended, record.ended, area))
     return history
 
 
-def _search_cost(record: TrialRecord, metric: str) -> tuple[float, float] | None:
-    if record.state != "complete" or record.latency is None:
-        return None
+def _search_cost(record: TrialRecord, metric: str, budget_ratio: float | None) -> tuple[float, float] | None:
+    """(latency ratio, -metric) of a complete trial within the budget."""
     value = record.metrics.get(metric)
-    if value is None or not (is_number(value) and is_number(record.latency.ratio)):
+    if record.state != "complete" or record.latency is None or value is None or not is_number(value):
         return None
-    return record.latency.ratio, -value
+    latency = record.latency.ratio
+    return (latency, -value) if latency <= (math.inf if budget_ratio is None else budget_ratio) else None
 
 
 def _latency(latency: Latency | None) -> Json | None:

@@ -26,7 +26,7 @@ def page(run: Run) -> str:
     style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     return Template(_asset("page.html")).substitute(
         title=html.escape(f"{run.info.task}: Pareto front"),
-        policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        policy=_policy(style, script),
         style=style,
         data=embed(page_data(run)),
         script=script,
@@ -45,6 +45,11 @@ def embed(data: Any) -> str:
 
 def _asset(name: str) -> str:
     return resources.files("autocompress.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    own = f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
+    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
 
 
 def _digest(text: str) -> str:

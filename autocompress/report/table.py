@@ -17,9 +17,23 @@ def front_table(run: Run) -> Table:
 
     Latency, size and the metric come from the exported file where there is one, else from the search.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=_title(run), caption=_caption(run), caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=_title(run),
+        caption=_caption(run),
+        caption_justify="left",
+    )
     metric = run.info.metric
-    heads = ("trial", f"{metric}\non test", f"{metric}\nselection", "latency\nms", "share of full\nlatency", "size\nMiB")
+    heads = (
+        "trial",
+        f"{metric}\non test",
+        f"{metric}\nselection",
+        "latency\nms",
+        "share of full\nlatency",
+        "size\nMiB",
+    )
     for head in heads:
         table.add_column(Text(head), justify="right", no_wrap=True)
     table.add_column("what was done")

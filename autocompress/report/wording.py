@@ -38,7 +38,7 @@ def budget_text(budget_ratio: float | None, reference_ms: float) -> str:
 
 
 def candidate_text(candidate: Candidate, n_layers: int) -> str:
-    """What is done to the model, like `2 blocks dropped, 12–50% channels off in 5 groups, 3 low-rank, 20/20 layers 8-bit`."""
+    """What is done to the model, like `12–50% channels off in 5 groups, 3 low-rank, 20/20 layers 8-bit`."""
     if candidate.is_baseline:
         return "uncompressed"
     parts = []

@@ -17,7 +17,7 @@ __all__ = ["resume", "search"]
 
 
 def search(
-    task: Task,
+    task: Task | str,
     *,
     space: str | SearchSpace = "default",
     runtime: str = "onnxruntime",
@@ -36,7 +36,8 @@ def search(
     """Searches compressed versions of a task's model and writes the front as files that run.
 
     Args:
-        task: see `autocompress.Task`; it travels to worker processes by cloudpickle.
+        task: see `autocompress.Task` (it travels to worker processes by cloudpickle), or the text that names one for
+            `load_task`, such as "digits" or "my_model.py:task".
         space: name of a file in `search_spaces/`, path of a YAML file, or a `SearchSpace`.
         runtime: name of the target runtime.
         n_threads: threads the target runtime may use.
@@ -57,8 +58,6 @@ def search(
     Raises:
         InputError: anything that can be known to be wrong before the first trial; nothing is written then.
     """
-    from autocompress.search.driver import start
-
     settings = SearchSettings.from_dict(
         {
             "space": space if isinstance(space, str) else space.name,
@@ -74,7 +73,25 @@ def search(
             "distill": dict(distill or {}),
         }
     )
-    return start(task, space, settings, Path(run_dir), None, Console() if show_progress else None)
+    return run_new(task, settings, Path(run_dir), space=space, show_progress=show_progress)
+
+
+def run_new(
+    task: Task | str,
+    settings: SearchSettings,
+    run_dir: Path,
+    *,
+    space: str | SearchSpace | None = None,
+    show_progress: bool = True,
+) -> ParetoFront:
+    """As `search`, with the settings in one object; `space` replaces the one that they name."""
+    from autocompress.search.driver import start
+    from autocompress.task import load_task
+
+    spec = _absolute(task) if isinstance(task, str) else None
+    loaded = load_task(task) if isinstance(task, str) else task
+    console = Console() if show_progress else None
+    return start(loaded, space or settings.space, settings, run_dir, spec, console)
 
 
 def resume(
@@ -100,3 +117,9 @@ def resume(
     from autocompress.search.driver import resume as go_on
 
     return go_on(Path(run_dir), task, Console() if show_progress else None, n_trials, minutes)
+
+
+def _absolute(spec: str) -> str:
+    """The spec of a file with its full path, so that a run can be resumed from another folder."""
+    file, colon, name = spec.rpartition(":")
+    return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") else spec

@@ -30,6 +30,7 @@ from autocompress.latency import Turns, time_pair
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import ParetoFront, budget_ratio
 from autocompress.records import Latency, TrialRecord, write_records
+from autocompress.report.files import write_front_table, write_report
 from autocompress.run_folder import RunFolder, RunInfo
 from autocompress.search.asker import StudySearcher
 from autocompress.search.bench import Job, n_macs
@@ -199,6 +200,9 @@ def _go_on(folder: RunFolder, checked: _Checked, study: SearchStudy, console: Co
     }
     records, front = finalize(study.records(), job, folder, facts)
     write_records(folder.records, records)
+    run = folder.read()
+    write_front_table(run)
+    write_report(run)
     if n_more > 0:
         _say(console, _overhead(records, seconds, settings))
     return front

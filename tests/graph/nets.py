@@ -174,3 +174,165 @@ CNNS = {
     "unet": (UNet, (3, 8, 8)),
     "squeeze_excite": (SqueezeExcite, (3, 8, 8)),
 }
+
+
+class Attention(nn.Module):
+    """Self-attention with separate projections; heads split by a literal number, their size follows."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (
+            layer(x).view(batch, length, self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class FusedAttention(nn.Module):
+    """As in GPT-2: one projection split in three by a size the module keeps, scores made by hand, causal."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.split_size, self.head_size, self.scale = width, width // heads, (width // heads) ** -0.5
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.view(*part.shape[:-1], -1, self.head_size).transpose(1, 2)
+            for part in self.qkv(x).split(self.split_size, dim=2)
+        )
+        scores = q @ k.transpose(-1, -2) * self.scale
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        y = torch.softmax(scores.masked_fill(~causal, -1e9), -1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class PackedAttention(nn.Module):
+    """As in vision transformers: qkv reshaped to (3, heads, size) at once, by literal numbers."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, width // heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim))
+
+
+class GroupedQueryAttention(nn.Module):
+    """As in Llama: two queries to a key, repeated by expand and reshape, with a rotary embedding."""
+
+    def __init__(self, width: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.head_dim, self.repeats = width // heads, heads // groups
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, groups * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(width, groups * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        angles = torch.arange(x.shape[1])[:, None] * torch.arange(1, self.head_dim + 1)[None]
+        q, k = (part * angles.cos() + self.turned(part) * angles.sin() for part in (q, k))
+        k, v = (self.repeated(part) for part in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(y.transpose(1, 2).reshape(*x.shape[:-1], -1))
+
+    def turned(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        return torch.cat((-x[..., half:], x[..., :half]), -1)
+
+    def repeated(self, x: Tensor) -> Tensor:
+        batch, groups, length, size = x.shape
+        wide = x[:, :, None].expand(batch, groups, self.repeats, length, size)
+        return wide.reshape(batch, groups * self.repeats, length, size)
+
+
+class GatedMlp(nn.Module):
+    """Two projections, one through SiLU, multiplied."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(width, hidden), nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class PreNormBlock(nn.Module):
+    """Norms before attention and a gated MLP; the stream is only added to."""
+
+    def __init__(self, width: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), attention
+        self.norm2, self.mlp = nn.RMSNorm(width), GatedMlp(width, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PostNormBlock(nn.Module):
+    """Norms after the sums, as in BERT; called with a mask."""
+
+    def __init__(self, width: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.norm1 = attention, nn.LayerNorm(width)
+        self.inner, self.outer, self.norm2 = nn.Linear(width, 12), nn.Linear(12, width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.norm1(self.attention(x, mask) + x)
+        return self.norm2(self.outer(F.gelu(self.inner(x))) + x)
+
+
+class Transformer(nn.Module):
+    """Token and position embeddings, two blocks, a classifier on the mean token."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        width, heads = 16, 4
+        self.masked = kind == "bert"
+        make = {
+            "bert": lambda: PostNormBlock(width, Attention(width, heads)),
+            "gpt": lambda: PreNormBlock(width, FusedAttention(width, heads)),
+            "vit": lambda: PreNormBlock(width, PackedAttention(width, heads)),
+            "llama": lambda: PreNormBlock(width, GroupedQueryAttention(width, heads, 2)),
+        }[kind]
+        self.tokens, self.positions = nn.Embedding(20, width), nn.Parameter(torch.rand(1, 9, width))
+        self.blocks = nn.ModuleList(make() for _ in range(2))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions[:, : ids.shape[1]]
+        mask = (ids > 3)[:, None, None]
+        for block in self.blocks:
+            x = block(x, mask) if self.masked else block(x)
+        return self.head(x.mean(1))
+
+
+class Recurrent(nn.Module):
+    """A stacked bidirectional LSTM, a GRU, the state at a given step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward = nn.Linear(5, 6)
+        self.lstm = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True)
+        self.gru, self.head = nn.GRU(16, 10, batch_first=True), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor, last: Tensor) -> Tensor:
+        x, _ = self.lstm(torch.tanh(self.inward(x)))
+        x, _ = self.gru(x)
+        return self.head(x[torch.arange(len(x)), last])

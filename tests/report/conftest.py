@@ -1,99 +1,29 @@
-"""A small made-up search of a 20-layer network, as data: no model is built and nothing is measured."""
+"""A run of made-up records."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
-from autocompress.candidate import Candidate
 from autocompress.config import SearchSettings
 from autocompress.pareto import front_of
-from autocompress.records import FileNumbers, Latency, Rung, TrialRecord
+from autocompress.records import TrialRecord
 from autocompress.run_folder import Run, RunFolder, RunInfo
-
-REFERENCE_MS = 0.69
-BUDGET = 0.6
-BASELINE_ACCURACY = 0.9173
-LAYERS = ("conv1", *(f"layer{s}.{b}.conv{c}" for s in (1, 2, 3) for b in (0, 1, 2) for c in (1, 2)), "linear")
+from tests.report.searches import BUDGET, LAYERS, REFERENCE_MS, exported, records_of_a_search
 
 MakeRun: TypeAlias = Callable[..., Run]
 
 
-def complete(number: int, candidate: Candidate, ratio: float, accuracy: float, origin: str = "sampler") -> TrialRecord:
-    """A finished trial with the figures that its ratio and accuracy imply."""
-    return TrialRecord(
-        number=number,
-        state="complete",
-        origin=origin,
-        candidate=candidate,
-        metrics={"accuracy": accuracy, "loss": 1 - accuracy},
-        latency=Latency(ratio, 0.02, ratio * REFERENCE_MS, 9),
-        feasible=ratio <= BUDGET,
-        fine_tuned=ratio <= 1.1 * BUDGET,
-        n_params=int(272_474 * ratio),
-        n_macs=int(40_810_000 * ratio),
-        size_mib=1.05 * ratio,
-        rungs=(Rung(0, {"accuracy": accuracy - 0.3}), Rung(20, {"accuracy": accuracy})),
-        seconds={"compress": 0.4, "fine_tune": 11.2},
-        started=10.0 * number,
-        ended=10.0 * number + 12,
-    )
-
-
-def failed(number: int, error: str) -> TrialRecord:
-    """A trial that raised."""
-    candidate = Candidate(prune_ratio={"conv1": 0.5})
-    return TrialRecord(number, "failed", "sampler", candidate, error=error, started=10.0 * number, ended=10.0 * number + 1)
-
-
-def exported(record: TrialRecord, accuracy_on_test: float) -> TrialRecord:
-    """The record with the numbers of its file."""
-    assert record.latency is not None
-    return record.with_file(
-        FileNumbers(
-            metrics={"selection": dict(record.metrics), "test": {"accuracy": accuracy_on_test, "loss": 0.31}},
-            n_samples={"selection": 5000, "test": 5000},
-            latency=replace(record.latency, n_rounds=25),
-            size_mib=record.size_mib,
-            max_abs_diff=3.1e-6,
-            agreement=0.9996,
-        )
-    )
-
-
-def records_of_a_search(seed: int = 0, n_sampled: int = 28) -> list[TrialRecord]:
-    """The uncompressed model, two uniform candidates, sampled ones, and a failure."""
-    random_ = random.Random(seed)
-    every_layer_8_bit = dict.fromkeys(LAYERS, 8)
-    pruned_alike = dict.fromkeys(LAYERS[:-1], 0.5)
-    records = [
-        exported(complete(0, Candidate(), 1.0, BASELINE_ACCURACY, "baseline"), 0.9169),
-        complete(1, Candidate(weight_bits=every_layer_8_bit), 0.59, 0.9149, "uniform"),
-        complete(2, Candidate(weight_bits=every_layer_8_bit, prune_ratio=pruned_alike), 0.45, 0.81, "uniform"),
-    ]
-    for number in range(3, 3 + n_sampled):
-        cut = random_.uniform(0.3, 0.9)
-        accuracy = BASELINE_ACCURACY - 0.06 * (1 - cut) ** 2 - random_.expovariate(60) * (8 if cut > BUDGET else 1)
-        candidate = Candidate(
-            prune_ratio={name: random_.choice([0.0, 0.12, 0.25, 0.5]) for name in LAYERS[1:-1:2]},
-            drop=frozenset(name for name in ("layer1.2", "layer3.1") if random_.random() < 0.2),
-            rank_ratio={name: 0.25 for name in LAYERS[12:19] if random_.random() < 0.4},
-            weight_bits=every_layer_8_bit if random_.random() < 0.6 else {name: 8 for name in LAYERS[5:14]},
-        )
-        records.append(complete(number, candidate, cut, accuracy))
-    traceback = 'Traceback (most recent call last):\n  File "prune.py", line 7\nCompressionError: nothing is left of layer2'
-    return [*records, failed(len(records), traceback)]
-
-
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """Makes a Run of records: `make_run()` a whole search, `make_run(records, layer_names, budget=None)` another."""
+    """Makes a Run: `make_run()` of a whole search, or of the given records, layer names, task and budget.
+
+    `details` are layers with all their keys.
+    """
 
     def make(
         records: Sequence[TrialRecord] | None = None,
@@ -101,10 +31,16 @@ def make_run(tmp_path: Path) -> MakeRun:
         *,
         task: str = "cifar10:resnet20",
         budget: float | None = BUDGET,
+        details: Sequence[Mapping[str, object]] | None = None,
     ) -> Run:
         records = records_of_a_search() if records is None else list(records)
         numbers = {point.number for point in front_of(records, "accuracy", budget, REFERENCE_MS).points}
-        records = [exported(record, record.metrics["accuracy"] - 0.004) if record.number in numbers and _scored(record) else record for record in records]
+        records = [
+            exported(record, record.metrics["accuracy"] - 0.004)
+            if record.number in numbers and _scored(record)
+            else record
+            for record in records
+        ]
         info = RunInfo(
             task=task,
             task_spec=task,
@@ -114,7 +50,9 @@ def make_run(tmp_path: Path) -> MakeRun:
             space_digest="ba9876543210",
             reference_ms=REFERENCE_MS,
             budget_ratio=budget,
-            layers=tuple({"path": path, "kind": "conv2d", "n_params": 2304, "n_macs": 2_359_296} for path in layers),
+            layers=tuple(
+                details or ({"path": path, "kind": "conv2d", "n_params": 2304, "n_macs": 2_359_296} for path in layers)
+            ),
             frozen=({"name": layers[0], "what": "branch", "reason": "it is not a residual branch"},),
             machine={"cpu": "a test's idea of a CPU", "cores": "2"},
             versions={"torch": "2.13.0"},
@@ -124,6 +62,10 @@ def make_run(tmp_path: Path) -> MakeRun:
         return Run(RunFolder(tmp_path), info, tuple(records), front_of(records, "accuracy", budget, REFERENCE_MS))
 
     return make
+
+
+def _layer(path: str) -> dict[str, object]:
+    return {"path": path, "kind": "conv2d", "n_params": 2304, "n_macs": 2_359_296}
 
 
 def _scored(record: TrialRecord) -> bool:

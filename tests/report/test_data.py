@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from scipy.stats import binomtest
 
 from autocompress.candidate import Candidate
 from autocompress.pareto import front_of
+from autocompress.records import Latency
 from autocompress.report.data import hypervolume_history, page_data
 from autocompress.run_folder import Run
-from tests.report.conftest import BUDGET, LAYERS, REFERENCE_MS, MakeRun, complete, exported, failed, records_of_a_search
+from tests.report.conftest import MakeRun
+from tests.report.searches import BUDGET, LAYERS, REFERENCE_MS, complete, failed, records_of_a_search
 
 
 def test_every_candidate_can_be_read_back(make_run: MakeRun) -> None:
@@ -51,14 +54,19 @@ def test_each_trial_is_drawn_as_what_it_is(make_run: MakeRun) -> None:
 
 
 def test_reasons_stand_beside_what_failed_or_is_over_the_budget_and_nothing_else(make_run: MakeRun) -> None:
-    for trial in page_data(make_run())["trials"]:
-        assert ("why" in trial) == (trial["kind"] in ("failed", "infeasible")), trial
+    records = records_of_a_search()
+    over = complete(len(records), Candidate(weight_bits={"conv1": 8}), 1.3, 0.9, "uniform")
+    for record, trial in zip([*records, over], page_data(make_run([*records, over]))["trials"], strict=True):
+        late = record.latency is not None and record.latency.ratio > BUDGET and not record.candidate.is_baseline
+        assert ("why" in trial) == (late or record.state == "failed")
 
 
 def test_the_interval_is_of_the_file_on_each_split(make_run: MakeRun) -> None:
-    run = make_run([exported(complete(0, Candidate(), 0.5, 0.9), 0.8)])
+    run = make_run([complete(0, Candidate(), 0.5, 0.9)])
+    file = run.records[0].file
+    assert file is not None
     intervals = page_data(run)["trials"][0]["file"]["intervals"]
-    reference = binomtest(round(run.records[0].file.metrics["test"]["accuracy"] * 5000), 5000).proportion_ci(method="wilson")  # type: ignore[union-attr]
+    reference = binomtest(round(5000 * file.metrics["test"]["accuracy"]), 5000).proportion_ci(method="wilson")
     assert intervals["test"] == pytest.approx([reference.low, reference.high])
     assert intervals["selection"][0] < 0.9 < intervals["selection"][1]
 
@@ -86,7 +94,10 @@ def test_only_exported_points_have_commands_and_they_are_quoted(make_run: MakeRu
 
 
 def test_nothing_is_nan(make_run: MakeRun) -> None:
-    run = make_run([complete(0, Candidate(), 0.5, math.nan), complete(1, Candidate(weight_bits={"conv1": 8}), math.nan, 0.5), failed(2, "E: x")])
+    untimed = replace(
+        complete(1, Candidate(weight_bits={"conv1": 8}), 0.5, 0.9), latency=Latency(math.nan, math.nan, math.nan, 3)
+    )
+    run = make_run([complete(0, Candidate(), 0.5, math.nan), untimed, failed(2, "E: x")])
     json.dumps(page_data(run), allow_nan=False)
     assert page_data(run)["front"] == []
 
@@ -99,6 +110,10 @@ def test_hypervolume_history_is_that_of_the_front_of_each_prefix(budget: float |
     ended = sorted(records, key=lambda record: record.ended)
     assert [step[0] for step in history] == list(range(1, len(records) + 1))
     for n, seconds, area in history:
-        so_far = [record for record in ended[:n] if record.latency is not None and (budget is None or record.latency.ratio <= budget)]
+        so_far = [
+            record
+            for record in ended[:n]
+            if record.latency is not None and (budget is None or record.latency.ratio <= budget)
+        ]
         assert seconds == ended[n - 1].ended
         assert area == pytest.approx(front_of(so_far, "accuracy", None, REFERENCE_MS).hypervolume)

@@ -19,17 +19,8 @@ from autocompress.candidate import Candidate
 from autocompress.records import TrialRecord
 from autocompress.report.data import page_data
 from autocompress.report.page import embed, page
-from tests.report.conftest import MakeRun, complete, exported, failed, records_of_a_search
-
-HOSTILE = (
-    "</script><img src=x onerror=alert(1)>",
-    "<!--<script>",
-    "\"quotes\" 'and' &amp; `ticks` ${x} $policy",
-    "emoji 🧊",
-    "\u202eright-to-left \u05e9\u05dc\u05d5\u05dd",
-    "line\u2028separators\u2029and\x00nul",
-    "lone surrogate \ud800",
-)
+from tests.report.conftest import MakeRun
+from tests.report.searches import HOSTILE, bad_searches, complete, hostile_records, records_of_a_search
 
 
 class Page(HTMLParser):
@@ -47,7 +38,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.tags.append((tag, values))
-        self.ids += [values["id"]] if values.get("id") else []
+        self.ids += [value for name, value in attrs if name == "id" and value is not None]
         if tag in ("script", "style", "title"):
             self._open.append("data" if values.get("type") == "application/json" else tag)
 
@@ -62,16 +53,6 @@ class Page(HTMLParser):
     @property
     def data(self) -> Any:
         return json.loads(self.content["data"])
-
-
-def hostile_records() -> list[TrialRecord]:
-    candidate = Candidate(
-        prune_ratio=dict.fromkeys(HOSTILE, 0.5),
-        drop=frozenset(HOSTILE),
-        rank_ratio=dict.fromkeys(HOSTILE, 0.5),
-        weight_bits=dict.fromkeys(HOSTILE, 8),
-    )
-    return [exported(complete(0, Candidate(), 1.0, 0.9), 0.9), complete(1, candidate, 0.5, 0.89), failed(2, "\n".join(HOSTILE))]
 
 
 def test_the_data_round_trips(make_run: MakeRun) -> None:
@@ -90,7 +71,12 @@ def test_hostile_names_stay_text(make_run: MakeRun) -> None:
 
 
 @settings(max_examples=200)
-@given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)))
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    )
+)
 def test_embedded_json_is_inert_and_exact(data: Any) -> None:
     text = embed(data)
     assert json.loads(text) == data
@@ -122,7 +108,9 @@ def test_the_policy_allows_this_script_and_style_only(make_run: MakeRun) -> None
 
 def test_the_script_never_makes_markup_of_data(make_run: MakeRun) -> None:
     script = Page(page(make_run())).content["script"]
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|createContextualFragment", script)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|createContextualFragment", script
+    )
 
 
 def test_the_script_finds_what_it_asks_for(make_run: MakeRun) -> None:
@@ -133,18 +121,7 @@ def test_the_script_finds_what_it_asks_for(make_run: MakeRun) -> None:
     assert not re.search(r"\$(title|policy|style|data|script)\b", page(make_run()))
 
 
-@pytest.mark.parametrize(
-    "records",
-    [
-        [],
-        [complete(0, Candidate(), 1.0, 0.9)],
-        [complete(i, Candidate(weight_bits={"conv1": 8}) if i else Candidate(), 1.0 - i / 10, 0.9) for i in range(3)],
-        [complete(0, Candidate(), 1.0, math.nan)],
-        [failed(0, "E: x")],
-        [TrialRecord(0, "complete", "sampler", Candidate())],
-    ],
-    ids=["none", "one", "all over the budget", "nan", "failed only", "no latency"],
-)
+@pytest.mark.parametrize("records", bad_searches().values(), ids=bad_searches())
 def test_it_is_made_of_any_run(make_run: MakeRun, records: list[TrialRecord]) -> None:
     assert len(Page(page(make_run(records))).data["trials"]) == len(records)
 
@@ -156,8 +133,11 @@ def test_the_page_without_data_is_small(make_run: MakeRun) -> None:
 def test_a_large_run_is_written_quickly(make_run: MakeRun) -> None:
     layers = [f"stage.{i}.conv" for i in range(60)]
     every = Candidate(dict.fromkeys(layers, 0.25), frozenset(), dict.fromkeys(layers, 0.5), dict.fromkeys(layers, 8))
-    records = [complete(number, every if number else Candidate(), 0.3 + number / 4000, 0.5 + number / 5000) for number in range(2000)]
-    run = make_run(records[:-1] + [records_of_a_search()[-1]], layers)
+    records = [
+        complete(number, every if number else Candidate(), 0.3 + number / 4000, 0.5 + number / 5000)
+        for number in range(2000)
+    ]
+    run = make_run([*records[:-1], records_of_a_search()[-1]], layers)
     start = time.perf_counter()
     text = page(run)
     assert time.perf_counter() - start < 5

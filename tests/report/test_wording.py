@@ -9,7 +9,7 @@ import pytest
 from autocompress.candidate import Candidate
 from autocompress.records import TrialRecord
 from autocompress.report.wording import candidate_text, failure_text, metric_text, over_budget, over_budget_text
-from tests.report.conftest import complete, exported, failed
+from tests.report.searches import complete, exported, failed
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,9 @@ def test_why_a_trial_is_over_the_budget() -> None:
     untuned = complete(1, Candidate(), 0.9, 0.9)
     assert over_budget_text(tuned, 0.6) == "0.62x is over the budget of 0.6x"
     assert over_budget_text(untuned, 0.6).endswith("so it was not fine-tuned")
-    assert over_budget_text(exported(complete(1, Candidate(), 0.55, 0.9), 0.9), 0.5).startswith("within the budget during the search")
+    assert over_budget_text(exported(complete(1, Candidate(), 0.55, 0.9), 0.9), 0.5).startswith(
+        "within the budget during the search"
+    )
 
 
 def test_a_trial_without_a_latency_is_over_any_budget_but_not_over_none() -> None:

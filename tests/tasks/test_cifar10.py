@@ -8,6 +8,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,19 @@ import torch
 import torch.nn.functional as F
 
 from autocompress.errors import InputError, MissingDataError, MissingExtraError
-from autocompress.task import Task, call_model, check_task, load_task
+from autocompress.task import Inputs, Task, call_model, check_task, load_task
 from autocompress.tasks import cifar10, cifar10_data
 from autocompress.tasks.cifar10 import Cifar10Task, CifarResNet
 from autocompress.tasks.data import CACHE_VARIABLE, DATA_VARIABLE
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def only(inputs: Inputs) -> torch.Tensor:
+    """The tensor of a one-input task."""
+    assert isinstance(inputs, tuple)
+    (tensor,) = inputs
+    return tensor
 
 
 def published(architecture: str) -> None:
@@ -31,7 +39,7 @@ def published(architecture: str) -> None:
     labels = cifar10_data.load_images("test")[1]
     outputs: list[torch.Tensor] = []
 
-    def predict(inputs: cifar10.Inputs) -> torch.Tensor:
+    def predict(inputs: Inputs) -> torch.Tensor:
         outputs.append(call_model(model, inputs))
         return outputs[-1]
 
@@ -75,7 +83,12 @@ def test_the_task_is_sound_and_light_to_pickle() -> None:
 def test_evaluate_sees_the_split_it_is_asked_for() -> None:
     images, _ = cifar10_data.load_images("test")
     seen: list[torch.Tensor] = []
-    chance = cifar10.resnet20().evaluate(lambda inputs: seen.append(inputs[0]) or torch.zeros(250, 10), "selection")  # type: ignore[func-returns-value, index]
+
+    def predict(inputs: Inputs) -> torch.Tensor:
+        seen.append(only(inputs))
+        return torch.zeros(len(seen[-1]), 10)
+
+    chance = cifar10.resnet20().evaluate(predict, "selection")
     expected = (images[cifar10_data.split_indices("selection")].numpy() / 255 - MEAN) / STD
     np.testing.assert_allclose(torch.cat(seen).permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
     assert chance["loss"] == pytest.approx(np.log(10), abs=1e-5)
@@ -106,8 +119,8 @@ def test_train_batches_repeat_cover_and_are_fast() -> None:
 
     def labels_and_first(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         batches = iter(task.train_batches(seed))
-        (first,), labels = next(batches)  # type: ignore[misc]
-        return torch.cat([labels, *(batch_labels for _, batch_labels in batches)]), first
+        inputs, labels = next(batches)
+        return torch.cat([labels, *(batch_labels for _, batch_labels in batches)]), only(inputs)
 
     start = time.perf_counter()
     labels, first = labels_and_first(5)
@@ -125,7 +138,7 @@ def test_train_batches_repeat_cover_and_are_fast() -> None:
 
 @pytest.mark.data
 def test_calibration_is_fixed_and_plain() -> None:
-    batches = [inputs[0] for inputs in cifar10.resnet20().calibration_batches()]  # type: ignore[index]
+    batches = [only(inputs) for inputs in cifar10.resnet20().calibration_batches()]
     assert [tuple(batch.shape) for batch in batches] == [(64, 3, 32, 32)] * 8
     pixels = torch.cat(batches).permute(0, 2, 3, 1).numpy() * STD + MEAN
     train = {image.numpy().tobytes() for image in cifar10_data.load_images("train")[0]}
@@ -169,7 +182,7 @@ def test_missing_images_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
 
 def fake_torchvision(monkeypatch: pytest.MonkeyPatch, cifar10_class: object) -> None:
     datasets = types.ModuleType("torchvision.datasets")
-    datasets.CIFAR10 = cifar10_class  # type: ignore[attr-defined]
+    vars(datasets)["CIFAR10"] = cifar10_class
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
 
@@ -237,10 +250,10 @@ def test_sheets_without_pillow_name_the_extra(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     real_import = builtins.__import__
 
-    def without_pillow(name: str, *args: object) -> types.ModuleType:
+    def without_pillow(name: str, *args: Any) -> types.ModuleType:
         if name == "PIL":
             raise ImportError("No module named 'PIL'")
-        return real_import(name, *args)  # type: ignore[arg-type]
+        return real_import(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", without_pillow)
     with pytest.raises(MissingExtraError, match=r"pip install 'autocompress\[vision\]'"):

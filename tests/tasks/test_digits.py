@@ -7,9 +7,16 @@ import ray.cloudpickle as cloudpickle
 import torch
 
 from autocompress.errors import InputError
-from autocompress.task import Task, call_model, check_task, load_task
+from autocompress.task import Inputs, Task, call_model, check_task, load_task
 from autocompress.tasks import digits
 from autocompress.tasks.digits import DigitsTask, Recipe, load_splits, train_network, weights_path
+
+
+def only(inputs: Inputs) -> torch.Tensor:
+    """The tensor of a one-input task."""
+    assert isinstance(inputs, tuple)
+    (tensor,) = inputs
+    return tensor
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def test_train_batches_depend_on_the_seed_only() -> None:
     def epoch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         batches = list(task.train_batches(seed))
         assert {len(labels) for _, labels in batches} == {64}
-        return torch.cat([inputs[0] for inputs, _ in batches]), torch.cat([labels for _, labels in batches])
+        return torch.cat([only(inputs) for inputs, _ in batches]), torch.cat([labels for _, labels in batches])
 
     (images, labels), (same_images, same_labels), (other, _) = epoch(3), epoch(3), epoch(4)
     assert torch.equal(images, same_images)
@@ -83,10 +90,10 @@ def test_shifts_move_an_image_by_one_pixel_at_most() -> None:
 
 
 def test_calibration_is_fixed_and_plain() -> None:
-    batches = list(DigitsTask().calibration_batches())
-    assert [tuple(x.shape) for (x,) in batches] == [(64, 1, 16, 16)] * 4
+    batches = [only(inputs) for inputs in DigitsTask().calibration_batches()]
+    assert [tuple(batch.shape) for batch in batches] == [(64, 1, 16, 16)] * 4
     expected = load_splits()["train"][0][:256]
-    found = torch.cat([x for (x,) in batches])[:, 0, ::2, ::2] * digits.STD + digits.MEAN
+    found = torch.cat(batches)[:, 0, ::2, ::2] * digits.STD + digits.MEAN
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -95,7 +102,7 @@ def test_the_task_is_sound_and_light_to_pickle(model: torch.nn.Module) -> None:
     check_task(task)
     pickled = cloudpickle.dumps(task)
     assert len(pickled) < 1000
-    assert torch.equal(cloudpickle.loads(pickled).example_inputs()[0], task.example_inputs()[0])  # type: ignore[index]
+    assert torch.equal(only(cloudpickle.loads(pickled).example_inputs()), only(task.example_inputs()))
 
 
 def test_unknown_split() -> None:

@@ -155,17 +155,28 @@ function layerCells(line) {
   ];
 }
 
-function showLayers(trial, whole = false) {
-  const place = byId("layers");
-  if (!trial || !data.layers.length) return place.replaceChildren(el("p", { class: "quiet" }, "There is nothing to show."));
+/** The picture of one trial; `whole` also shows the layers after the first 300. */
+function layerPicture(trial, whole = false) {
   const lines = layerLines(trial);
   const shown = whole ? lines : lines.slice(0, FIRST_LAYERS);
   const dropped = data.names.drop.filter((name, i) => trial.choices.drop[i]);
   const heads = ["layer", "channels kept", "rank kept", "bits"].map((text) => el("div", { class: "head" }, text));
-  place.replaceChildren(
+  const picture = el("div", {},
     el("p", {}, `Trial ${trial.number}: ${trial.what}.`),
-    dropped.length ? el("p", {}, "Blocks removed, so that only their shortcut remains: ", ...dropped.flatMap((name, i) => [i ? ", " : "", named(name)])) : "",
-    el("p", { class: "quiet" }, "In network order. An empty cell is a choice that no trial used there. Layers that must keep the same channels lose them together; their share is drawn at the group’s first layer unless each layer’s group is known."),
-    el("div", { class: "layers" }, ...heads, ...shown.flatMap(layerCells)),
-    shown.length < lines.length ? el("button", { type: "button", onclick: () => showLayers(trial, true) }, `Show all ${lines.length} layers`) : "");
+    dropped.length ? el("p", {}, "Blocks removed, so that only their shortcut remains: ", ...dropped.flatMap((name, i) => [i ? ", " : "", named(name)])) : null,
+    el("div", { class: "layers" }, ...heads, ...shown.flatMap(layerCells)));
+  if (shown.length < lines.length) picture.append(el("button", { type: "button", onclick: () => picture.replaceWith(layerPicture(trial, true)) }, `Show all ${lines.length} layers`));
+  return picture;
+}
+
+/** Fills the section "Layer by layer" with the chosen trial and the one kept beside it. */
+function showLayers(trial, beside) {
+  const shown = [trial, beside].filter((item, i, all) => item && all.indexOf(item) === i);
+  if (!shown.length || !data.layers.length) return byId("layers").replaceChildren(el("p", { class: "quiet" }, "There is nothing to show."));
+  const coupled = data.layers.some((layer) => layer.group)
+    ? "Layers that must keep the same channels lose them together and are drawn alike."
+    : "Layers that must keep the same channels lose them together; their share is drawn at the first of them.";
+  return byId("layers").replaceChildren(
+    el("p", { class: "quiet" }, `In network order. An empty cell is a choice that no trial made there. ${coupled}`),
+    el("div", { class: "beside" }, ...shown.map((item) => layerPicture(item))));
 }

@@ -28,11 +28,11 @@ function counted(value) {
   return significant(value / divisor) + unit;
 }
 
-/** A linear scale from [low, high] to pixels, with round ticks. */
-function scale(low, high, start, end) {
+/** A linear scale from [low, high] to pixels, with round ticks about `apart` pixels from each other. */
+function scale(low, high, start, end, apart = 80) {
   if (!(high > low)) [low, high] = [low - (Math.abs(low) || 1) * 0.05, low + (Math.abs(low) || 1) * 0.05];
   const toPixel = (value) => start + ((value - low) / (high - low)) * (end - start);
-  const raw = (high - low) / Math.max(2, Math.abs(end - start) / 80);
+  const raw = (high - low) / Math.max(2, Math.abs(end - start) / apart);
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((n) => n * power).find((size) => size >= raw);
   const ticks = [];

@@ -7,6 +7,9 @@ const choiceIndex = Object.fromEntries(Object.entries(data.names).map(([kind, na
 const front = data.front.map((number) => byNumber.get(number));
 const whole = byNumber.get(data.baseline) ?? null;
 
+const failed = trials.filter((trial) => trial.state === "failed");
+const late = trials.filter((trial) => trial.state !== "failed" && trial.why);
+
 const X_AXES = [
   { title: "latency, share of the uncompressed model →", name: "latency", value: (trial) => trial.ratio, text: times, tick: tickText, budget: info.budget_ratio },
   { title: "latency, ms →", name: "latency", value: (trial) => latencyOf(trial)?.ms, text: (value) => `${significant(value)} ms`, tick: tickText, budget: known(info.budget_ratio) ? info.budget_ratio * info.reference_ms : null },
@@ -21,14 +24,17 @@ const Y_AXES = [
 ];
 
 const state = { x: X_AXES[0], y: Y_AXES[0], budget: null, selected: null, beside: null };
+const rowOf = new Map(); // trial number -> its row in the front's table
 const plot = new Plot(byId("plot"), choose);
 
 function choose(number) {
-  state.selected = number;
   const trial = byNumber.get(number) ?? null;
-  showDetails(trial, byNumber.get(state.beside) ?? null, keep);
-  showLayers(trial);
-  for (const row of byId("front-table").querySelectorAll("tbody tr")) row.classList.toggle("chosen", Number(row.dataset.trial) === number);
+  const beside = byNumber.get(state.beside) ?? null;
+  showDetails(trial, beside, keep);
+  showLayers(trial, beside);
+  rowOf.get(state.selected)?.classList.remove("chosen");
+  rowOf.get(number)?.classList.add("chosen");
+  state.selected = number;
   plot.update(state.budget, number, state.beside);
 }
 
@@ -82,9 +88,8 @@ function resetSlider() {
 
 function fillHeader() {
   byId("title").textContent = `${info.task}: pick a compressed model`;
-  const n = (kind) => trials.filter((trial) => trial.kind === kind).length;
   const count = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-  const counts = [count(trials.length, "trial", "trials"), `${front.length} on the front`, `${n("infeasible")} over the budget`, `${n("failed")} failed`];
+  const counts = [count(trials.length, "trial", "trials"), `${front.length} on the front`, `${late.length} over the budget`, `${failed.length} failed`];
   const goal = known(info.budget_ratio) ? `Budget: ${times(info.budget_ratio)} of the uncompressed latency, ${significant(info.budget_ratio * info.reference_ms)} ms.` : "No latency budget was set.";
   const meaning = front.length ? `No other trial${known(info.budget_ratio) ? " within the budget" : ""} is both faster and better than a point on the front.` : "";
   byId("lead").textContent = `${counts.join(", ")}. ${goal} ${meaning}`;
@@ -114,9 +119,11 @@ function fillFrontTable() {
   const rows = [...new Set([whole, ...front])].filter(Boolean).map((trial) => {
     const latency = latencyOf(trial);
     const button = el("button", { type: "button", onclick: () => choose(trial.number) }, `${trial.number}`);
-    return el("tr", { "data-trial": trial.number }, el("td", {}, button),
+    const row = el("tr", {}, el("td", {}, button),
       numberCell(metricText(trial.file?.metrics.test?.[info.metric])), numberCell(metricText(trial.score)), numberCell(latency ? significant(latency.ms) : DASH),
       numberCell(latency ? `${times(latency.ratio)} ± ${significant(latency.spread, 2)}` : DASH), numberCell(significant(trial.size_mib)), el("td", {}, trial.what));
+    rowOf.set(trial.number, row);
+    return row;
   });
   const heads = ["trial", numberHead(`${info.metric} on test`), numberHead("on selection"), numberHead("latency, ms"), numberHead("share"), numberHead("MiB"), "what was done"];
   byId("front-table").append(rows.length ? table(heads, rows) : el("p", {}, "The front is empty."));
@@ -129,11 +136,11 @@ function drawProgress() {
   const width = Math.max(280, place.clientWidth);
   const size = { left: 52, right: width - 14, top: 24, bottom: 158 };
   const x = scale(0, history.at(-1)[0], size.left, size.right);
-  const y = scale(0, Math.max(...history.map((step) => step[2])) * 1.05 || 1, size.bottom, size.top);
+  const y = scale(0, Math.max(...history.map((step) => step[2])) * 1.05 || 1, size.bottom, size.top, 40);
   const steps = history.map(([n, , area], i) => `${i ? "H" + x.toPixel(n) : "M" + x.toPixel(0) + "," + y.toPixel(0) + "H" + x.toPixel(n)}V${y.toPixel(area)}`).join("");
   const summary = `Hypervolume ${significant(history.at(-1)[2], 4)} after ${history.length} trials and ${significant(history.at(-1)[1] / 60)} minutes`;
   place.replaceChildren(svg("svg", { viewBox: `0 0 ${width} 200`, height: 200, role: "img", "aria-label": summary },
-    axes(x, y, size, "trials ended →", "↑ hypervolume", tickText, tickText), svg("path", { class: "front-line", d: steps })), el("p", { class: "quiet" }, summary + "."));
+    axes(x, y, size, "trials ended →", "↑ hypervolume", (n) => (Number.isInteger(n) ? n : ""), tickText), svg("path", { class: "front-line", d: steps })), el("p", { class: "quiet" }, summary + "."));
 }
 
 /** A folded part whose content is made when it is first opened. */
@@ -147,8 +154,6 @@ const pairs = (values) => el("div", { class: "scroll" }, table(["", ""], Object.
 
 function fillRest() {
   const place = byId("rest");
-  const failed = trials.filter((trial) => trial.state === "failed");
-  const late = trials.filter((trial) => trial.state !== "failed" && trial.why);
   const listed = (rows) => el("div", { class: "scroll" }, table(["trial", "why", "what was asked"], rows));
   if (failed.length) place.append(folded(`Failed trials: ${failed.length}`, () => listed(failed.map((trial) => [trial.number, el("details", {}, el("summary", {}, trial.why), el("pre", {}, trial.error)), trial.what]))));
   if (late.length) place.append(folded(`Trials that are not within the budget: ${late.length}`, () => listed(late.map((trial) => [trial.number, trial.why, trial.what]))));

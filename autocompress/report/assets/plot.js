@@ -47,7 +47,7 @@ class Plot {
     const all = placed.filter((point) => known(point.x) && known(point.y));
     const [xs, ys] = this.ranges(all);
     this.x = scale(...xs, this.size.left, this.size.right);
-    this.y = scale(...ys, this.size.bottom, this.size.top);
+    this.y = scale(...ys, this.size.bottom, this.size.top, 60);
     const inside = (point) => point.x >= this.x.low && point.x <= this.x.high && point.y >= this.y.low && point.y <= this.y.high;
     this.points = all.filter(inside).sort((a, b) => DRAWN_LAST.indexOf(a.trial.kind) - DRAWN_LAST.indexOf(b.trial.kind));
     for (const point of this.points) [point.left, point.top] = [this.x.toPixel(point.x), this.y.toPixel(point.y)];
@@ -57,8 +57,6 @@ class Plot {
     this.picture.replaceChildren(
       axes(this.x, this.y, this.size, view.x.title, view.y.title, view.x.tick, view.y.tick),
       this.runBudget(), this.budgetLine, this.frontLine(), this.whiskers(), this.marks, ...this.points.map((point) => this.mark(point)));
-    const first = this.points.find((point) => point.trial.kind === "front") ?? this.points.at(-1);
-    first?.node.setAttribute("tabindex", "0");
     if (!all.length) this.picture.replaceChildren(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "No trial has both of these numbers."));
   }
 
@@ -80,7 +78,7 @@ class Plot {
   mark(point) {
     const { trial } = point;
     point.node = svg("path", {
-      d: SHAPES[trial.kind], class: `point ${trial.kind} from-${trial.origin}`, transform: `translate(${point.left},${point.top})`, tabindex: "-1", role: "button",
+      d: SHAPES[trial.kind], class: `point ${trial.kind} from-${trial.origin}`, transform: `translate(${point.left},${point.top})`, tabindex: "-1", role: "button", "aria-pressed": "false",
       "aria-label": this.describe(point).join(", "), "data-trial": trial.number,
     });
     return point.node;
@@ -131,7 +129,18 @@ class Plot {
       const point = this.points.find((item) => item.trial.number === number);
       if (point) this.marks.append(svg("circle", { class: kind, cx: point.left, cy: point.top, r: 12 }));
     }
-    for (const point of this.points) point.node.setAttribute("aria-pressed", String(point.trial.number === selected));
+    const chosen = this.points.find((point) => point.trial.number === selected);
+    this.pressed?.node.setAttribute("aria-pressed", "false");
+    chosen?.node.setAttribute("aria-pressed", "true");
+    this.pressed = chosen;
+    this.stopAt(chosen ?? this.points.at(-1));
+  }
+
+  /** Makes one point the plot's stop for the Tab key; the arrow keys go on from it. */
+  stopAt(point) {
+    this.stop?.node.setAttribute("tabindex", "-1");
+    point?.node.setAttribute("tabindex", "0");
+    this.stop = point;
   }
 
   pointOf(node) {
@@ -180,7 +189,7 @@ class Plot {
     event.preventDefault();
     const walk = this.points.filter((point) => point === here || !frontOnly || point.trial.kind === "front" || point.trial.kind === "baseline").sort((a, b) => a.x - b.x || a.y - b.y);
     const next = walk[Math.min(walk.length - 1, Math.max(0, walk.indexOf(here) + step))];
-    for (const point of this.points) point.node.setAttribute("tabindex", point === next ? "0" : "-1");
+    this.stopAt(next);
     next.node.focus();
   }
 }

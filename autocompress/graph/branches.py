@@ -1,0 +1,195 @@
+"""Finds residual blocks in a trace: modules whose output is their input, through a shortcut, plus a branch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx, nn
+
+from autocompress.graph.flow import rule_key
+from autocompress.graph.model_graph import ResidualBranch
+from autocompress.graph.trace import Trace
+
+ACTIVATIONS = {
+    "aten.relu": "nn.ReLU",
+    "aten.relu6": "nn.ReLU6",
+    "aten.silu": "nn.SiLU",
+    "aten.sigmoid": "nn.Sigmoid",
+    "aten.tanh": "nn.Tanh",
+    "aten.hardswish": "nn.Hardswish",
+}
+"""Functions after a residual sum that a torch.nn module without arguments stands for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A branch that could go.
+
+    Attributes:
+        branch: what the user sees.
+        sums: residual sum -> its operand that stays.
+    """
+
+    branch: ResidualBranch
+    sums: dict[fx.Node, fx.Node]
+
+
+@dataclass
+class _Region:
+    """The nodes of one call of a module.
+
+    Attributes:
+        path: of the module.
+        inputs: tensors from outside that it reads, parameters and constants left out.
+        outputs: its nodes that others read.
+    """
+
+    path: str
+    nodes: dict[fx.Node, None] = field(default_factory=dict)
+    inputs: list[fx.Node] = field(default_factory=list)
+    outputs: list[fx.Node] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Trail:
+    """A way from the input of a region to a node.
+
+    Attributes:
+        steps: submodules and activations on the way.
+        sums: sums on the way, each with the operand that is on it.
+        weight: number of parameters on the way; of two ways into a sum, the lighter one is the shortcut.
+    """
+
+    steps: tuple[str, ...] = ()
+    sums: tuple[tuple[fx.Node, fx.Node], ...] = ()
+    weight: int = 0
+
+
+def find_cuts(model: nn.Module, trace: Trace) -> list[Cut]:
+    """Every module that could become its shortcut, nested ones too, in network order."""
+    regions = _regions(trace)
+    n_calls: dict[str, int] = defaultdict(int)
+    for region in regions.values():
+        n_calls[region.path] += 1
+    cuts = []
+    for region in regions.values():
+        once = n_calls[region.path] == 1 and region.path != ""
+        if once and len(region.outputs) == 1 and region.inputs and any(_is_sum(node) for node in region.nodes):
+            cut = _Walk(model, regions, region).cut()
+            if cut is not None:
+                cuts.append(cut)
+    return cuts
+
+
+def innermost(cuts: list[Cut]) -> list[Cut]:
+    """The cuts that hold no other one, so that any choice of them can be made together."""
+    names = [cut.branch.name for cut in cuts]
+    return [cut for cut in cuts if not any(name.startswith(f"{cut.branch.name}.") for name in names)]
+
+
+def _regions(trace: Trace) -> dict[str, _Region]:
+    regions: dict[str, _Region] = {}
+    for node in trace.nodes:
+        for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+            regions.setdefault(key, _Region(path)).nodes[node] = None
+    sources = {node for node in trace.nodes if node in trace.states or node in trace.constants}
+    for region in regions.values():
+        read = {source: None for node in region.nodes for source in node.all_input_nodes}
+        region.inputs = [node for node in read if node not in region.nodes and node not in sources]
+        region.outputs = [node for node in region.nodes if any(user not in region.nodes for user in node.users)]
+    return regions
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """A sum of two tensors of the result's shape."""
+    operands = node.all_input_nodes
+    if rule_key(node) != "aten.add" or len(operands) != 2 or node.kwargs:
+        return False
+    shapes = [item.meta["val"].shape for item in (node, *operands) if isinstance(item.meta.get("val"), Tensor)]
+    return len(shapes) == 3 and shapes[0] == shapes[1] == shapes[2]
+
+
+class _Walk:
+    """Walks back from the output of one region to its input."""
+
+    def __init__(self, model: nn.Module, regions: dict[str, _Region], region: _Region) -> None:
+        self._model = model
+        self._regions = regions
+        self._region = region
+        self._known: dict[fx.Node, _Trail | None] = {}
+
+    def cut(self) -> Cut | None:
+        region = self._region
+        trail = self._trail(region.outputs[0])
+        if trail is None or not trail.sums or not _can_nest(trail.steps):
+            return None
+        layers = tuple(self._layers(trail.steps))
+        branch = ResidualBranch(region.path, layers, trail.steps, len(region.inputs))
+        return Cut(branch, dict(trail.sums)) if layers else None
+
+    def _layers(self, kept: tuple[str, ...]) -> Iterator[str]:
+        """Modules with weights in the region that do not stay."""
+        stays = tuple(f"{self._region.path}.{step}" for step in kept)
+        for path, module in self._model.get_submodule(self._region.path).named_modules(prefix=self._region.path):
+            weights = any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+            if weights and not any(path == stay or path.startswith(f"{stay}.") for stay in stays):
+                yield path
+
+    def _trail(self, node: fx.Node) -> _Trail | None:
+        if node in self._region.inputs:
+            return _Trail()
+        if node not in self._region.nodes:
+            return None
+        if node not in self._known:
+            self._known[node] = self._through_sum(node) if _is_sum(node) else self._through_step(node)
+        return self._known[node]
+
+    def _through_sum(self, node: fx.Node) -> _Trail | None:
+        found = [(trail, operand) for operand in node.all_input_nodes if (trail := self._trail(operand)) is not None]
+        if not found:
+            return None
+        trail, operand = min(found, key=lambda item: (item[0].weight, len(item[0].steps)))
+        return _Trail(trail.steps, (*trail.sums, (node, operand)), trail.weight)
+
+    def _through_step(self, node: fx.Node) -> _Trail | None:
+        """Through the smallest submodule that ends here, or an activation that is called as a function."""
+        source = node.all_input_nodes[0] if node.all_input_nodes else node
+        if rule_key(node) == "aten.relu" and self._starts_at_relu(source):
+            return self._trail(source)
+        stack = list((node.meta.get("nn_module_stack") or {}).keys())
+        for key in reversed(stack):
+            inner = self._regions[key]
+            if inner is self._region:
+                break
+            if inner.outputs == [node] and len(inner.inputs) == 1:
+                step = inner.path.removeprefix(f"{self._region.path}.")
+                size = sum(item.numel() for item in self._model.get_submodule(inner.path).parameters())
+                return self._extend(inner.inputs[0], step, size)
+        name = ACTIVATIONS.get(rule_key(node))
+        return self._extend(source, name, 0) if name is not None else None
+
+    def _starts_at_relu(self, source: fx.Node) -> bool:
+        """Whether the input reaches this node as it is and is never negative: a ReLU then changes nothing."""
+        trail = self._trail(source)
+        return trail is not None and not trail.steps and all(_is_nonnegative(item) for item in self._region.inputs)
+
+    def _extend(self, source: fx.Node, step: str, weight: int) -> _Trail | None:
+        trail = self._trail(source)
+        return None if trail is None else _Trail((*trail.steps, step), trail.sums, trail.weight + weight)
+
+
+def _can_nest(steps: tuple[str, ...]) -> bool:
+    """Whether the steps can run as nested sequences under their own paths: each once, those of one parent together."""
+    paths = [step for step in steps if not step.startswith("nn.")]
+    parents = [path.split(".")[0] for path in paths]
+    runs = [parent for place, parent in enumerate(parents) if place == 0 or parents[place - 1] != parent]
+    return len(set(paths)) == len(paths) and len(set(runs)) == len(runs)
+
+
+def _is_nonnegative(node: fx.Node) -> bool:
+    """Whether a value comes from a ReLU, perhaps through a max pooling; dropping blocks before it changes nothing."""
+    while rule_key(node) == "aten.max_pool2d":
+        node = node.all_input_nodes[0]
+    return rule_key(node) == "aten.relu"

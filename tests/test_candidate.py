@@ -1,0 +1,55 @@
+"""Candidates: canonical form, digests, ranges."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autocompress.candidate import Candidate
+from autocompress.errors import InputError
+
+names = st.text(min_size=1, max_size=8)
+candidates = st.builds(
+    Candidate,
+    prune_ratio=st.dictionaries(names, st.floats(0, 0.9375)),
+    drop=st.frozensets(names),
+    rank_ratio=st.dictionaries(names, st.one_of(st.none(), st.floats(0.0625, 1))),
+    weight_bits=st.dictionaries(names, st.sampled_from([8, 32])),
+)
+
+
+@given(candidates)
+def test_json_round_trip(candidate: Candidate) -> None:
+    again = Candidate.from_dict(json.loads(candidate.to_json()))
+    assert again == candidate
+    assert again.digest == candidate.digest
+    assert hash(again) == hash(candidate)
+
+
+def test_order_and_choices_that_change_nothing_do_not_matter() -> None:
+    one = Candidate(prune_ratio={"b": 0.5, "a": 0.25, "c": 0.0}, weight_bits={"a": 32, "b": 8})
+    other = Candidate(prune_ratio={"a": 0.25, "b": 0.5}, weight_bits={"b": 8}, rank_ratio={"a": None})  # type: ignore[dict-item]
+    assert one.digest == other.digest
+    assert not one.is_baseline
+    assert Candidate(prune_ratio={"c": 0.0}, weight_bits={"a": 32}).is_baseline
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"prune_ratio": {"conv": 1.0}}, "'conv' has 1.0"),
+        ({"rank_ratio": {"conv": 0.0}}, "'conv' has 0.0"),
+        ({"weight_bits": {"conv": 1}}, "'conv' has 1"),
+    ],
+)
+def test_values_out_of_range_are_named(values: dict[str, dict[str, float]], shown: str) -> None:
+    with pytest.raises(InputError, match=shown):
+        Candidate(**values)  # type: ignore[arg-type]
+
+
+def test_unknown_keys_are_refused() -> None:
+    with pytest.raises(InputError, match="prune_ration"):
+        Candidate.from_dict({"prune_ration": {}})
