@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autocompress.artifact import load
+    from autocompress.automl import resume, search
     from autocompress.candidate import Candidate
     from autocompress.compress import compress
     from autocompress.config import DistillSettings
-    from autocompress.distill import distill
+    from autocompress.distillation import distill
     from autocompress.errors import AutocompressError
-    from autocompress.export import export
     from autocompress.graph import ModelGraph, inspect_model
     from autocompress.latency import Measurement, measure_latency, measure_paired
     from autocompress.pareto import ParetoFront
     from autocompress.records import TrialRecord
-    from autocompress.search import resume, search
+    from autocompress.runtimes import export
     from autocompress.space import SearchSpace
     from autocompress.task import SupervisedTask, Task, load_task
 
@@ -36,15 +36,15 @@ _HOMES = {
     "Task": "task",
     "TrialRecord": "records",
     "compress": "compress",
-    "distill": "distill",
-    "export": "export",
+    "distill": "distillation",
+    "export": "runtimes",
     "inspect_model": "graph",
     "load": "artifact",
     "load_task": "task",
     "measure_latency": "latency",
     "measure_paired": "latency",
-    "resume": "search",
-    "search": "search",
+    "resume": "automl",
+    "search": "automl",
 }
 
 __all__ = [

@@ -63,7 +63,9 @@ def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.
     try:
         load_model(student, str(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{weights} must hold the weights of this model, compressed by its recipe, but: {error}") from error
+        raise InputError(
+            f"{weights} must hold the weights of this model, compressed by its recipe, but: {error}"
+        ) from error
     return student.eval(), recipe
 
 
@@ -128,7 +130,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise InputError(f"a compressed model's folder holds {MANIFEST}, but {folder} does not; name a folder in RUN/front/")
+        raise InputError(
+            f"a compressed model's folder holds {MANIFEST}, but {folder} does not; name a folder in RUN/front/"
+        )
     data = _read_json(manifest)
     if data.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{manifest} has schema {data.get('schema')!r}, but this version reads {SCHEMA_VERSION}")

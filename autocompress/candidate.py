@@ -1,4 +1,4 @@
-"""One point of a search space: a prune ratio by channel group, a drop by residual branch, a rank ratio and bits by layer."""
+"""One point of a search space: prune ratios by channel group, drops by residual branch, ranks and bits by layer."""
 
 from __future__ import annotations
 

@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--run-dir", type=Path, help="new folder for the run (default: runs/TASK)")
     search.add_argument("--config", type=Path, help="YAML file with any of these settings and `distill`; flags win")
     search.add_argument("--space", help="name in search_spaces/ or a .yaml file (default: default)")
-    search.add_argument("--latency-budget", help="0.5x of the uncompressed latency, or 2.0ms (default: the whole front)")
+    search.add_argument(
+        "--latency-budget", help="0.5x of the uncompressed latency, or 2.0ms (default: the whole front)"
+    )
     search.add_argument("--trials", dest="n_trials", type=int, help="trials in all (default: 40)")
     search.add_argument("--minutes", type=float, help="time limit of the trials (default: none)")
     search.add_argument("--workers", dest="n_workers", type=int, help="trials at the same time (default: one per core)")
@@ -145,15 +147,15 @@ def _search(
 
 
 def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:
+    from autocompress.automl import run_new
     from autocompress.config import SearchSettings
-    from autocompress.search import run_new
 
     run_new(task, SearchSettings.from_dict(settings), run_dir)
     _show(run_dir)
 
 
 def _resume(run_dir: Path, n_trials: int | None, minutes: float | None) -> None:
-    from autocompress.search import resume
+    from autocompress.automl import resume
 
     resume(run_dir, n_trials=n_trials, minutes=minutes)
     _show(run_dir)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.candidate import Candidate
 from autocompress.errors import InputError
-from autocompress.records import TrialRecord
+from autocompress.records import Latency, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ class ParetoFront:
 
     @property
     def hypervolume(self) -> float:
-        """Area over (latency ratio, metric) against the reference point (1.0, 0.0); in [0, 1] for a metric in [0, 1]."""
+        """Area over (latency ratio, metric) against the reference (1.0, 0.0); in [0, 1] for a metric in [0, 1]."""
         costs = np.array([[ratio(point), -score(point, self.metric)] for point in self.points]).reshape(-1, 2)
         return hypervolume(costs, (1.0, 0.0))
 
@@ -129,17 +130,18 @@ class ParetoFront:
         """One row per point, fastest first; columns documented in `docs/results.md`."""
         import pandas as pd
 
-        return pd.DataFrame([_row(point, self.metric) for point in self.points])
+        rows = [_row(point, self.metric) for point in self.points]
+        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(_row(_NO_POINT, self.metric)))
 
 
 def ratio(record: TrialRecord) -> float:
-    """Latency as a share of the uncompressed model's: from the exported file where there is one, else from the search."""
+    """Latency as a share of the uncompressed model's: of the exported file where there is one, else of the search."""
     latency = record.file.latency if record.file is not None else record.latency
     return float("nan") if latency is None else latency.ratio
 
 
 def score(record: TrialRecord, metric: str) -> float:
-    """The metric on the selection split: of the exported file where there is one, else of the search's student."""
+    """The metric on the selection split: of the exported file where there is one, else of the student."""
     metrics = record.file.metrics.get("selection", {}) if record.file is not None else record.metrics
     return metrics.get(metric, float("nan"))
 
@@ -164,8 +166,9 @@ def front_of(records: Sequence[TrialRecord], metric: str, budget: float | None, 
     if complete and not feasible:
         feasible = sorted(complete, key=ratio)[:3]
         reason = (
-            f"no trial is within {budget:.3g}x of the uncompressed latency; the fastest of {len(complete)} "
-            f"({feasible[0].name}) has {ratio(feasible[0]):.3g}x; offer stronger choices in the space, or raise the budget"
+            f"no trial is within {budget:.3g}x of the uncompressed latency; the fastest of "
+            f"{len(complete)} ({feasible[0].name}) has {ratio(feasible[0]):.3g}x; "
+            "offer stronger choices in the space, or raise the budget"
         )
     costs = np.array([[ratio(record), -score(record, metric)] for record in feasible]).reshape(-1, 2)
     points = [record for record, marked in zip(feasible, non_dominated(costs), strict=True) if marked]
@@ -194,6 +197,9 @@ def budget_ratio(text: str, reference_ms: float) -> float:
     if unit not in ("x", "ms") or not np.isfinite(value) or value <= 0:
         raise InputError(f"{form}, but got {text!r}")
     return value if unit == "x" else value / reference_ms
+
+
+_NO_POINT = TrialRecord(0, "complete", "baseline", Candidate(), latency=Latency(1.0, 0.0, 0.0, 0))
 
 
 def _row(point: TrialRecord, metric: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What a trial gave, as data: one JSON object per trial, the same in the study, in `trials.jsonl` and in a front point."""
+"""What a trial gave, as data: one JSON object per trial, the same in the study and in `trials.jsonl`."""
 
 from __future__ import annotations
 
@@ -61,6 +61,12 @@ class FileNumbers:
     size_mib: float
     max_abs_diff: float
     agreement: float
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FileNumbers:
+        """From the JSON values of a record or a manifest; KeyError or TypeError when they are not."""
+        metrics = {split: _with_nan(values) for split, values in data["metrics"].items()}
+        return cls(**{**data, "metrics": metrics, "latency": Latency(**_with_nan(data["latency"]))})
 
 
 @dataclass(frozen=True)
@@ -128,15 +134,16 @@ class TrialRecord:
         schema = values.pop("schema", None)
         if schema != SCHEMA_VERSION:
             raise InputError(
-                f"trial records of schema {SCHEMA_VERSION} can be read, but got {schema!r}; use the version that wrote them"
+                f"trial records of schema {SCHEMA_VERSION} can be read, but got {schema!r}; "
+                "use the version that wrote them"
             )
         try:
             values["candidate"] = Candidate.from_dict(values["candidate"])
-            values["latency"] = Latency(**values["latency"]) if values["latency"] else None
-            values["rungs"] = tuple(Rung(**rung) for rung in values["rungs"])
+            values["metrics"] = _with_nan(values["metrics"])
+            values["latency"] = Latency(**_with_nan(values["latency"])) if values["latency"] else None
+            values["rungs"] = tuple(Rung(rung["steps"], _with_nan(rung["metrics"])) for rung in values["rungs"])
             values["size_mib"] = math.nan if values["size_mib"] is None else values["size_mib"]
-            if values["file"]:
-                values["file"] = FileNumbers(**{**values["file"], "latency": Latency(**values["file"]["latency"])})
+            values["file"] = FileNumbers.from_dict(values["file"]) if values["file"] else None
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"a trial record is damaged: {error}") from error
@@ -150,6 +157,11 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return value
+
+
+def _with_nan(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a figure that is null was one."""
+    return {name: math.nan if value is None else value for name, value in figures.items()}
 
 
 def write_records(path: Path, records: Iterable[TrialRecord]) -> None:

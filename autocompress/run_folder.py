@@ -80,26 +80,32 @@ class RunFolder:
 
     @property
     def info(self) -> Path:
+        """Settings and facts of the run."""
         return self.path / "run.json"
 
     @property
     def study(self) -> Path:
+        """The study, the one source of truth."""
         return self.path / "study.journal"
 
     @property
     def records(self) -> Path:
+        """A trial record per line."""
         return self.path / "trials.jsonl"
 
     @property
     def table(self) -> Path:
+        """The front as a table."""
         return self.path / "front.csv"
 
     @property
     def report(self) -> Path:
+        """The report."""
         return self.path / "report.html"
 
     @property
     def front(self) -> Path:
+        """A folder for each point of the front."""
         return self.path / "front"
 
     @property
@@ -109,6 +115,7 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
+        """Held by the driver."""
         return self.path / ".lock"
 
     def trial(self, name: str) -> Path:

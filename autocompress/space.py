@@ -170,7 +170,7 @@ class SearchSpace:
 
     def sample(self, seed: int) -> Candidate:
         """A candidate with every choice drawn uniformly."""
-        rng = random.Random(seed)  # noqa: S311 - not for secrets
+        rng = random.Random(seed)
         return self.candidate({knob.name: rng.choice(knob.choices) for knob in self.knobs})
 
     def uniform(
@@ -288,7 +288,7 @@ def _on_channel_grid(choices: Iterable[Choice], group: ChannelGroup, grid: int) 
     for choice in choices:
         kept = group.n_channels * (1 - _number(choice))
         on_grid = max(step, round(kept / step) * step) if choice else group.n_channels
-        snapped.append(1 - min(on_grid, group.n_channels) / group.n_channels)
+        snapped.append((group.n_channels - min(on_grid, group.n_channels)) / group.n_channels)
     return tuple(dict.fromkeys(snapped))
 
 

@@ -324,7 +324,7 @@ def _import_module(name: str, spec: str) -> ModuleType:
 
 def _import_file(path: Path, name: str, spec: str) -> ModuleType:
     file_spec = importlib.util.spec_from_file_location(name, path)
-    assert file_spec is not None and file_spec.loader is not None, "a .py suffix always has a loader"  # noqa: S101
+    assert file_spec is not None and file_spec.loader is not None, "a .py suffix always has a loader"
     module = importlib.util.module_from_spec(file_spec)
     sys.modules[name] = module
     try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
@@ -18,7 +17,7 @@ from autocompress.compress.recipe import Recipe, resolve
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.task import Inputs, as_inputs
 
-__all__ = ["Recipe", "compress", "is_quantized", "rebuild", "repair_", "resolve"]
+__all__ = ["Recipe", "compress", "is_quantized", "rebuild", "resolve"]
 
 
 def compress(
@@ -46,34 +45,32 @@ def compress(
     """
     graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
     recipe = resolve(model, graph, candidate)
-    student = rebuild(model, graph, recipe)
-    repair_(student, recipe, [as_inputs(inputs) for inputs in calibration])
-    return student
+    return rebuild(model, graph, recipe, [as_inputs(inputs) for inputs in calibration])
 
 
-def rebuild(model: nn.Module, graph: ModelGraph, recipe: Recipe) -> nn.Module:
-    """The structure of a recipe, on a copy of the model, with weights taken from it and nothing repaired yet.
+def rebuild(
+    model: nn.Module, graph: ModelGraph, recipe: Recipe, calibration: Sequence[Inputs] | None = None
+) -> nn.Module:
+    """Applies a recipe to a copy of the model.
+
+    Args:
+        model: the uncompressed model.
+        graph: of the model.
+        recipe: what to do.
+        calibration: batches from which batch-norm statistics and then 8-bit ranges follow, without training. None
+            leaves both unset, for weights that are loaded afterwards.
 
     Raises:
-        CompressionError: the recipe does not fit the model.
+        CompressionError: the recipe does not fit the model, or 8-bit layers have no calibration batches.
     """
     student = copy.deepcopy(model).eval()
     drop_branches_(student, graph, recipe.dropped)
     remove_channels_(student, graph, recipe.removed)
     for path, rank in recipe.ranks.items():
         factorize_(student, path, rank)
+    if calibration and (recipe.dropped or recipe.removed or recipe.ranks):
+        reestimate_norms_(student, calibration)  # before any rounding, whose ranges depend on the norms
     quantize_(student, graph.layers, recipe.bits)
+    if calibration is not None and recipe.bits:
+        calibrate_(student, calibration)
     return student
-
-
-def repair_(student: nn.Module, recipe: Recipe, calibration: list[Inputs]) -> None:
-    """Sets what follows from data without training: batch-norm statistics, then 8-bit ranges; in place.
-
-    Raises:
-        CompressionError: 8-bit layers without calibration batches.
-    """
-    with torch.no_grad():
-        if calibration and (recipe.dropped or recipe.removed or recipe.ranks):
-            reestimate_norms_(student, calibration)
-        if recipe.bits:
-            calibrate_(student, calibration)

@@ -1,7 +1,7 @@
 """Replaces a layer by two thinner ones through a truncated singular value decomposition of its weight.
 
-Linear (out, in): in -> rank -> out. Conv2d, channel scheme (Zhang et al. 2015, arXiv:1505.06798): a k x k convolution to
-`rank` channels, then 1 x 1 to `out`. The singular values are split evenly, so that both factors have the same norm.
+Linear (out, in): in -> rank -> out. Conv2d, channel scheme (Zhang et al. 2015, arXiv:1505.06798): a k x k convolution
+to `rank` channels, then 1 x 1 to `out`. Singular values are split evenly between the factors.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Replaces layers by their 8-bit counterparts: the rounding that an integer kernel does, simulated so that it can be trained.
+"""Replaces layers by 8-bit counterparts: the rounding of an integer kernel, simulated so that it can be trained.
 
 Scheme (Jacob et al. 2018, arXiv:1712.05877): weights int8, symmetric, one scale per output channel; activations uint8,
 asymmetric, one scale per tensor. Gradients pass straight through the rounding (Bengio et al. 2013, arXiv:1308.3432).
-Where a quantizer stands follows the integer kernels: a convolution with its batch norm and ReLU is one unit, whose input,
-weight and output are quantized, and an output that only feeds quantized layers is covered by their input quantizers.
+Where a quantizer stands follows the integer kernels: a convolution with its batch norm and ReLU is one unit, whose
+input, weight and output are quantized; an output that only feeds quantized layers is covered by their input quantizers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ActivationQuantizer(nn.Module):
     Args:
         non_negative: clamp the range at zero from below, because a ReLU follows.
 
-    In calibration the range grows to what is seen; in training it follows by a moving average; in evaluation it is fixed.
+    In calibration the range grows to what is seen; in training it follows by a moving average; else it is fixed.
     """
 
     low: Tensor

@@ -1,4 +1,4 @@
-"""A candidate resolved against a model: which channels go, which rank each layer gets. It rebuilds the same structure."""
+"""A candidate resolved against a model: which channels go, which rank each layer gets; replays to the same model."""
 
 from __future__ import annotations
 

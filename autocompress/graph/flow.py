@@ -140,8 +140,8 @@ def fixed(value: Any, why: str) -> Value:
 
 def _freeze_inputs(node: fx.Node, flow: Flow, why: str) -> None:
     for source in node.all_input_nodes:
-        if isinstance(flow.values.get(source), tuple):
-            flow.dims(source)
+        if isinstance(flow.values.get(source), tuple) and len(flow.dims(source)) > 1:
+            flow.play(source, 0, PRODUCER)  # so that a layer that only meets ops without rules is listed as frozen
         _freeze_value(flow.values.get(source), flow, why)
 
 

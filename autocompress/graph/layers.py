@@ -66,9 +66,15 @@ def _calls(model: nn.Module, trace: Trace) -> dict[str, list[fx.Node]]:
         if kind is None:
             continue
         path = module_path(node)
-        if isinstance(model.get_submodule(path), kind[0]):
+        if is_plain(model.get_submodule(path), kind[0]):
             calls[path].append(node)
     return calls
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module computes exactly what this torch layer does; a subclass with a forward of its own does not."""
+    same = type(module).forward is kind.forward
+    return same and getattr(type(module), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
 
 
 def _weight_readers(trace: Trace, path: str) -> list[fx.Node]:

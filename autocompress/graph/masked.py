@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from autocompress.graph.flow import Flow, Value, rule_key
 from autocompress.graph.labels import Dim, Fixed, Slots
 from autocompress.graph.trace import is_in_place
 
-REDUCTIONS = ("mean", "amax", "amin", "logsumexp", "softmax", "log_softmax", "_softmax", "_log_softmax")
+REDUCTIONS = ("mean", "amax", "amin", "var", "std", "logsumexp", "softmax", "log_softmax", "_softmax", "_log_softmax")
 COMPACT = frozenset(f"aten.{name}" for name in (*REDUCTIONS, "layer_norm", "rms_norm", "group_norm"))
 """Ops that a masked slot would disturb: they are run on the slots that are left."""
 
@@ -38,38 +37,41 @@ class MaskedRun:
         self._gone = np.isin(component, np.fromiter(removed, dtype=np.int64, count=len(removed)))
 
     def outputs(self, states: Mapping[str, Tensor], inputs: list[Any]) -> list[Tensor]:
-        """The model's output tensors, flat, for these parameters and buffers and these flat inputs."""
+        """The model's output tensors for these parameters and buffers and these flat inputs.
+
+        Values live until their last use, and masked parameters only while they are used.
+        """
         trace = self._flow.trace
-        waiting = dict(zip(trace.inputs, inputs, strict=True))
-        values: dict[fx.Node, Any] = {}
+        values: dict[fx.Node, Any] = {**trace.constants, **dict(zip(trace.inputs, inputs, strict=True))}
+
+        def read(node: fx.Node) -> Any:
+            if node in trace.states:
+                return self._mask(states[trace.states[node]].detach(), self._flow.values[node])
+            return values[node]
+
         last_use = {source: node for node in trace.nodes for source in node.all_input_nodes}
         dying: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         for source, node in last_use.items():
             dying[node].append(source)
         for node in trace.nodes:
             if node.op == "output":
-                result = fx.map_arg(node.args, lambda item: values[item])
-                return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-            source_node = node.op == "placeholder"
-            value = self._source(node, states, waiting) if source_node else self._call(node, values)
-            values[node] = self._mask(value, self._flow.values.get(node))
+                break
+            if node.op != "placeholder":
+                values[node] = self._mask(self._call(node, read), self._flow.values.get(node))
             for source in dying[node]:
-                del values[source]
-        raise AssertionError("a trace ends with its output node")
+                values.pop(source, None)
+        return [value for node in trace.outputs if isinstance(value := read(node), Tensor)]
 
-    def _source(self, node: fx.Node, states: Mapping[str, Tensor], waiting: dict[fx.Node, Any]) -> Any:
-        trace = self._flow.trace
-        if node in trace.states:
-            return states[trace.states[node]].detach()
-        return trace.constants[node] if node in trace.constants else waiting[node]
-
-    def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    def _call(self, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
         if node in self._sums:
-            return values[self._sums[node]]
+            return read(self._sums[node])
+        if node.op == "get_attr":
+            return getattr(node.graph.owning_module, str(node.target))
         target: Any = node.target
         compact = rule_key(node) in COMPACT
-        read = (lambda item: self._compact(values[item], item)) if compact else values.__getitem__
-        arguments: Any = fx.map_arg((node.args, node.kwargs), read)
+        arguments: Any = fx.map_arg(
+            (node.args, node.kwargs), (lambda item: self._compact(read(item), item)) if compact else read
+        )
         args, kwargs = arguments
         if is_in_place(node):
             args = (args[0].clone(), *args[1:])

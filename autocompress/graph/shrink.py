@@ -34,7 +34,9 @@ def remove_(model: nn.Module, removed: Removed) -> None:
     _shrink_(model, group_slots(removed))
     for group, channels in removed:
         for item in group.attributes:
-            module = model.get_submodule(item.module)
+            module = module_at(model, item.module)
+            if module is None:  # it went with a dropped branch
+                continue
             setattr(module, item.name, getattr(module, item.name) - item.step * len(set(channels)))
 
 
@@ -60,11 +62,16 @@ def _shrink_(model: nn.Module, slots: GoneSlots) -> None:
 def tensor_at(model: nn.Module, path: str) -> Tensor | None:
     """The parameter or buffer of that path, if there is one."""
     holder, _, name = path.rpartition(".")
+    tensor = getattr(module_at(model, holder), name, None)
+    return tensor if isinstance(tensor, Tensor) else None
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module of that path, if there is one."""
     try:
-        tensor = getattr(model.get_submodule(holder), name)
+        return model.get_submodule(path)
     except AttributeError:
         return None
-    return tensor if isinstance(tensor, Tensor) else None
 
 
 def _aliases(model: nn.Module) -> dict[int, list[tuple[str, str]]]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from autocompress.errors import InputError
+
 ExampleInputs = tuple[Tensor, ...] | dict[str, Tensor]
 
 FRESH = frozenset(
@@ -36,7 +38,7 @@ class Trace:
         states: placeholder -> dotted path of its parameter or buffer; tied tensors all have their first path.
         inputs: placeholders of the example inputs, in order.
         constants: placeholder -> the tensor made while tracing that it stands for.
-        outputs: the nodes that the model returns.
+        outputs: the nodes that the model returns, in order; changed buffers are not among them.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -56,9 +58,16 @@ def split_inputs(example_inputs: Tensor | ExampleInputs) -> tuple[tuple[Tensor, 
 
 
 def share_parameters(model: nn.Module) -> nn.Module:
-    """A copy of the model in evaluation mode that shares its parameters (no memory) and owns its buffers."""
+    """A copy of the model in evaluation mode that shares its parameters (no memory) and owns its buffers.
+
+    Raises:
+        InputError: the model cannot be copied.
+    """
     memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, memo).eval()
+    try:
+        return copy.deepcopy(model, memo).eval()
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"the model must survive copy.deepcopy, which compression works on, but: {error}") from error
 
 
 def trace_model(model: nn.Module, example_inputs: Tensor | ExampleInputs) -> Trace:
@@ -126,8 +135,9 @@ def _read(program: torch.export.ExportedProgram, first_names: dict[str, str]) ->
             constants[node] = program.constants[lifted[node.name]]
         else:
             inputs.append(node)
-    outputs = program.graph.output_node().all_input_nodes
-    return Trace(tuple(program.graph.nodes), states, tuple(inputs), constants, tuple(outputs))
+    named = {node.name: node for node in program.graph.nodes}
+    outputs = tuple(named[name] for name in signature.user_outputs if isinstance(name, str) and name in named)
+    return Trace(tuple(program.graph.nodes), states, tuple(inputs), constants, outputs)
 
 
 def _blame(error: Exception) -> str:

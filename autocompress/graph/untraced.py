@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
+from autocompress.graph.layers import KINDS, is_plain
 from autocompress.graph.model_graph import Frozen, Layer, ModelGraph
 from autocompress.graph.trace import ExampleInputs, split_inputs
 
@@ -44,7 +45,8 @@ def untraced_graph(probe: nn.Module, example_inputs: Tensor | ExampleInputs, rea
 def _record(probe: nn.Module, example_inputs: Tensor | ExampleInputs, reason: str) -> dict[str, list[torch.Size]]:
     """Output shapes of each linear and convolution, by path, in order of the first call."""
     outputs: dict[str, list[torch.Size]] = defaultdict(list)
-    paths = {module: path for path, module in probe.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    kinds = [kind for kind, _ in KINDS.values()]
+    paths = {module: path for path, module in probe.named_modules() if any(is_plain(module, kind) for kind in kinds)}
     handles = [
         module.register_forward_hook(lambda module, _, output: outputs[paths[module]].append(output.shape))
         for module in paths

@@ -65,15 +65,15 @@ class Rehearsal:
         return self._failure(masked, lambda copy: cut_branches_(copy, branches), "cut")
 
     def _failure(self, masked: MaskedRun, change_: Callable[[nn.Module], None], what: str) -> str | None:
-        copy = share_parameters(self._probe)
         try:
-            change_(copy)
-            found = self._run(copy)
+            found = self._run(change_)
         except Exception as error:  # the user's forward may raise anything on shapes it does not expect
             return f"a {what} copy fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
         return _difference(self._masked(masked), found, what)
 
-    def _run(self, model: nn.Module) -> list[Tensor]:
+    def _run(self, change_: Callable[[nn.Module], None]) -> list[Tensor]:
+        model = share_parameters(self._probe)
+        change_(model)
         with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             outputs = model(*self._args, **self._kwargs)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from autocompress.export import runtime_named
 from autocompress.latency.clock import PairedTiming, time_pair
 from autocompress.latency.turns import Turns
+from autocompress.runtimes import Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
-__all__ = ["Measurement", "PairedTiming", "Turns", "measure_latency", "measure_paired", "time_pair"]
+__all__ = ["Measurement", "PairedTiming", "Turns", "measure_latency", "measure_paired", "time_sessions"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,18 @@ def measure_paired(
     """
     inputs = as_inputs(example_inputs)
     target = runtime_named(runtime)
-    sessions = [target.load(Path(path), n_threads) for path in (file, reference)]
-    fed = [session.prepare(inputs) for session in sessions]
-    with Turns().measure():
-        return time_pair(lambda: sessions[0].run(fed[0]), lambda: sessions[1].run(fed[1]), n_rounds)
+    loaded = [target.load(Path(path), n_threads) for path in (file, reference)]
+    return time_sessions(loaded[0], loaded[1], inputs, n_rounds)
+
+
+def time_sessions(
+    candidate: Session, reference: Session, inputs: Inputs, n_rounds: int = 9, turns: Turns | None = None
+) -> PairedTiming:
+    """As `measure_paired`, for files that are loaded already; `turns` counts the time spent waiting.
+
+    Raises:
+        InputError: the inputs are not of the files' shapes.
+    """
+    fed, reference_fed = candidate.prepare(inputs), reference.prepare(inputs)
+    with (turns or Turns()).measure():
+        return time_pair(lambda: candidate.run(fed), lambda: reference.run(reference_fed), n_rounds)

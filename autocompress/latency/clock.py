@@ -43,8 +43,8 @@ class PairedTiming:
 def time_pair(candidate: Run, reference: Run, n_rounds: int = 9) -> PairedTiming:
     """Times `candidate` against `reference`, both of them runs without arguments.
 
-    Each timed run follows an untimed one of the same model, so that caches hold what they hold in steady use. Rounds are
-    apart in time, so that a short disturbance spoils one of them, not the median.
+    Each timed run follows an untimed one of the same model, so that caches hold what they hold in steady use. Rounds
+    are apart in time, so that a short disturbance spoils one of them, not the median.
 
     Raises:
         MeasurementError: the clock gave nothing usable.

@@ -1,9 +1,9 @@
 """Turns at the cores of one machine: many may compute at once, but a measurement waits until it is alone.
 
-Two advisory file locks, shared by all processes of the user on this machine. Computing processes hold the "cores" lock
-shared, for one short piece of work at a time; a measurement holds it exclusively. Whoever measures first takes the "gate",
-through which everyone passes to compute, so that a stream of short pieces cannot starve it. The kernel drops the locks of a
-killed process, so nothing has to be cleaned up.
+Two advisory file locks, shared by all processes of the user on this machine. Computing processes hold the "cores"
+lock shared, for one short piece of work at a time; a measurement holds it exclusively. Whoever measures first takes
+the "gate", through which everyone passes to compute, so that a stream of short pieces cannot starve it. The kernel
+drops the locks of a killed process, so nothing has to be cleaned up.
 """
 
 from __future__ import annotations

@@ -49,6 +49,19 @@ def test_all_three_on_one_layer(model: nn.Module, graph: ModelGraph) -> None:
     assert torch.equal(copy.deepcopy(student).eval()(*INPUTS), student.eval()(*INPUTS))
 
 
+def test_norms_are_estimated_before_rounding(model: nn.Module, graph: ModelGraph) -> None:
+    pruned = Candidate(prune_ratio={"stage1.0.conv1": 0.5})
+    both = Candidate(prune_ratio={"stage1.0.conv1": 0.5}, weight_bits={layer.path: 8 for layer in graph.layers})
+    one = compress(model, pruned, INPUTS, CALIBRATION, graph=graph)
+    other = compress(model, both, INPUTS, CALIBRATION, graph=graph)
+    x = CALIBRATION[0][0]
+    noise, signal = (one(x) - other(x)).pow(2).mean(), one(x).var()
+    assert noise < 10 ** (-20 / 10) * signal, "8 bits on top of pruning keep a signal-to-noise ratio above 20 dB"
+    for name, norm in one.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert torch.equal(norm.running_var, other.get_submodule(name).running_var)  # type: ignore[arg-type]
+
+
 def test_every_sampled_candidate_of_the_default_space_runs(model: nn.Module, graph: ModelGraph) -> None:
     space = SearchSpace.load("default", graph)
     for seed in range(4):

@@ -24,7 +24,8 @@ def reduced_dims(node: fx.Node, rank: int) -> set[int]:
     """The dimensions that a reduction, softmax or layer norm runs over."""
     if has_argument(node, "normalized_shape"):
         return set(range(rank - len(argument(node, "normalized_shape")), rank))
-    given = argument(node, "dim") if has_argument(node, "dim") else None
+    name = next((item for item in ("dim", "dims") if has_argument(node, item)), None)
+    given = argument(node, name) if name is not None else None
     if given is None or given == []:
         return set(range(rank))
     return {axis(item, rank) for item in (given if isinstance(given, (list, tuple)) else [given])}
@@ -37,12 +38,20 @@ def _drop(dims: Dims, gone: set[int], keep: bool) -> Dims:
     return tuple(dim for place, dim in enumerate(dims) if place not in gone)
 
 
+def norm(node: fx.Node, flow: Flow) -> Dims:
+    """A vector norm, to which zeros add nothing unless its order is negative."""
+    order = argument(node, "ord" if has_argument(node, "ord") else "p")
+    if isinstance(order, (int, float)) and order < 0:
+        raise NoRuleError(f"a norm of negative order {order}")
+    return reduce(node, flow)
+
+
 def reduce_fixed(node: fx.Node, flow: Flow) -> Dims | list[Dims]:
     """Reductions whose result counts or picks slots: the reduced dimension keeps its size."""
     dims = flow.dims(node.args[0])
     gone = reduced_dims(node, len(dims))
     for place in gone:
-        flow.labels.freeze(dims[place], f"is reduced by {node.target}, whose result names slots")
+        flow.labels.freeze(dims[place], f"is reduced by {node.target}, which depends on each single slot")
     result = _drop(dims, gone, bool(argument(node, "keepdim")) if has_argument(node, "keepdim") else False)
     value = node.meta.get("val")
     return [result for _ in value] if isinstance(value, (tuple, list)) else result
@@ -101,8 +110,9 @@ def _table(names: str, rule: Callable[[fx.Node, Flow], object]) -> dict[str, Rul
 
 
 REDUCE: dict[str, Rule] = {
-    **_table("sum mean amax amin logsumexp", reduce),
-    **_table("argmax argmin max min any all prod median topk var std norm linalg_vector_norm", reduce_fixed),
+    **_table("sum mean amax amin logsumexp var std", reduce),
+    **_table("argmax argmin max min any all prod median topk", reduce_fixed),
+    **_table("norm linalg_vector_norm", norm),
     **_table("softmax log_softmax _softmax _log_softmax", softmax),
     **_table("cumsum cumprod flip roll sort", along("is mixed in the order of its slots")),
     **_table("matmul bmm mm", matmul),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import ExportError, InputError
-from autocompress.export.model_file import write_onnx
+from autocompress.runtimes.model_file import write_onnx
 from autocompress.task import Inputs
 
 Feed = dict[str, NDArray[np.generic]]
@@ -76,8 +76,10 @@ class CpuSession:
         outputs = []
         for start in range(0, n_samples, chunk):
             indices = torch.arange(start, start + chunk).clamp(max=n_samples - 1)
-            part = {key: value[indices] for key, value in inputs.items()} if isinstance(inputs, dict) else tuple(
-                value[indices] for value in inputs
+            part = (
+                {key: value[indices] for key, value in inputs.items()}
+                if isinstance(inputs, dict)
+                else tuple(value[indices] for value in inputs)
             )
             outputs.append(torch.from_numpy(self._session.run(None, self.prepare(part))[0]))
         return torch.cat(outputs)[:n_samples]

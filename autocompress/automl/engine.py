@@ -12,12 +12,12 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402 - the settings above are read on import
-from ray import tune  # noqa: E402
+import ray
+from ray import tune
 
-from autocompress.search.asker import StudySearcher  # noqa: E402
-from autocompress.search.bench import Job  # noqa: E402
-from autocompress.search.worker import Worker  # noqa: E402
+from autocompress.automl.asker import StudySearcher
+from autocompress.automl.bench import Job
+from autocompress.automl.worker import Worker
 
 _MAX_RETRIES = 1
 

@@ -26,8 +26,8 @@ _MAX_REPEATS = 20
 class SearchStudy:
     """An Optuna study of (metric up, latency ratio down) with the budget as a constraint.
 
-    Every knob is an integer: the position of the choice in its ordered list. A trial's full record is kept in the study, so
-    that `trials.jsonl` can be written anew from it.
+    Every knob is an integer: the position of the choice in its ordered list. A trial's full record is kept in the
+    study, so that `trials.jsonl` can be written anew from it.
 
     Args:
         path: of the journal file; made if missing. The caller holds the run's lock.
@@ -37,9 +37,7 @@ class SearchStudy:
         budget: largest feasible latency ratio, or None.
     """
 
-    def __init__(
-        self, path: Path, space: SearchSpace, sampler: BaseSampler, metric: str, budget: float | None
-    ) -> None:
+    def __init__(self, path: Path, space: SearchSpace, sampler: BaseSampler, metric: str, budget: float | None) -> None:
         _mend(path)
         self.space, self.metric, self.budget = space, metric, budget
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -50,7 +48,9 @@ class SearchStudy:
             directions=["maximize", "minimize"],
             load_if_exists=True,
         )
-        self._distributions: dict[str, BaseDistribution] = {knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs}
+        self._distributions: dict[str, BaseDistribution] = {
+            knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs
+        }
         self._open: dict[int, optuna.Trial] = {}
         self._known = {record.candidate.digest: record for record in self.records() if record.state == "complete"}
 
@@ -79,6 +79,12 @@ class SearchStudy:
             choices = self.space.choices_of(candidate)
             params = {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
             self._study.enqueue_trial(params, user_attrs={"origin": origin})
+
+    def add(self, record: TrialRecord) -> None:
+        """Adds a trial that is finished already, such as the uncompressed model."""
+        self.enqueue([record.candidate], record.origin)
+        self.ask()
+        self.tell(record)
 
     def ask(self) -> tuple[int, Candidate, str] | None:
         """Number, candidate and origin of the next trial.

@@ -22,7 +22,7 @@ class Session(Protocol):
         """One inference; what a latency measurement times."""
 
     def predict(self, inputs: Inputs) -> Tensor:
-        """Outputs for any number of samples along the first dimension, computed in chunks of the exported batch size."""
+        """Outputs for any number of samples along the first dimension, in chunks of the exported batch size."""
 
 
 class Runtime(Protocol):
@@ -45,7 +45,7 @@ class Runtime(Protocol):
         """
 
 
-RUNTIMES: dict[str, str] = {"onnxruntime": "autocompress.export.cpu_session:OnnxRuntime"}
+RUNTIMES: dict[str, str] = {"onnxruntime": "autocompress.runtimes.cpu_session:OnnxRuntime"}
 """Name -> `module:Class`, imported when it is asked for."""
 
 

@@ -1,8 +1,8 @@
 """Rewrites an exported graph so that quantized weights are stored as int8 and batch norms are folded into them.
 
-The exporter writes a fake-quantized weight as float -> QuantizeLinear -> DequantizeLinear. Stored so, the file is no smaller
-and a batch norm behind the convolution stays a node of its own, which keeps the integer kernel from being used. Folding is
-exact in float: one scale per output channel commutes with the norm's factor, (q s) f = q (s f).
+The exporter writes a fake-quantized weight as float -> QuantizeLinear -> DequantizeLinear. Stored so, the file is no
+smaller and a batch norm behind the convolution stays a node of its own, which keeps the integer kernel from being
+used. Folding is exact in float: one scale per output channel commutes with the norm's factor, (q s) f = q (s f).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def store_integer_weights_(model: onnx.ModelProto) -> None:
 
 
 def strip_notes_(model: onnx.ModelProto) -> None:
-    """Removes documentation strings and metadata that the exporter wrote; they name local files and double small models."""
+    """Removes documentation and metadata that the exporter wrote; they name local files and double small models."""
     for item in (
         *model.graph.node,
         *model.graph.value_info,

@@ -85,7 +85,7 @@ def run_new(
     show_progress: bool = True,
 ) -> ParetoFront:
     """As `search`, with the settings in one object; `space` replaces the one that they name."""
-    from autocompress.search.driver import start
+    from autocompress.automl.driver import start
     from autocompress.task import load_task
 
     spec = _absolute(task) if isinstance(task, str) else None
@@ -114,7 +114,7 @@ def resume(
     Raises:
         InputError: not a run folder, in use by another search, or the task's model is another one.
     """
-    from autocompress.search.driver import resume as go_on
+    from autocompress.automl.driver import resume as go_on
 
     return go_on(Path(run_dir), task, Console() if show_progress else None, n_trials, minutes)
 

@@ -17,14 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.artifact import save_student
 from autocompress.candidate import Candidate
-from autocompress.compress import Recipe, rebuild, repair_, resolve
+from autocompress.compress import Recipe, rebuild, resolve
 from autocompress.config import SearchSettings
-from autocompress.distill import FineTune, Teacher
+from autocompress.distillation import FineTune, Teacher
 from autocompress.errors import MeasurementError
-from autocompress.export import runtime_named
 from autocompress.graph import ModelGraph
-from autocompress.latency import Turns, time_pair
+from autocompress.latency import Turns, time_sessions
 from autocompress.records import Latency, Rung
+from autocompress.runtimes import runtime_named
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics
 
 _BYTES_PER_MIB = 2**20
@@ -72,7 +72,7 @@ class Outcome:
 
 
 class Bench:
-    """What a worker keeps from trial to trial: the teacher with its outputs, calibration batches, the reference file."""
+    """What a worker keeps from trial to trial: teacher and its outputs, calibration batches, the reference file."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -149,7 +149,7 @@ class Trial:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
-        self._set_student(Recipe.from_dict(state["recipe"]))
+        self._set_student(Recipe.from_dict(state["recipe"]), None)
         self._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
         self._latency = Latency(**state["latency"])
         self._size_mib = state["size_mib"]
@@ -167,15 +167,19 @@ class Trial:
     def _build(self) -> None:
         with self._phase("compress"), self._bench.turns.compute():
             job = self._job
-            self._set_student(resolve(job.model, job.graph, self._candidate))
-            repair_(self._student, self._recipe, self._bench.calibration)
+            self._set_student(resolve(job.model, job.graph, self._candidate), self._bench.calibration)
 
-    def _set_student(self, recipe: Recipe) -> None:
+    def _set_student(self, recipe: Recipe, calibration: list[Inputs] | None) -> None:
         job = self._job
         self._recipe = recipe
-        self._student = rebuild(job.model, job.graph, recipe)
+        self._student = rebuild(job.model, job.graph, recipe, calibration)
         self._fine_tune = FineTune(
-            self._student, self._bench.teacher, job.task, job.settings.distill, job.settings.seed, self._bench.turns.compute
+            self._student,
+            self._bench.teacher,
+            job.task,
+            job.settings.distill,
+            job.settings.seed,
+            self._bench.turns.compute,
         )
         self._built = True
 
@@ -185,9 +189,8 @@ class Trial:
             file = bench.runtime.export(self._student, bench.example_inputs, bench.folder)
             session = bench.runtime.load(file, settings.n_threads)
             self._size_mib = file.stat().st_size / _BYTES_PER_MIB
-            fed, reference_fed = session.prepare(bench.example_inputs), bench.reference.prepare(bench.example_inputs)
-        with self._phase("measure"), bench.turns.measure():
-            timing = time_pair(lambda: session.run(fed), lambda: bench.reference.run(reference_fed))
+        with self._phase("measure"):
+            timing = time_sessions(session, bench.reference, bench.example_inputs, turns=bench.turns)
         ms = timing.ratio * self._job.reference_ms
         self._latency = Latency(timing.ratio, timing.spread, ms, timing.n_rounds)
 

@@ -6,20 +6,19 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autocompress.artifact import load_student, read_manifest, save_student, write_manifest
+from autocompress.automl.bench import Job
 from autocompress.errors import AutocompressError
-from autocompress.export import Session, runtime_named
-from autocompress.latency import Turns, time_pair
+from autocompress.latency import time_sessions
 from autocompress.pareto import ParetoFront, front_of
 from autocompress.records import FileNumbers, Latency, TrialRecord
 from autocompress.run_folder import RunFolder
-from autocompress.search.bench import Job
+from autocompress.runtimes import Session, runtime_named
 from autocompress.task import Inputs, as_inputs, call_model, check_metrics
 
 SPLITS = ("selection", "test")
@@ -71,8 +70,7 @@ def _with_known_file(record: TrialRecord, folder: RunFolder) -> TrialRecord:
     point = folder.point(record.name)
     if record.file is not None or not (point / "manifest.json").is_file():
         return record
-    numbers = read_manifest(point)["numbers"]
-    return record.with_file(FileNumbers(**{**numbers, "latency": Latency(**numbers["latency"])}))
+    return record.with_file(FileNumbers.from_dict(read_manifest(point)["numbers"]))
 
 
 def _measure(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[str, Any]) -> TrialRecord:
@@ -112,9 +110,7 @@ def _measured(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[s
 
 def _time(session: Session, folder: RunFolder, job: Job, inputs: Inputs) -> Latency:
     reference = runtime_named(job.settings.runtime).load(folder.reference, job.settings.n_threads)
-    fed, reference_fed = session.prepare(inputs), reference.prepare(inputs)
-    with Turns().measure():
-        timing = time_pair(lambda: session.run(fed), lambda: reference.run(reference_fed), _FINAL_ROUNDS)
+    timing = time_sessions(session, reference, inputs, _FINAL_ROUNDS)
     return Latency(timing.ratio, timing.spread, timing.ratio * job.reference_ms, timing.n_rounds)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import ExportError
-from autocompress.export.integer_weights import store_integer_weights_
+from autocompress.runtimes.integer_weights import store_integer_weights_
 from autocompress.task import Inputs
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from autocompress.export.runtimes import RUNTIMES, Runtime, Session, runtime_named
+from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
 __all__ = ["RUNTIMES", "Runtime", "Session", "export", "runtime_named"]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from ray import tune
 
+from autocompress.automl.bench import Bench, Job, Trial
 from autocompress.candidate import Candidate
-from autocompress.search.bench import Bench, Job, Trial
 
 _CHECKPOINT = "trial.pt"
 
@@ -22,8 +22,8 @@ _CHECKPOINT = "trial.pt"
 class Worker(tune.Trainable):
     """See `tune.Trainable`; reused from trial to trial, so the teacher and the data are loaded once per process.
 
-    The config of a trial has `number`, `name` and `candidate` (canonical JSON). A trial that raises reports its traceback
-    instead of killing the process.
+    The config of a trial has `number`, `name` and `candidate` (canonical JSON). A trial that raises reports its
+    traceback instead of killing the process.
     """
 
     def setup(self, config: dict[str, Any], job: Job | None = None) -> None:

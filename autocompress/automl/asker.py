@@ -11,8 +11,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from autocompress.automl.study import SearchStudy
 from autocompress.records import Latency, Rung, TrialRecord, append_record
-from autocompress.search.study import SearchStudy
 
 Listener = Callable[[TrialRecord], None]
 
@@ -84,4 +84,3 @@ def _complete(asked: TrialRecord, outcome: dict[str, Any], budget: float | None)
     rungs = tuple(Rung(**rung) for rung in outcome.pop("rungs"))
     feasible = budget is None or latency.ratio <= budget
     return replace(asked, state="complete", latency=latency, rungs=rungs, feasible=feasible, **outcome)
-

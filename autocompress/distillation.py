@@ -69,8 +69,8 @@ def choose_mode(model: nn.Module, inputs: Inputs) -> FastMode:
 class Teacher:
     """The uncompressed model, whose outputs on a stream of batches are computed once and kept.
 
-    Outputs are kept by position in the stream and given again only for the very same inputs (shape and checksum), so that
-    a task whose batches differ each time is still right, just slower.
+    Outputs are kept by position in the stream and given again only for the very same inputs (shape and checksum), so
+    that a task whose batches differ each time is still right, just slower.
     """
 
     def __init__(self, model: nn.Module, mode: FastMode | None = None) -> None:
@@ -199,7 +199,8 @@ def soft_target_loss(outputs: Tensor, soft: Tensor, temperature: float) -> Tenso
     """T^2 KL(softmax(soft / T) || softmax(outputs / T)) over the last dimension, averaged over everything else.
 
     Args:
-        outputs, soft: logits, shape (..., n_classes).
+        outputs: logits of the student, shape (..., n_classes).
+        soft: logits of the teacher, same shape.
         temperature: at least 1.
     """
     student = F.log_softmax(outputs / temperature, dim=-1).flatten(0, -2)

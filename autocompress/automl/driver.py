@@ -1,0 +1,172 @@
+"""A search from start to front: checks first, then trials, then the front as files. Also goes on with a run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from autocompress.artifact import model_digest, save_student
+from autocompress.automl.asker import StudySearcher
+from autocompress.automl.bench import Job
+from autocompress.automl.engine import run_trials
+from autocompress.automl.finalists import finalize
+from autocompress.automl.preparation import make_job, prepare
+from autocompress.automl.progress import SearchProgress
+from autocompress.automl.proposals import uniform_candidates
+from autocompress.automl.samplers import sampler_named
+from autocompress.automl.study import SearchStudy
+from autocompress.compress import Recipe
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError
+from autocompress.graph import inspect_model
+from autocompress.pareto import ParetoFront
+from autocompress.records import TrialRecord, write_records
+from autocompress.report.files import write_front_table, write_report
+from autocompress.run_folder import RunFolder, RunInfo
+from autocompress.space import Knob, SearchSpace
+from autocompress.task import Task, as_inputs, load_task
+
+
+def start(
+    task: Task,
+    space: str | SearchSpace,
+    settings: SearchSettings,
+    run_dir: Path,
+    spec: str | None,
+    console: Console | None,
+) -> ParetoFront:
+    """Runs a new search; see `autocompress.automl`.
+
+    Raises:
+        InputError: the folder exists, or anything about the task, the space or the budget that can be known beforehand.
+    """
+    if run_dir.exists():
+        raise InputError(
+            f"a new search needs a new folder, but {run_dir} exists; `autocompress resume {run_dir}` goes on with it"
+        )
+    folder = RunFolder(run_dir)
+    _say(console, "checking the task, reading the model, timing the uncompressed model")
+    prepared = prepare(task, space, settings, spec, folder)
+    run_dir.mkdir(parents=True)
+    with _locked(folder):
+        folder.reference.write_bytes(prepared.job.reference)
+        save_student(folder.trial(prepared.baseline.name), prepared.job.model, Recipe())
+        study = _study(folder, prepared.space, prepared.info)
+        study.add(prepared.baseline)
+        study.enqueue(uniform_candidates(prepared.space, settings.n_trials), "uniform")
+        folder.write_info(prepared.info)  # last: a folder without it is not a run yet
+        return _go_on(folder, prepared.job, prepared.info, study, console)
+
+
+def resume(
+    run_dir: Path,
+    task: Task | None,
+    console: Console | None,
+    n_trials: int | None = None,
+    minutes: float | None = None,
+) -> ParetoFront:
+    """Goes on with a run; trials that were cut off run again. See `autocompress.resume`.
+
+    Raises:
+        InputError: not a run folder, another driver holds it, or the task's model is another one.
+    """
+    folder = RunFolder(run_dir)
+    info = folder.read_info()
+    if n_trials is not None or minutes is not None:
+        settings = replace(info.settings, n_trials=n_trials or info.settings.n_trials, minutes=minutes)
+        info = replace(info, settings=settings)
+    if task is None:
+        if info.task_spec is None:
+            raise InputError(
+                f"the task of {run_dir} was given as an object; resume from Python: autocompress.resume(run, task=task)"
+            )
+        task = load_task(info.task_spec)
+    model = task.build_model()
+    if model_digest(model) != info.model_digest:
+        raise InputError(
+            f"{run_dir} searched another model (or other weights) than the task gives now; start a new search"
+        )
+    with _locked(folder):
+        folder.write_info(info)
+        graph = inspect_model(model, as_inputs(task.example_inputs()))
+        job = make_job(task, model, graph, folder, info, folder.reference.read_bytes())
+        knobs = tuple(Knob(knob["kind"], knob["target"], tuple(knob["choices"])) for knob in info.knobs)
+        space = SearchSpace(knobs, info.settings.space)
+        if space.digest != info.space_digest:
+            raise InputError(f"{folder.info} was edited: the knobs do not match their digest; restore the file")
+        study = _study(folder, space, info)
+        n_again = study.requeue_interrupted()
+        if n_again:
+            _say(console, f"{n_again} trials were cut off and run again")
+        return _go_on(folder, job, info, study, console)
+
+
+def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, console: Console | None) -> ParetoFront:
+    settings = info.settings
+    records = study.records()
+    write_records(folder.records, records)
+    began = datetime.fromisoformat(info.started)
+    begin = time.perf_counter()
+    progress = SearchProgress(
+        records, settings.n_trials, settings.minutes, info.metric, info.budget_ratio, info.reference_ms, console
+    )
+    searcher = StudySearcher(
+        study, folder.records, lambda: (datetime.now(UTC) - began).total_seconds(), progress.finished
+    )
+    n_more = settings.n_trials - study.n_finished
+    if n_more > 0:
+        with progress:
+            run_trials(searcher, job, n_more, folder.path / "ray")
+    seconds = time.perf_counter() - begin
+    _say(console, "measuring the front's files with the workers idle")
+    facts = {
+        "task": info.task,
+        "runtime": settings.runtime,
+        "n_threads": settings.n_threads,
+        "uncompressed": {"digest": info.model_digest, "n_params": job.graph.n_params, "latency_ms": info.reference_ms},
+        "machine": dict(info.machine),
+        "versions": dict(info.versions),
+    }
+    records, front = finalize(study.records(), job, folder, facts)
+    write_records(folder.records, records)
+    run = folder.read()
+    write_front_table(run)
+    write_report(run)
+    if n_more > 0:
+        _say(console, _overhead(records, seconds, settings))
+    return front
+
+
+def _overhead(records: list[TrialRecord], seconds: float, settings: SearchSettings) -> str:
+    n_workers = settings.n_workers or os.cpu_count() or 1
+    spent = sum(sum(record.seconds.values()) for record in records)
+    return f"trials took {seconds:.0f} s; workers were at work for {100 * spent / (seconds * n_workers):.0f} % of it"
+
+
+def _study(folder: RunFolder, space: SearchSpace, info: RunInfo) -> SearchStudy:
+    sampler = sampler_named(info.settings.sampler, info.settings.seed)
+    return SearchStudy(folder.study, space, sampler, info.metric, info.budget_ratio)
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """One driver a run; the kernel drops the lock of a killed one."""
+    with folder.lock.open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder.path} is in use by another search; wait for it, or stop it") from None
+        yield
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, style="dim")

@@ -1,0 +1,207 @@
+"""Everything that can be known before the first trial: the task works, the space fits, the budget is within reach."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.artifact import model_digest
+from autocompress.automl.bench import Job, n_macs
+from autocompress.automl.proposals import strongest_candidates
+from autocompress.automl.samplers import sampler_named
+from autocompress.compress import compress
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError
+from autocompress.graph import ModelGraph, inspect_model
+from autocompress.latency import time_sessions
+from autocompress.machine import describe_machine, describe_versions
+from autocompress.pareto import budget_ratio
+from autocompress.records import Latency, TrialRecord
+from autocompress.run_folder import RunFolder, RunInfo
+from autocompress.runtimes import Runtime, Session, runtime_named
+from autocompress.space import SearchSpace
+from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
+
+_BYTES_PER_MIB = 2**20
+_REFERENCE_ROUNDS = 15
+_REACH_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before any trial.
+
+    Attributes:
+        job: what the trials share.
+        space: of the search.
+        info: of the run.
+        baseline: the uncompressed model's record, trial 0.
+    """
+
+    job: Job
+    space: SearchSpace
+    info: RunInfo
+    baseline: TrialRecord
+
+
+def prepare(
+    task: Task, space: str | SearchSpace, settings: SearchSettings, spec: str | None, folder: RunFolder
+) -> Prepared:
+    """Checks the task, the space and the budget, and measures the uncompressed model; writes nothing.
+
+    Args:
+        task: what is compressed.
+        space: a name, a path, or a space.
+        settings: of the search.
+        spec: text that loads the task again, or None.
+        folder: where the run will be.
+
+    Raises:
+        InputError: whatever does not fit, with the way out.
+    """
+    runtime = runtime_named(settings.runtime)
+    sampler_named(settings.sampler, settings.seed)
+    if settings.latency_budget is not None:
+        budget_ratio(settings.latency_budget, 1.0)
+    check_task(task)
+    model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
+    graph = inspect_model(model, inputs)
+    space = _checked_space(space, graph)
+    metrics, metric = _judge(model, task)
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
+        scratch = Path(name)
+        file = runtime.export(model, inputs, scratch)
+        reference = file.read_bytes()
+        session = runtime.load(file, settings.n_threads)
+        timing = time_sessions(session, session, inputs, _REFERENCE_ROUNDS)
+        info = _info(task, spec, settings, metric, model, graph, space, timing.reference_ms)
+        job = make_job(task, model, graph, folder, info, reference)
+        _check_reachable(job, space, runtime, session, scratch)
+    baseline = TrialRecord(
+        number=0,
+        state="complete",
+        origin="baseline",
+        candidate=space.baseline(),
+        metrics=metrics,
+        latency=Latency(1.0, timing.spread, timing.reference_ms, timing.n_rounds),
+        feasible=info.budget_ratio is None or info.budget_ratio >= 1.0,
+        n_params=graph.n_params,
+        n_macs=n_macs(model, inputs),
+        size_mib=len(reference) / _BYTES_PER_MIB,
+    )
+    return Prepared(job, space, info, baseline)
+
+
+def make_job(
+    task: Task, model: nn.Module, graph: ModelGraph, folder: RunFolder, info: RunInfo, reference: bytes
+) -> Job:
+    """What the trials of a run share; `reference` is the uncompressed model's file."""
+    return Job(
+        task=task,
+        model=copy.deepcopy(model).eval(),
+        graph=graph,
+        settings=info.settings,
+        reference=reference,
+        reference_ms=info.reference_ms,
+        budget=info.budget_ratio,
+        metric=info.metric,
+        trials=(folder.path / "trials").resolve(),
+    )
+
+
+def _checked_space(space: str | SearchSpace, graph: ModelGraph) -> SearchSpace:
+    if isinstance(space, str):
+        space = SearchSpace.load(space, graph)
+    if not space.knobs:
+        raise InputError(
+            f"the space {space.name!r} leaves nothing to search in this model; "
+            "offer more choices (channel counts are multiples of channel_grid), or look at `autocompress inspect`"
+        )
+    return space
+
+
+def _judge(model: nn.Module, task: Task) -> tuple[dict[str, float], str]:
+    """The uncompressed model's metrics on the selection split, and the name of the one to maximise."""
+
+    def predict(inputs: Inputs) -> Tensor:
+        with torch.no_grad():
+            outputs: Tensor = call_model(model, inputs)
+        return outputs
+
+    metrics = check_metrics(task.evaluate(predict, "selection"), "selection")
+    metric = next(iter(getattr(task, "objectives", ()) or metrics))
+    if metric not in metrics:
+        raise InputError(
+            f"the task's objectives must be figures that evaluate gives, but {metric!r} is not in {sorted(metrics)}"
+        )
+    return metrics, metric
+
+
+def _info(
+    task: Task,
+    spec: str | None,
+    settings: SearchSettings,
+    metric: str,
+    model: nn.Module,
+    graph: ModelGraph,
+    space: SearchSpace,
+    reference_ms: float,
+) -> RunInfo:
+    budget = None if settings.latency_budget is None else budget_ratio(settings.latency_budget, reference_ms)
+    group_of = {path: group.name for group in graph.groups for path in group.producers}
+    branch_of = {path: branch.name for branch in graph.branches for path in branch.layers}
+    layers = tuple(
+        {
+            "path": layer.path,
+            "kind": layer.kind,
+            "n_params": layer.n_params,
+            "n_macs": layer.n_macs,
+            "group": group_of.get(layer.path),
+            "branch": branch_of.get(layer.path),
+        }
+        for layer in graph.layers
+    )
+    return RunInfo(
+        task=spec or str(getattr(task, "name", type(task).__name__)),
+        task_spec=spec,
+        settings=replace(settings, space=space.name) if settings.space != space.name else settings,
+        metric=metric,
+        model_digest=model_digest(model),
+        space_digest=space.digest,
+        reference_ms=reference_ms,
+        budget_ratio=budget,
+        layers=layers,
+        knobs=tuple({"kind": k.kind, "target": k.target, "choices": list(k.choices)} for k in space.knobs),
+        frozen=tuple({"name": f.name, "what": f.what, "reason": f.reason} for f in graph.frozen),
+        machine=describe_machine(),
+        versions=describe_versions(),
+        command=" ".join(Path(arg).name if i == 0 else arg for i, arg in enumerate(sys.argv)),
+        started=datetime.now(UTC).isoformat(),
+    )
+
+
+def _check_reachable(job: Job, space: SearchSpace, runtime: Runtime, reference: Session, scratch: Path) -> None:
+    """Builds and times the strongest candidates, untrained; one within the budget is enough."""
+    if job.budget is None:
+        return
+    inputs = as_inputs(job.task.example_inputs())
+    calibration = [as_inputs(batch) for batch in job.task.calibration_batches()][:1]
+    fastest = float("inf")
+    for candidate in strongest_candidates(space):
+        student = compress(job.model, candidate, inputs, calibration, graph=job.graph)
+        session = runtime.load(runtime.export(student, inputs, scratch), job.settings.n_threads)
+        fastest = min(fastest, time_sessions(session, reference, inputs, _REACH_ROUNDS).ratio)
+        if fastest <= job.budget:
+            return
+    raise InputError(
+        f"the budget {job.settings.latency_budget} is out of reach: of the strongest candidates of space "
+        f"{space.name!r} the fastest takes {fastest:.3g}x ({fastest * job.reference_ms:.3g}ms) of the uncompressed "
+        f"{job.reference_ms:.3g}ms; raise the budget or offer stronger choices"
+    )

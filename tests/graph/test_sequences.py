@@ -1,0 +1,174 @@
+"""Attention heads, gated MLPs, embeddings, recurrent units."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autocompress.compress.prune import remove_channels_
+from autocompress.graph import ModelGraph, inspect_model
+from tests.graph.masking import masked_copy, some_channels
+from tests.graph.nets import Attention, Recurrent, Transformer, randomize
+
+KINDS = ("bert", "gpt", "vit", "llama")
+IDS = torch.randint(0, 20, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def transformer(request: pytest.FixtureRequest) -> tuple[str, nn.Module, ModelGraph]:
+    model = randomize(Transformer(request.param)).eval()
+    return request.param, model, inspect_model(model, IDS)
+
+
+def heads_of(graph: ModelGraph, block: int) -> list[str]:
+    return [group.name for group in graph.groups if group.name.startswith(f"blocks.{block}.attention")]
+
+
+def test_stream_heads_and_hidden_units_are_the_groups(transformer: tuple[str, nn.Module, ModelGraph]) -> None:
+    kind, _, graph = transformer
+    sizes = {group.name: group.n_channels for group in graph.groups}
+    assert sizes.pop("tokens") == 16
+    n_heads = 2 if kind == "llama" else 4
+    attention = [size for name, size in sizes.items() if "attention" in name]
+    hidden = [size for name, size in sizes.items() if "attention" not in name]
+    assert attention == [n_heads, n_heads]
+    assert hidden == [12, 12]
+    assert [item.name for item in graph.frozen] == ["head"]
+
+
+def test_a_query_group_goes_with_its_key_and_value(transformer: tuple[str, nn.Module, ModelGraph]) -> None:
+    kind, _, graph = transformer
+    if kind != "llama":
+        return
+    slots = {item.tensor: item.slots[1] for item in graph.group("blocks.0.attention.q_proj").couplings}
+    assert slots["blocks.0.attention.q_proj.weight"] == tuple(range(8, 16))
+    assert slots["blocks.0.attention.k_proj.weight"] == (4, 5, 6, 7)
+    assert slots["blocks.0.attention.o_proj.weight"] == tuple(range(8, 16))
+
+
+def test_numbers_of_heads_in_the_users_modules_follow(transformer: tuple[str, nn.Module, ModelGraph]) -> None:
+    kind, model, graph = transformer
+    model = copy.deepcopy(model)
+    remove_channels_(model, graph, {heads_of(graph, 0)[0]: [0]})
+    attention = model.get_submodule("blocks.0.attention")
+    names = {"bert": "heads", "gpt": "split_size", "vit": "num_heads", "llama": "head_dim"}
+    expected = {"bert": 3, "gpt": 12, "vit": 3, "llama": 4}
+    assert getattr(attention, names[kind]) == expected[kind]
+    assert getattr(model.get_submodule("blocks.1.attention"), names[kind]) == getattr(
+        Transformer(kind).get_submodule("blocks.1.attention"), names[kind]
+    )
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_pruned_transformer_equals_the_masked_original(
+    transformer: tuple[str, nn.Module, ModelGraph], share: float
+) -> None:
+    _, model, graph = transformer
+    removed = some_channels(graph, share, seed=3)
+    pruned = copy.deepcopy(model)
+    remove_channels_(pruned, graph, removed)
+    expected = masked_copy(model, graph, removed)(IDS)
+    assert not torch.allclose(expected, model(IDS), atol=1e-3)
+    torch.testing.assert_close(pruned(IDS), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_pruned_transformer_trains_and_exports(transformer: tuple[str, nn.Module, ModelGraph]) -> None:
+    _, model, graph = transformer
+    pruned = copy.deepcopy(model).train()
+    remove_channels_(pruned, graph, some_channels(graph, 0.5))
+    pruned(IDS).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in pruned.parameters())
+    program = torch.export.export(pruned.eval(), (IDS,), strict=False)
+    torch.testing.assert_close(program.module()(IDS), pruned(IDS), atol=1e-5, rtol=1e-5)
+
+
+class Hidden(nn.Module):
+    """The number of heads is known only to the forward, so that no attribute can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 12) for _ in range(3))
+        self.out = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(2, 5, 3, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 5, -1))
+
+
+def test_heads_that_cannot_go_leave_slots_of_the_values() -> None:
+    model, x = randomize(Hidden()).eval(), torch.randn(2, 5, 8)
+    graph = inspect_model(model, x)
+    assert [(group.name, group.n_channels) for group in graph.groups] == [("v", 4)]
+    frozen = {item.name: item.reason for item in graph.frozen}
+    assert "scales the scores" in frozen["q"]
+    removed = {"v": [1, 2]}
+    expected = masked_copy(model, graph, removed)(x)
+    remove_channels_(model, graph, removed)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_packed_multi_head_attention_of_torch_is_frozen_and_what_is_beside_it_is_not() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    graph = inspect_model(model, torch.randn(2, 5, 8))
+    assert [group.name for group in graph.groups] == ["linear1"]
+    assert graph.group("linear1").n_channels == 16
+    assert {item.name for item in graph.frozen if item.what == "channels"} >= {"self_attn"}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_pruned_recurrent_net_equals_the_masked_original(share: float) -> None:
+    model = randomize(Recurrent()).eval()
+    inputs = torch.randn(3, 4, 5), torch.tensor([1, 3, 0])
+    graph = inspect_model(model, inputs)
+    assert {group.name: group.n_channels for group in graph.groups} == {"inward": 6, "lstm": 8, "gru": 10}
+    removed = some_channels(graph, share)
+    expected = masked_copy(model, graph, removed)(*inputs)
+    remove_channels_(model, graph, removed)
+    torch.testing.assert_close(model(*inputs), expected, atol=1e-5, rtol=1e-5)
+    assert model.lstm.hidden_size == 8 - len(removed["lstm"])
+    assert model.gru.input_size == 2 * model.lstm.hidden_size
+    model.train()(*inputs).sum().backward()
+    assert model.gru.weight_hh_l0.grad is not None
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(twin(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_time_first_recurrent_nets_prune(kind: type[nn.RNNBase]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = kind(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x)[0][-1])
+
+    model, x = randomize(Net()).eval(), torch.randn(5, 2, 4)
+    graph = inspect_model(model, x)
+    expected = masked_copy(model, graph, {"cell": [0, 5]})(x)
+    remove_channels_(model, graph, {"cell": [0, 5]})
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_recurrent_net_with_a_given_state_is_frozen() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor, state: Tensor) -> Tensor:
+            return self.head(self.cell(x, state)[0])
+
+    graph = inspect_model(Net(), (torch.randn(2, 5, 4), torch.randn(1, 2, 6)))
+    assert graph.groups == ()
+    assert "input 'state'" in next(item.reason for item in graph.frozen if item.name == "cell")
+
+
+def test_attention_counts_its_products() -> None:
+    graph = inspect_model(Attention(8, 2), torch.randn(3, 5, 8))
+    assert graph.n_macs == 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8
