@@ -20,7 +20,8 @@ from autocompress.records import TrialRecord
 from autocompress.space import SearchSpace
 
 _NAME = "autocompress"
-_MAX_REPEATS = 20
+_PATIENCE = 5  # repeated proposals in a row before random candidates are tried
+_MAX_REPEATS = 60
 
 
 class SearchStudy:
@@ -87,23 +88,30 @@ class SearchStudy:
         self.tell(record)
 
     def ask(self) -> tuple[int, Candidate, str] | None:
-        """Number, candidate and origin of the next trial.
+        """Number, candidate and origin of the next trial, one that was neither judged before nor is running.
 
-        A proposal that was judged before is answered from its record and another is drawn.
+        A proposal that was judged before is answered from its record. A sampler that keeps repeating itself gets random
+        candidates in between.
 
         Returns:
-            None when the sampler keeps proposing what is known: the space is (nearly) exhausted.
+            None when no new candidate is found: the space is exhausted.
         """
-        for _ in range(_MAX_REPEATS):
+        for i in range(_MAX_REPEATS):
+            if i >= _PATIENCE:
+                self.enqueue([self.space.sample(self._n_drawn())], "random")
             trial = self._study.ask(fixed_distributions=self._distributions)
             choices = {knob.name: knob.choices[trial.params[knob.name]] for knob in self.space.knobs}
             candidate = self.space.candidate(choices)
             known = self._known.get(candidate.digest)
-            if known is None:
+            if known is not None:
+                trial.set_user_attr("repeats", known.number)
+                self._tell(trial, known)
+            elif candidate.digest in {asked.user_attrs["digest"] for asked in self._open.values()}:
+                self._study.tell(trial, state=TrialState.FAIL)  # its twin will be told; this one says nothing
+            else:
+                trial.set_user_attr("digest", candidate.digest)
                 self._open[trial.number] = trial
                 return trial.number, candidate, str(trial.user_attrs.get("origin", "sampler"))
-            trial.set_user_attr("repeats", known.number)
-            self._tell(trial, known)
         return None
 
     def tell(self, record: TrialRecord) -> None:
@@ -113,6 +121,10 @@ class SearchStudy:
         self._tell(trial, record)
         if record.state == "complete":
             self._known[record.candidate.digest] = record
+
+    def _n_drawn(self) -> int:
+        """A seed that no earlier draw of this study had, the same in a repeated run."""
+        return len(self._study.get_trials(deepcopy=False))
 
     def _tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
         if record.state == "failed" or not all(map(math.isfinite, (score(record, self.metric), ratio(record)))):

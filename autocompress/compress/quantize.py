@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +49,21 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`, float32, every value on the grid (or `x` unchanged while calibrating)."""
+        """Same shape as `x`, every value on the grid; `x` itself while calibrating. Float32 in evaluation."""
         if self.calibrating or self.training:
             self._observe(x.detach())
         if self.calibrating:
             return x
-        rounded: Tensor = torch.fake_quantize_per_tensor_affine(x.float(), self.scale, self.zero_point, 0, _ACT_MAX)
+        if self.training:
+            rounded: Tensor = _StraightThrough.apply(x, self.scale, self.zero_point)  # type: ignore[no-untyped-call]
+        else:
+            rounded = torch.fake_quantize_per_tensor_affine(x.float(), self.scale, self.zero_point, 0, _ACT_MAX)
         return rounded
 
     def _observe(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
+        # read in memory order: a reduction over channels-last memory in logical order is nine times slower
+        in_order = x.permute(0, 2, 3, 1) if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x
+        low, high = torch.aminmax(in_order)
         low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
         if self.non_negative:
             low = torch.zeros_like(low)
@@ -75,6 +81,22 @@ class ActivationQuantizer(nn.Module):
             )
         self.scale.copy_(torch.where(width > 0, width / _ACT_MAX, torch.ones_like(width)))
         self.zero_point.copy_(torch.round(-self.low / self.scale).clamp(0, _ACT_MAX).to(torch.int32))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Rounds in the input's own type and passes gradients unchanged: a third of the cost of the exact op in training.
+
+    In bfloat16 a level above 128 may be off by one, which a fine-tune does not notice; evaluation is exact.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        low = -float(zero_point)
+        return x.mul(1 / float(scale)).round_().clamp_(low, low + _ACT_MAX).mul_(float(scale))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None
 
 
 class _WeightQuantizer(nn.Module):

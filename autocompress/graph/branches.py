@@ -23,6 +23,10 @@ ACTIVATIONS = {
 """Functions after a residual sum that a torch.nn module without arguments stands for."""
 
 
+PASSING = frozenset({"aten.to", "aten._to_copy", "aten.contiguous", "aten.clone", "aten.alias", "aten.detach"})
+"""Ops that hand on their argument, where its type stays the same."""
+
+
 @dataclass(frozen=True, eq=False)
 class Cut:
     """A branch that could go.
@@ -112,17 +116,22 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 class _Walk:
-    """Walks back from the output of one region to its input."""
+    """Follows the ways from the input of one region to its output, node by node in execution order."""
 
     def __init__(self, model: nn.Module, regions: dict[str, _Region], region: _Region) -> None:
         self._model = model
         self._regions = regions
         self._region = region
-        self._known: dict[fx.Node, _Trail | None] = {}
+        self._trails: dict[fx.Node, _Trail] = {node: _Trail() for node in region.inputs}
+        for node in region.nodes:
+            trail = self._through_sum(node) if _is_sum(node) else self._through_step(node)
+            if trail is not None:
+                self._trails[node] = trail
 
     def cut(self) -> Cut | None:
+        """The way to the output, if it passes a sum whose other operand has weights."""
         region = self._region
-        trail = self._trail(region.outputs[0])
+        trail = self._trails.get(region.outputs[0])
         if trail is None or not trail.sums or not _can_nest(trail.steps):
             return None
         layers = tuple(self._layers(trail.steps))
@@ -137,17 +146,9 @@ class _Walk:
             if weights and not any(path == stay or path.startswith(f"{stay}.") for stay in stays):
                 yield path
 
-    def _trail(self, node: fx.Node) -> _Trail | None:
-        if node in self._region.inputs:
-            return _Trail()
-        if node not in self._region.nodes:
-            return None
-        if node not in self._known:
-            self._known[node] = self._through_sum(node) if _is_sum(node) else self._through_step(node)
-        return self._known[node]
-
     def _through_sum(self, node: fx.Node) -> _Trail | None:
-        found = [(trail, operand) for operand in node.all_input_nodes if (trail := self._trail(operand)) is not None]
+        """Over the lighter of the operands that lead back to the input."""
+        found = [(self._trails[operand], operand) for operand in node.all_input_nodes if operand in self._trails]
         if not found:
             return None
         trail, operand = min(found, key=lambda item: (item[0].weight, len(item[0].steps)))
@@ -156,28 +157,28 @@ class _Walk:
     def _through_step(self, node: fx.Node) -> _Trail | None:
         """Through the smallest submodule that ends here, or an activation that is called as a function."""
         source = node.all_input_nodes[0] if node.all_input_nodes else node
-        if rule_key(node) == "aten.relu" and self._starts_at_relu(source):
-            return self._trail(source)
-        stack = list((node.meta.get("nn_module_stack") or {}).keys())
-        for key in reversed(stack):
+        before = self._trails.get(source)
+        if before is not None and self._changes_nothing(node, source, before):
+            return before
+        for key in reversed(list((node.meta.get("nn_module_stack") or {}).keys())):
             inner = self._regions[key]
             if inner is self._region:
                 break
             if inner.outputs == [node] and len(inner.inputs) == 1:
-                step = inner.path.removeprefix(f"{self._region.path}.")
-                size = sum(item.numel() for item in self._model.get_submodule(inner.path).parameters())
-                return self._extend(inner.inputs[0], step, size)
+                trail = self._trails.get(inner.inputs[0])
+                return None if trail is None else self._extended(trail, inner.path)
         name = ACTIVATIONS.get(rule_key(node))
-        return self._extend(source, name, 0) if name is not None else None
+        return None if name is None or before is None else _Trail((*before.steps, name), before.sums, before.weight)
 
-    def _starts_at_relu(self, source: fx.Node) -> bool:
-        """Whether the input reaches this node as it is and is never negative: a ReLU then changes nothing."""
-        trail = self._trail(source)
-        return trail is not None and not trail.steps and all(_is_nonnegative(item) for item in self._region.inputs)
+    def _extended(self, trail: _Trail, path: str) -> _Trail:
+        weight = sum(parameter.numel() for parameter in self._model.get_submodule(path).parameters())
+        return _Trail((*trail.steps, path.removeprefix(f"{self._region.path}.")), trail.sums, trail.weight + weight)
 
-    def _extend(self, source: fx.Node, step: str, weight: int) -> _Trail | None:
-        trail = self._trail(source)
-        return None if trail is None else _Trail((*trail.steps, step), trail.sums, trail.weight + weight)
+    def _changes_nothing(self, node: fx.Node, source: fx.Node, before: _Trail) -> bool:
+        """Whether a node hands on what it is given: a conversion to the same type, a ReLU of what is never negative."""
+        if rule_key(node) == "aten.relu" and not before.steps:
+            return all(_is_nonnegative(item) for item in self._region.inputs)
+        return rule_key(node) in PASSING and source.meta["val"].dtype == node.meta["val"].dtype
 
 
 def _can_nest(steps: tuple[str, ...]) -> bool:

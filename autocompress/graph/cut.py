@@ -13,9 +13,12 @@ ACTIVATION_PREFIX = "nn."
 
 
 class Shortcut(nn.Sequential):
-    """What is left of a residual block that is called with more than its stream (a mask, say): only that passes."""
+    """What is left of a residual block that is called with more than its stream (a mask, say): only that passes.
 
-    def forward(self, stream: Tensor, *unused: object) -> Tensor:
+    The block's caller is the user's own code, whatever it hands over, so that any further argument is accepted.
+    """
+
+    def forward(self, stream: Tensor, *unused: object, **also_unused: object) -> Tensor:  # type: ignore[override]
         """The stream, through the submodules that stood on the shortcut."""
         for module in self:
             stream = module(stream)

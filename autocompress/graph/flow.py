@@ -24,6 +24,7 @@ class Flow:
     Attributes:
         states: path of a parameter or buffer -> the labels of its dimensions, in order of first use.
         made: the same for all, used or not: tied tensors have one entry, and so the same channels.
+        computed: weight that is computed (weight norm) -> the parameter whose dimensions it has.
         head_axes: view that splits channels -> the dimension of its result that counts attention heads; None in a
             survey, where a split gives labels to all its dimensions, so that `find_head_axes` sees where they lead.
         heads: dimensions that count heads where an attention reads them.
@@ -37,6 +38,7 @@ class Flow:
     states: dict[str, Dims] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     made: dict[str, Dims] = field(default_factory=dict)
+    computed: dict[fx.Node, fx.Node] = field(default_factory=dict)
     head_axes: dict[fx.Node, int] | None = field(default_factory=dict)
     heads: list[Dim] = field(default_factory=list)
     splits: dict[fx.Node, dict[int, Slots]] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Flow:
 
     def play(self, arg: Any, dim: int, role: str) -> None:
         """Notes the role of one dimension of an argument, where that is a parameter or buffer."""
-        path = self.trace.states.get(arg) if isinstance(arg, fx.Node) else None
+        path = self.trace.states.get(self.computed.get(arg, arg)) if isinstance(arg, fx.Node) else None
         if path is not None:
             self.roles.setdefault((path, dim), role)
 
@@ -95,11 +97,21 @@ def _apply(node: fx.Node, flow: Flow, rules: Mapping[str, Rule]) -> Value:
     reason = f"reaches {op_name(node)}, which has no rule" + _place(node)
     if rule is not None:
         try:
-            return rule(node, flow)
+            return _checked(rule(node, flow), node)
         except NoRuleError as error:
             reason = f"reaches {op_name(node)}: {error}" + _place(node)
+        except (IndexError, TypeError, ValueError) as error:  # an overload that the rule was not written for
+            reason = f"reaches {op_name(node)}, which its rule does not cover ({error})" + _place(node)
     _freeze_inputs(node, flow, reason)
     return fixed(node.meta.get("val"), f"comes from {op_name(node)}, which has no rule for it" + _place(node))
+
+
+def _checked(value: Value, node: fx.Node) -> Value:
+    """The value, if it has the rank of the node's tensor: a rule that is wrong must not be believed."""
+    result = node.meta.get("val")
+    if isinstance(result, Tensor) and (not isinstance(value, tuple) or len(value) != result.dim()):
+        raise NoRuleError("its rule is for another number of dimensions")
+    return value
 
 
 def rule_key(node: fx.Node) -> str:

@@ -26,11 +26,10 @@ def find_groups(flow: Flow) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...
     table = _Table(flow, component)
     members = np.flatnonzero(table.root < len(table.places))
     frozen = np.isin(members, np.fromiter(reasons, dtype=np.int64, count=len(reasons)))
-    causes = [(int(table.root[item]), reasons[int(item)]) for item in members[frozen]]
+    causes = [(item, reasons[int(item)]) for item in members[frozen].tolist()]
     groups, single = table.groups(members[~frozen])
-    causes += [(root, "goes alone, and no channel would be left") for root in single]
-    totals = np.bincount(table.root[members], minlength=len(table.places))
-    return groups, _explain(causes, totals.tolist(), table.places)
+    causes += [(item, "goes alone, and no channel would be left") for item in single]
+    return groups, table.explain(causes)
 
 
 class _Table:
@@ -61,13 +60,13 @@ class _Table:
             np.minimum.at(self._first, channels[mine], mine)
 
     def groups(self, members: Slots) -> tuple[tuple[ChannelGroup, ...], list[int]]:
-        """Groups of the given channels, and the roots of channels that would be alone in theirs."""
+        """Groups of the given channels, and the channels that would be alone in theirs."""
         members = members[np.lexsort((self._first[members], self.root[members]))]
         keys = zip(self.root[members].tolist(), self._shapes()[members].tolist(), strict=True)
         by_key: dict[tuple[int, int], list[int]] = defaultdict(list)
         for key, member in zip(keys, members.tolist(), strict=True):
             by_key[key].append(member)
-        single = [root for (root, _), channels in by_key.items() if len(channels) == 1]
+        single = [channels[0] for channels in by_key.values() if len(channels) == 1]
         kept = [channels for channels in by_key.values() if len(channels) > 1]
         roots = [root for (root, _), channels in by_key.items() if len(channels) > 1]
         couplings = self._couplings(kept)
@@ -118,22 +117,21 @@ class _Table:
             consumers=tuple(dict.fromkeys(owner(item.tensor) for role, item in ranked if role == CONSUMER)),
         )
 
+    def explain(self, causes: list[tuple[int, str]]) -> tuple[Frozen, ...]:
+        """One line for each root and reason, with the number of its slots where it is not all of them."""
+        counts: dict[tuple[int, str], int] = defaultdict(int)
+        for channel, why in causes:
+            root = int(self.root[channel])
+            counts[root, why] += int((self._channels[root] == channel).sum())
+        lines: dict[Frozen, None] = {}
+        for (root, why), count in sorted(counts.items()):
+            size = len(self._channels[root])
+            share = "" if count == size else f"{count} of its {size} channels: "
+            lines[Frozen(owner(self.places[root][0]), "channels", share + why)] = None
+        return tuple(lines)
+
 
 def owner(tensor: str) -> str:
-    """Path of the module that holds a parameter or buffer; the parameter's own path when the model itself does."""
-    return tensor.rpartition(".")[0] or tensor
-
-
-def _explain(causes: list[tuple[int, str]], totals: list[int], places: list[Place]) -> tuple[Frozen, ...]:
-    """One line for each root and reason, with the number of channels where it is not all of them."""
-    counts: dict[tuple[int, str], int] = defaultdict(int)
-    for cause in causes:
-        counts[cause] += 1
-    return tuple(
-        Frozen(
-            name=owner(places[root][0]),
-            what="channels",
-            reason=why if count == totals[root] else f"{count} of its {totals[root]} channels: {why}",
-        )
-        for (root, why), count in sorted(counts.items(), key=lambda item: item[0][0])
-    )
+    """Path of the module that computes with a parameter or buffer; its own path when the model itself does."""
+    holder, found, _ = tensor.partition(".parametrizations.")
+    return holder if found else tensor.rpartition(".")[0] or tensor

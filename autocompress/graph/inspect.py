@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
+from autocompress.graph.attributes import attribute_variants
 from autocompress.graph.branches import find_cuts, innermost
 from autocompress.graph.flow import Flow, find_head_axes, propagate
 from autocompress.graph.groups import find_groups
-from autocompress.graph.heads import head_variants
 from autocompress.graph.layers import count_macs, find_layers
 from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
 from autocompress.graph.rules import RULES
@@ -67,7 +67,7 @@ def _find_channels(
         groups, frozen = find_groups(flow)
         if not verify:
             return flow, groups, frozen
-        variants, views = head_variants(probe, flow, groups)
+        variants, views = attribute_variants(probe, flow, groups)
         good, reasons = settle_groups(Rehearsal(probe, example_inputs, flow), groups, variants)
         failed: set[fx.Node] = set().union(*(views[name] for name in reasons if name in views))
         if not failed:

@@ -148,7 +148,7 @@ def _readers(end: fx.Node, unique: dict[fx.Node, str]) -> tuple[list[str], bool]
     waiting = _users(end)
     while waiting:
         user = waiting.pop(0)
-        if user in unique and not any(user.args[place] is end for place in range(1, len(user.args))):
+        if user in unique:
             feeds.append(unique[user])
         elif rule_key(user) in COMMUTING:
             waiting.extend(_users(user))

@@ -53,8 +53,9 @@ def _shrink_(model: nn.Module, slots: GoneSlots) -> None:
             continue
         new = _without(old, dims)
         for holder, name in aliases[id(old)]:
-            touched[holder] = model.get_submodule(holder)
-            setattr(touched[holder], name, new)
+            setattr(model.get_submodule(holder), name, new)
+            layer = holder.split(".parametrizations.")[0]
+            touched[layer] = model.get_submodule(layer)
     for module in touched.values():
         _fix_attributes_(module)
 

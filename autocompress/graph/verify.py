@@ -117,33 +117,48 @@ def sift(
 
 
 def settle_groups(
-    rehearsal: Rehearsal, groups: tuple[ChannelGroup, ...], variants: Mapping[str, Sequence[ChannelGroup]]
+    rehearsal: Rehearsal, groups: Sequence[ChannelGroup], variants: Mapping[str, Sequence[ChannelGroup]]
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """The groups that hold, and the reason of each that does not, by name.
 
     Args:
         rehearsal: of the model.
         groups: candidates.
-        variants: group name -> the same group with other attributes of the user's modules, tried in order.
+        variants: group name -> the same group with other attributes of the user's modules, tried in order; groups with
+            the same sets of attributes (the heads of equal blocks) get the same choice, made for the first of them.
     """
-    good, reasons = sift(_choose(rehearsal, groups, variants), rehearsal.groups_failure)
-    return tuple(good), {group.name: why for group, why in reasons.items()}
+    chosen: dict[str, ChannelGroup] = {}
+    reasons: dict[str, str] = {}
+    for alike in _alike(variants):
+        place, why = _first_that_holds(rehearsal, variants[alike[0]])
+        for name in alike:
+            if why is None:
+                chosen[name] = variants[name][place]
+            else:
+                reasons[name] = why
+    left = [chosen.get(group.name, group) for group in groups if group.name not in reasons]
+    good, bad = sift(left, rehearsal.groups_failure)
+    return tuple(good), reasons | {group.name: why for group, why in bad.items()}
 
 
-def _choose(
-    rehearsal: Rehearsal, groups: tuple[ChannelGroup, ...], variants: Mapping[str, Sequence[ChannelGroup]]
-) -> list[ChannelGroup]:
-    """For each group with variants the first that holds: the same place in all lists at best, else one by one."""
-    names = [group.name for group in groups if group.name in variants]
-    for place in range(max((len(variants[name]) for name in names), default=0)):
-        chosen = {name: variants[name][min(place, len(variants[name]) - 1)] for name in names}
-        if rehearsal.groups_failure(list(chosen.values())) is None:
-            return [chosen.get(group.name, group) for group in groups]
-    chosen = {
-        name: next((item for item in variants[name] if rehearsal.groups_failure([item]) is None), variants[name][0])
-        for name in names
-    }
-    return [chosen.get(group.name, group) for group in groups]
+def _alike(variants: Mapping[str, Sequence[ChannelGroup]]) -> list[list[str]]:
+    """Names of groups whose variants differ in the paths of modules only."""
+    kinds: dict[object, list[str]] = {}
+    for name, items in variants.items():
+        steps = tuple(tuple((item.name, item.step) for item in group.attributes) for group in items)
+        kinds.setdefault((items[0].n_channels, steps), []).append(name)
+    return list(kinds.values())
+
+
+def _first_that_holds(rehearsal: Rehearsal, items: Sequence[ChannelGroup]) -> tuple[int, str | None]:
+    """Place of the first variant that holds and None, or the reason why the first one does not."""
+    reasons = []
+    for place, item in enumerate(items):
+        why = rehearsal.groups_failure([item])
+        if why is None:
+            return place, None
+        reasons.append(why)
+    return 0, reasons[0]
 
 
 def settle_cuts(rehearsal: Rehearsal, cuts: list[Cut]) -> tuple[tuple[ResidualBranch, ...], dict[str, str]]:

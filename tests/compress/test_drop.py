@@ -13,7 +13,17 @@ from autocompress.compress.prune import remove_channels_
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from tests.graph.masking import some_channels
-from tests.graph.nets import Block, ResNet, Transformer, conv_resnet, pad_resnet, randomize, unit
+from tests.graph.nets import (
+    Attention,
+    Block,
+    PostNormBlock,
+    ResNet,
+    Transformer,
+    conv_resnet,
+    pad_resnet,
+    randomize,
+    unit,
+)
 
 
 def silence(model: nn.Module, blocks: Iterable[str]) -> nn.Module:
@@ -142,6 +152,29 @@ def test_transformer_blocks_become_their_streams(kind: str) -> None:
     assert sum("scaled_dot_product_attention.default" in str(node.target) for node in nodes) == 1
     remove_channels_(cut, graph, some_channels(graph, 0.5))
     assert cut(ids).isfinite().all()
+
+
+class Masked(nn.Module):
+    """Hands its blocks a mask by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(PostNormBlock(8, Attention(8, 2)) for _ in range(2))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask=mask)
+        return self.head(x)
+
+
+def test_a_block_called_with_keywords_can_go() -> None:
+    model = randomize(Masked()).eval()
+    inputs = torch.rand(2, 5, 8), torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    graph = inspect_model(model, inputs)
+    expected = silence(model, ["blocks.1"])(*inputs)
+    drop_branches_(model, graph, ["blocks.1"])
+    torch.testing.assert_close(model(*inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 class Reads(nn.Module):

@@ -54,6 +54,18 @@ def test_activations_round_as_numpy_does(low: float, high: float, seed: int) -> 
     assert np.abs(quantizer(x).numpy() - (levels - zero) * scale).mean() < 0.05 * scale
 
 
+def test_training_rounds_as_evaluation_does_and_passes_gradients() -> None:
+    quantizer = ActivationQuantizer()
+    x = (torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 3).requires_grad_()
+    quantizer.calibrating = True
+    quantizer(x)
+    quantizer.calibrating = False
+    in_training = quantizer.train()(x)
+    in_training.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))  # type: ignore[arg-type]
+    assert torch.allclose(in_training, quantizer.eval()(x), atol=1e-5)
+
+
 def test_weights_have_one_scale_per_channel_and_127_levels() -> None:
     model = _net()
     quantize_(model, LAYERS, {"fc": 8})

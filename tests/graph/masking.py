@@ -45,7 +45,9 @@ def masked_copy(model: nn.Module, graph: ModelGraph, removed: Mapping[str, Seque
                 if isinstance(masked.get_submodule(holder), (nn.LayerNorm, nn.RMSNorm)):
                     norms[holder].update(slots)
                 elif not coupling.tensor.endswith("running_var"):
-                    state[coupling.tensor].index_fill_(coupling.dim, torch.tensor(slots, dtype=torch.int64), 0)
+                    # a weight norm divides by the length of a row, which must not be 0: its factor, also coupled, is
+                    value = 1e-20 if coupling.tensor.endswith("original1") else 0.0
+                    state[coupling.tensor].index_fill_(coupling.dim, torch.tensor(slots, dtype=torch.int64), value)
     for path, gone in norms.items():
         holder, _, name = path.rpartition(".")
         norm = masked.get_submodule(path)

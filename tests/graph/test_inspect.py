@@ -29,7 +29,8 @@ blocks.2.conv1.weight:1 head.weight:1
 blocks.0.conv1 x8: blocks.0.conv1.weight:0 blocks.0.conv2.weight:1
 blocks.1.conv1 x16: blocks.1.conv1.weight:0 blocks.1.conv2.weight:1
 blocks.2.conv1 x16: blocks.2.conv1.weight:0 blocks.2.conv2.weight:1
-frozen channels blocks.1.conv2: is padded with 4 constant channels by aten.pad.default, a width that the model fixes
+frozen channels blocks.1.conv2: 8 of its 16 channels: is padded with 4 constant channels by aten.pad.default, a width \
+that the model fixes
 frozen channels head: is an output of the model
 """
 

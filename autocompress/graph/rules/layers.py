@@ -130,6 +130,17 @@ def embedding(node: fx.Node, flow: Flow) -> Dims:
     return (*flow.dims(argument(node, "indices")), table[1])
 
 
+def weight_norm(node: fx.Node, flow: Flow) -> Dims:
+    """`g * v / |v|`, the norm taken over all dimensions but one, in which the lengths `g` lie."""
+    direction, length, place = node.args[0], node.args[1], argument(node, "dim")
+    dims = flow.dims(direction)
+    flow.labels.tie(dims[place], flow.dims(length)[place])
+    flow.play(length, place, ALONG)
+    if isinstance(direction, fx.Node):
+        flow.computed[node] = direction
+    return dims
+
+
 def addmm(node: fx.Node, flow: Flow) -> Dims:
     """`bias + x @ weight`, as transformers' Conv1D."""
     weight, bias = argument(node, "mat2"), argument(node, "self")
@@ -147,6 +158,7 @@ CONVS = "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv
 
 LAYERS = {f"aten.{name}": conv for name in CONVS.split()} | {
     "aten.linear": linear,
+    "aten._weight_norm": weight_norm,
     "aten.addmm": addmm,
     "aten.batch_norm": batch_norm,
     "aten._native_batch_norm_legit_no_training": batch_norm,

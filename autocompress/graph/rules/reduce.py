@@ -9,7 +9,7 @@ from torch import fx
 from autocompress.graph.flow import Flow, Rule
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
 from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
-from autocompress.graph.rules.elementwise import broadcast
+from autocompress.graph.rules.elementwise import broadcast, elementwise
 
 
 def reduce(node: fx.Node, flow: Flow) -> Dims:
@@ -48,6 +48,8 @@ def norm(node: fx.Node, flow: Flow) -> Dims:
 
 def reduce_fixed(node: fx.Node, flow: Flow) -> Dims | list[Dims]:
     """Reductions whose result counts or picks slots: the reduced dimension keeps its size."""
+    if has_argument(node, "other"):
+        return elementwise(node, flow)
     dims = flow.dims(node.args[0])
     gone = reduced_dims(node, len(dims))
     for place in gone:

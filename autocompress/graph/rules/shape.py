@@ -21,8 +21,8 @@ def transpose(node: fx.Node, flow: Flow) -> Dims:
     dims = list(flow.dims(node.args[0]))
     if len(dims) < 2:
         return tuple(dims)
-    named = has_argument(node, "dim0")
-    first, second = (argument(node, "dim0"), argument(node, "dim1")) if named else (-1, -2)
+    names = next((pair for pair in (("dim0", "dim1"), ("axis0", "axis1")) if has_argument(node, pair[0])), None)
+    first, second = (argument(node, names[0]), argument(node, names[1])) if names is not None else (-1, -2)
     dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
 
@@ -210,8 +210,10 @@ SHAPE: dict[str, Rule] = {
     "aten.permute": permute,
     "aten.transpose": transpose,
     "aten.t": transpose,
-    "aten.numpy_T": transpose,
+    "aten.swapaxes": transpose,
+    "aten.swapdims": transpose,
     "aten.movedim": movedim,
+    "aten.moveaxis": movedim,
     "aten.unsqueeze": unsqueeze,
     "aten.squeeze": squeeze,
     "aten.expand": expand,

@@ -1,0 +1,87 @@
+"""Finds which integers of the user's own modules count channels or heads, so that they can follow the pruning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+
+from torch import fx, nn
+
+from autocompress.graph.flow import Flow
+from autocompress.graph.groups import owner
+from autocompress.graph.model_graph import ChannelGroup, SizeAttribute
+from autocompress.graph.rules.arguments import shape_of
+from autocompress.graph.shrink import module_at, tensor_at
+from autocompress.graph.trace import module_path
+
+MOST_HEAD_ATTRIBUTES = 2
+
+
+def attribute_variants(
+    probe: nn.Module, flow: Flow, groups: tuple[ChannelGroup, ...]
+) -> tuple[dict[str, list[ChannelGroup]], dict[str, set[fx.Node]]]:
+    """Groups for which integers of the user's modules may have to follow, with each small set of them, smallest first.
+
+    Returns:
+        Group name -> variants in the order in which to try them, and group name -> the views that split its heads.
+    """
+    views = _views(flow, groups)
+    variants: dict[str, list[ChannelGroup]] = {}
+    for group in groups:
+        heads = {item: None for node in views.get(group.name, ()) for item in _heads(probe, node, flow, group)}
+        sizes = _sizes(probe, group)
+        if heads or sizes or group.name in views:
+            chosen = [set_ for size in range(MOST_HEAD_ATTRIBUTES + 1) for set_ in combinations(heads, size)]
+            tried = dict.fromkeys((*some, *set_) for some in ((), *sizes) for set_ in chosen)
+            variants[group.name] = [replace(group, attributes=attributes) for attributes in tried]
+    return variants, views
+
+
+def _sizes(probe: nn.Module, group: ChannelGroup) -> list[tuple[SizeAttribute, ...]]:
+    """Sets of integers of modules of the user's own kinds that equal the size of a tensor that the group shrinks.
+
+    Where several integers of one module equal the size (a square weight), each set has another one of them.
+    """
+    found: list[list[SizeAttribute]] = []
+    for coupling in group.couplings:
+        path = owner(coupling.tensor)
+        tensor, module = tensor_at(probe, coupling.tensor), module_at(probe, path)
+        if tensor is None or module is None or type(module).__module__.startswith("torch.nn."):
+            continue
+        size, step = tensor.shape[coupling.dim], len(coupling.slots[0])
+        names = [name for name, value in vars(module).items() if type(value) is int and value == size]
+        found.append([SizeAttribute(path, name, step) for name in names])
+    found = [items for items in found if items]
+    most = max(map(len, found), default=0)
+    sets = (tuple(dict.fromkeys(items[min(at, len(items) - 1)] for items in found)) for at in range(most))
+    return list(dict.fromkeys(sets))
+
+
+def _views(flow: Flow, groups: tuple[ChannelGroup, ...]) -> dict[str, set[fx.Node]]:
+    component, _ = flow.labels.resolve()
+    by_component: dict[int, str] = {}
+    for group in groups:
+        first = group.couplings[0]
+        labels = flow.states[first.tensor][first.dim]
+        for slots in first.slots:
+            by_component[int(component[labels[slots[0]]])] = group.name  # type: ignore[index]
+    views: dict[str, set[fx.Node]] = {}
+    for node, places in flow.splits.items():
+        for labels in places.values():
+            name = by_component.get(int(component[labels[0]]))
+            if name is not None:
+                views.setdefault(name, set()).add(node)
+    return views
+
+
+def _heads(probe: nn.Module, node: fx.Node, flow: Flow, group: ChannelGroup) -> Iterator[SizeAttribute]:
+    """Integers of the module that made the view, equal to its number of heads or to heads times their size."""
+    shape, path = shape_of(node), module_path(node)
+    for place in flow.splits[node]:
+        heads = shape[place]
+        width = math.prod(shape[place : place + 2])
+        for name, value in vars(probe.get_submodule(path)).items():
+            if type(value) is int and value in (heads, width):
+                yield SizeAttribute(path, name, value // group.n_channels)

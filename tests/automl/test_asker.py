@@ -1,0 +1,142 @@
+"""The searcher asks the study and tells it; what is on disk afterwards is what happened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import ray.cloudpickle as cloudpickle
+from optuna.samplers import RandomSampler
+from ray.tune.search import Searcher
+
+from autocompress.automl.asker import StudySearcher
+from autocompress.automl.bench import Outcome
+from autocompress.automl.study import SearchStudy
+from autocompress.candidate import Candidate
+from autocompress.records import Latency, Rung, TrialRecord, read_records
+from autocompress.space import Knob, SearchSpace
+
+SPACE = SearchSpace((Knob("weight_bits", "conv", (32, 8)), Knob("weight_bits", "fc", (32, 8))))
+
+
+class Run:
+    """A searcher with all that it tells."""
+
+    def __init__(self, folder: Path) -> None:
+        self.journal, self.file = folder / "study.journal", folder / "trials.jsonl"
+        self.study = SearchStudy(self.journal, SPACE, RandomSampler(seed=0), "accuracy", 0.5)
+        self.heard: list[TrialRecord] = []
+        self.now = 0.0
+        self.searcher = StudySearcher(self.study, self.file, lambda: self.now, self.heard.append)
+
+    def suggest(self, trial_id: str) -> dict[str, object]:
+        config = self.searcher.suggest(trial_id)
+        assert isinstance(config, dict)
+        return config
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def outcome(ratio: float) -> Outcome:
+    return Outcome(
+        metrics={"accuracy": 0.9, "loss": 0.3},
+        latency=Latency(ratio, 0.01, 2 * ratio, 9),
+        fine_tuned=True,
+        n_params=100,
+        n_macs=1000,
+        size_mib=0.5,
+        rungs=(Rung(0, {"accuracy": 0.5}), Rung(20, {"accuracy": 0.9})),
+        seconds={"compress": 1.0, "wait": 0.5},
+    )
+
+
+@pytest.mark.parametrize(("ratio", "feasible"), [(0.4, True), (0.5, True), (0.51, False)])
+def test_a_complete_trial_is_told_written_and_heard(run: Run, ratio: float, feasible: bool) -> None:
+    run.now = 3.0
+    config = run.suggest("a")
+    run.now = 8.0
+    run.searcher.on_trial_result("a", {"done": False})
+    assert not run.file.exists()
+    given = outcome(ratio)
+    run.searcher.on_trial_complete("a", {"outcome": json.dumps(asdict(given)), "done": True})
+    (record,) = read_records(run.file)
+    assert run.heard == run.study.records() == [record]
+    assert config == {"number": record.number, "name": record.name, "candidate": record.candidate.to_json()}
+    assert (record.state, record.origin, record.feasible) == ("complete", "sampler", feasible)
+    assert (record.started, record.ended) == (3.0, 8.0)
+    for name in ("metrics", "latency", "fine_tuned", "n_params", "n_macs", "size_mib", "rungs", "seconds"):
+        assert getattr(record, name) == getattr(given, name), name
+
+
+def test_a_trial_that_raised_keeps_its_traceback(run: Run) -> None:
+    run.suggest("a")
+    run.searcher.on_trial_complete("a", {"failed": "Traceback ...\nCompressionError: no", "done": True})
+    (record,) = read_records(run.file)
+    assert (record.state, record.error) == ("failed", "Traceback ...\nCompressionError: no")
+    assert run.study.n_finished == len(run.heard) == 1
+
+
+@pytest.mark.parametrize("result", [None, {"done": False}])
+def test_a_dead_worker_is_a_failed_trial(run: Run, result: dict[str, object] | None) -> None:
+    run.suggest("a")
+    run.searcher.on_trial_complete("a", result, error=True)
+    (record,) = read_records(run.file)
+    assert record.state == "failed"
+    assert "worker process died" in str(record.error)
+
+
+@pytest.mark.parametrize("result", [None, {}, {"done": False}])
+def test_a_trial_that_a_time_limit_cut_off_stays_open_and_runs_again(run: Run, result: dict[str, object] | None) -> None:
+    config = run.suggest("a")
+    run.searcher.on_trial_complete("a", result)
+    assert not run.file.exists()
+    assert run.heard == []
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), "accuracy", 0.5)
+    assert again.requeue_interrupted() == 1
+    asked = again.ask()
+    assert asked is not None
+    assert asked[1].to_json() == config["candidate"]
+
+
+def test_trials_at_the_same_time_are_kept_apart(run: Run) -> None:
+    run.study.enqueue([Candidate(weight_bits={"fc": 8}), Candidate(weight_bits={"conv": 8})], "uniform")
+    first, second = run.suggest("a"), run.suggest("b")
+    run.searcher.on_trial_complete("b", {"failed": "b"})
+    run.searcher.on_trial_complete("a", {"outcome": json.dumps(asdict(outcome(0.3)))})
+    records = {record.number: record for record in read_records(run.file)}
+    assert records[int(str(first["number"]))].candidate == Candidate(weight_bits={"fc": 8})
+    assert records[int(str(second["number"]))].error == "b"
+
+
+def test_an_exhausted_space_ends_the_search(run: Run) -> None:
+    for i in range(4):
+        run.suggest(str(i))
+        run.searcher.on_trial_complete(str(i), {"outcome": json.dumps(asdict(outcome(0.3)))})
+        if len({record.candidate for record in run.heard}) == 4:
+            break
+    while len({record.candidate for record in run.heard}) < 4:
+        run.suggest("more")
+        run.searcher.on_trial_complete("more", {"outcome": json.dumps(asdict(outcome(0.3)))})
+    assert run.searcher.suggest("last") == Searcher.FINISHED
+
+
+def test_the_searcher_that_tune_pickles_carries_nothing(run: Run, tmp_path: Path) -> None:
+    run.suggest("a")
+    assert len(cloudpickle.dumps(run.searcher)) < 300
+    run.searcher.save(str(tmp_path / "state"))
+    run.searcher.restore(str(tmp_path / "state"))
+    assert (tmp_path / "state").stat().st_size == 0
+
+
+def test_its_own_time_is_counted(run: Run) -> None:
+    assert run.searcher.seconds == 0
+    run.suggest("a")
+    asking = run.searcher.seconds
+    assert 0 < asking < 5
+    run.searcher.on_trial_complete("a", {"failed": "x"})
+    assert run.searcher.seconds > asking

@@ -1,0 +1,312 @@
+"""One small model for each further op or habit: which groups it has, or the reason why it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autocompress.compress.prune import remove_channels_
+from autocompress.graph import inspect_model
+from tests.graph.masking import masked_copy, some_channels
+from tests.graph.nets import randomize
+
+IMAGE, ROW, SERIES = (2, 3, 8, 8), (2, 4), (2, 5, 8)
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """Layers by name and a forward over them."""
+
+    def __init__(self, forward: Forward, **layers: nn.Module) -> None:
+        super().__init__()
+        self.call = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self, x)
+
+
+def convnext(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    y = m.project(F.gelu(m.expand(m.norm(m.depthwise(x).permute(0, 2, 3, 1)))))
+    return m.head((x + y.permute(0, 3, 1, 2)).mean((-2, -1)))
+
+
+def mixer(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    return m.head((x + m.back(F.gelu(m.across(m.norm(x).transpose(1, 2)))).transpose(1, 2)).mean(1))
+
+
+def gated_by_chunk(m: Any, x: Tensor) -> Tensor:
+    a, b = m.both(x).chunk(2, -1)
+    return m.head(torch.relu(m.down(F.silu(a) * b)))
+
+
+def halves(m: Any, x: Tensor) -> Tensor:
+    x = m.conv(x).mean((2, 3))
+    half = x.shape[1] // 2
+    return m.head(m.gate(x[:, :half]) * x[:, half:])
+
+
+def selective(m: Any, x: Tensor) -> Tensor:
+    y = torch.stack([m.wide(x), m.narrow(x)], 1)
+    weight = m.choose(y.sum(1).mean((2, 3))).view(x.shape[0], 2, -1).softmax(1)
+    return m.head((y * weight[..., None, None]).sum(1).mean((2, 3)))
+
+
+def grouped_query(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    return m.head(y.transpose(1, 2).flatten(2))
+
+
+def gated_unit(m: Any, x: Tensor) -> Tensor:
+    return m.head(F.glu(m.conv(x), 1).mean(-1))
+
+
+def unit_length(m: Any, x: Tensor) -> Tensor:
+    return m.head(F.normalize(m.hidden(x), dim=-1))
+
+
+class Projection(nn.Module):
+    """A linear layer of the user's own kind: the weight lies the other way, and the sizes are kept as integers."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.n_in, self.n_out = n_in, n_out
+        self.weight, self.bias = nn.Parameter(torch.rand(n_in, n_out)), nn.Parameter(torch.rand(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.n_out)
+
+
+def projected(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.relu(m.square(torch.relu(m.first(x)))))
+
+
+GROUPS: dict[str, tuple[Net, tuple[int, ...], dict[str, int]]] = {
+    "convnext": (
+        Net(
+            convnext,
+            stem=nn.Conv2d(3, 16, 2, 2),
+            depthwise=nn.Conv2d(16, 16, 3, padding=1, groups=16),
+            norm=nn.LayerNorm(16),
+            expand=nn.Linear(16, 24),
+            project=nn.Linear(24, 16),
+            head=nn.Linear(16, 3),
+        ),
+        IMAGE,
+        {"stem": 16, "expand": 24},
+    ),
+    "mixer": (
+        Net(
+            mixer,
+            stem=nn.Linear(8, 10),
+            norm=nn.LayerNorm(10),
+            across=nn.Linear(5, 6),
+            back=nn.Linear(6, 5),
+            head=nn.Linear(10, 2),
+        ),
+        SERIES,
+        {"stem": 10, "across": 6},
+    ),
+    "gated by chunk": (
+        Net(gated_by_chunk, both=nn.Linear(8, 24), down=nn.Linear(12, 8), head=nn.Linear(8, 2)),
+        SERIES,
+        {"both": 12, "down": 8},
+    ),
+    "gated linear unit": (
+        Net(gated_unit, conv=nn.Conv1d(5, 24, 3), head=nn.Linear(12, 2)),
+        SERIES,
+        {"conv": 12},
+    ),
+    "halves": (
+        Net(halves, conv=nn.Conv2d(3, 8, 3), gate=nn.Linear(4, 4), head=nn.Linear(4, 2)),
+        IMAGE,
+        {"conv": 4},
+    ),
+    "selective kernels": (
+        Net(
+            selective,
+            wide=nn.Conv2d(3, 8, 3, padding=1),
+            narrow=nn.Conv2d(3, 8, 1),
+            choose=nn.Linear(8, 16),
+            head=nn.Linear(8, 2),
+        ),
+        IMAGE,
+        {"wide": 8},
+    ),
+    "grouped query": (
+        Net(grouped_query, q=nn.Linear(8, 16), k=nn.Linear(8, 8), v=nn.Linear(8, 8), head=nn.Linear(16, 2)),
+        SERIES,
+        {"q": 2},
+    ),
+    "transposed in groups": (
+        Net(
+            lambda m, x: m.head(m.lone(m.up(F.relu(m.conv(x)))).mean((2, 3))),
+            conv=nn.Conv2d(3, 8, 3),
+            up=nn.ConvTranspose2d(8, 12, 2, 2, groups=4),
+            lone=nn.ConvTranspose2d(12, 12, 2, groups=12),
+            head=nn.Linear(12, 2),
+        ),
+        IMAGE,
+        {"conv": 2, "up": 3},
+    ),
+    "three dimensions": (
+        Net(
+            lambda m, x: m.head(F.adaptive_avg_pool3d(F.elu(m.norm(m.conv(x))), 1).flatten(1)),
+            conv=nn.Conv3d(1, 6, 3),
+            norm=nn.BatchNorm3d(6),
+            head=nn.Linear(6, 2),
+        ),
+        (2, 1, 5, 5, 5),
+        {"conv": 6},
+    ),
+    "norm without weights": (
+        Net(
+            lambda m, x: m.head(torch.flatten(m.norm(m.conv(x)), 1)),
+            conv=nn.Conv2d(3, 8, 3),
+            norm=nn.BatchNorm2d(8, affine=False),
+            head=nn.Linear(8 * 36, 2),
+        ),
+        IMAGE,
+        {"conv": 8},
+    ),
+    "unit length": (Net(unit_length, hidden=nn.Linear(4, 8), head=nn.Linear(8, 2)), ROW, {"hidden": 8}),
+    "sizes kept by own layers": (
+        Net(projected, first=Projection(8, 6), square=Projection(6, 6), head=nn.Linear(6, 2)),
+        SERIES,
+        {"first": 6, "square": 6},
+    ),
+    "extremes of two tensors": (
+        Net(
+            lambda m, x: m.head(torch.max(m.one(x), m.two(x)).swapaxes(0, 1).swapaxes(0, 1)),
+            one=nn.Linear(4, 8),
+            two=nn.Linear(4, 8),
+            head=nn.Linear(8, 2),
+        ),
+        ROW,
+        {"one": 8},
+    ),
+    "weight norm": (
+        Net(
+            lambda m, x: m.head(m.next(F.relu(m.conv(x))).mean((2, 3))),
+            conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)),
+            next=nn.Conv2d(8, 8, 3),
+            head=nn.Linear(8, 2),
+        ),
+        IMAGE,
+        {"conv": 8, "next": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_and_exactness(name: str) -> None:
+    net, size, expected_groups = GROUPS[name]
+    model, x = randomize(net).eval(), torch.rand(size)
+    graph = inspect_model(model, x)
+    assert {group.name: group.n_channels for group in graph.groups} == expected_groups
+    removed = some_channels(graph, 0.5)
+    expected = masked_copy(model, graph, removed)(x)
+    remove_channels_(model, graph, removed)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def linear(forward: Forward) -> Net:
+    return Net(forward, hidden=nn.Linear(4, 8), head=nn.Linear(8, 2))
+
+
+def without_gradient(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = m.hidden(x)
+    return m.head(y)
+
+
+FROZEN: dict[str, tuple[Net, str]] = {
+    "order": (linear(lambda m, x: m.head(m.hidden(x).cumsum(1))), "order of its slots"),
+    "no rule": (linear(lambda m, x: m.head(torch.cummax(m.hidden(x), 1)[0])), "aten.cummax.default, which has no rule"),
+    "largest": (linear(lambda m, x: m.head(m.hidden(x).topk(8, dim=1)[0])), "aten.topk.default"),
+    "constant": (
+        linear(lambda m, x: m.head(m.hidden(x) * torch.arange(8.0))),
+        "tensor of fixed size made by aten.arange",
+    ),
+    "lifted": (linear(lambda m, x: m.head(m.hidden(x) * torch.tensor([1.0] * 7 + [2.0]))), "a constant tensor"),
+    "noise": (linear(lambda m, x: m.head(m.hidden(x) + torch.randn(8))), "aten.randn.default"),
+    "cut": (linear(lambda m, x: m.head(F.pad(m.hidden(x)[:, 1:], (0, 1)))), "cut at fixed positions [1:8:1]"),
+    "unequal": (linear(lambda m, x: m.head(torch.cat(m.hidden(x).split([3, 5], 1)[::-1], 1))), "unequal parts [3, 5]"),
+    "picked": (
+        linear(lambda m, x: m.head(m.hidden(x) + m.hidden(x)[:, 0:1] * m.hidden(x)[:, 3, None])),
+        "picked by number",
+    ),
+    "inner graph": (linear(without_gradient), "wrap_with_set_grad_enabled, which has no rule"),
+    "input": (Net(lambda m, x: m.head(m.hidden(x) + x), hidden=nn.Linear(4, 4), head=nn.Linear(4, 2)), "the input 'x'"),
+    "literal": (linear(lambda m, x: m.head(m.hidden(x).reshape(-1, 8))), "a pruned copy"),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_cannot_go_is_frozen_with_its_reason(name: str) -> None:
+    net, reason = FROZEN[name]
+    x = torch.rand(8, 4)
+    graph = inspect_model(randomize(net), x)
+    assert graph.groups == ()
+    assert reason in next(item.reason for item in graph.frozen if item.name == "hidden")
+    assert "is an output of the model" in [item.reason for item in graph.frozen if item.name == "head"]
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.calls += 1
+        y = torch.relu(self.hidden(x))
+        return self.head(y), {"size": y.square().sum()}
+
+
+def test_a_counter_buffer_and_nested_outputs_do_not_disturb_and_are_not_counted() -> None:
+    model = Counter()
+    graph = inspect_model(model, torch.rand(2, 4))
+    assert [group.name for group in graph.groups] == ["hidden"]
+    assert model.calls.item() == 0
+
+
+def test_a_model_that_returns_an_inner_value_keeps_it() -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = torch.relu(self.first(x))
+            return {"features": y, "logits": self.head(torch.relu(self.second(y)))}
+
+    graph = inspect_model(Features(), torch.rand(2, 4))
+    assert [group.name for group in graph.groups] == ["second"]
+
+
+def test_integers_of_the_users_layers_follow_the_group_that_they_count() -> None:
+    model, x = randomize(Net(projected, first=Projection(8, 6), square=Projection(6, 6), head=nn.Linear(6, 2))), SERIES
+    graph = inspect_model(model, torch.rand(x))
+    remove_channels_(model, graph, {"first": [0], "square": [1, 2]})
+    assert model.get_submodule("first").n_out == 5
+    assert model.get_submodule("square").n_out == 4
+
+
+def test_a_rule_that_does_not_fit_freezes_instead_of_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autocompress.graph.rules import RULES
+
+    for broken in (lambda node, flow: (), lambda node, flow: node.args[7]):
+        monkeypatch.setitem(RULES, "aten.relu", broken)
+        graph = inspect_model(linear(lambda m, x: m.head(torch.relu(m.hidden(x)))), torch.rand(2, 4))
+        assert graph.groups == ()
+        assert "aten.relu.default" in next(item.reason for item in graph.frozen if item.name == "hidden")

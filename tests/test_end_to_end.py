@@ -1,0 +1,151 @@
+"""The main job on the README's own example: search, files, kill -9 and resume, pick, load."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pandas as pd
+import pytest
+import torch
+
+import autocompress as ac
+from autocompress.records import read_records
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's `my_model.py`."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    source = next(block for block in blocks if block.startswith("# my_model.py"))
+    file = tmp_path_factory.mktemp("example") / "my_model.py"
+    file.write_text(source)
+    return file
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "autocompress.cli", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(example: Path) -> Path:
+    """A run whose driver was killed with -9 in the middle, then resumed."""
+    run = example.parent / "run"
+    search = _command(
+        "search", f"{example}:task", "--run-dir", run, "--trials", 10, "--workers", 2, "--rungs", "0,10",
+        "--latency-budget", "0.9x",
+    )  # fmt: skip
+    driver = subprocess.Popen(search, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    records = run / "trials.jsonl"
+    deadline = time.monotonic() + 180
+    while not (records.exists() and len(records.read_text().splitlines()) >= 4):
+        assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[0]
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    done = subprocess.run(_command("resume", run), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report.html" in done.stdout
+    return run
+
+
+def test_kill_and_resume_lose_nothing_and_count_nothing_twice(killed_and_resumed: Path) -> None:
+    records = read_records(killed_and_resumed / "trials.jsonl")
+    assert len(records) == 10
+    assert [record.error for record in records if record.state == "failed"] == []
+    digests = Counter(record.candidate.digest for record in records)
+    assert max(digests.values()) == 1
+    assert records[0].origin == "baseline" and any(record.origin == "uniform" for record in records)
+    assert not (killed_and_resumed / "ray").exists()
+
+
+def test_every_front_point_is_a_file_that_runs(killed_and_resumed: Path, example: Path) -> None:
+    task = ac.load_task(f"{example}:task")
+    table = pd.read_csv(killed_and_resumed / "front.csv")
+    assert len(table) >= 1
+    assert (killed_and_resumed / "report.html").stat().st_size > 10_000
+    for _, row in table.iterrows():
+        folder = killed_and_resumed / "front" / f"trial_{int(row['trial']):04d}"
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["numbers"]["latency"]["ratio"] == pytest.approx(row["latency_ratio"])
+        session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        (name,) = [item.name for item in session.get_inputs()]
+        n_right, n_samples = 0, 0
+
+        def predict(inputs: tuple[torch.Tensor, ...], session: ort.InferenceSession = session, name: str = name) -> torch.Tensor:
+            outputs = [session.run(None, {name: sample[None].numpy()})[0] for sample in inputs[0]]
+            return torch.from_numpy(np.concatenate(outputs))
+
+        assert task.evaluate(predict, "test")["accuracy"] == pytest.approx(row["accuracy_test"])
+        student = ac.load(folder, task)
+        assert type(student) is torch.nn.Sequential
+        for inputs in task.calibration_batches():
+            agree = student(*inputs).argmax(1) == predict(inputs).argmax(1)
+            n_right, n_samples = n_right + int(agree.sum()), n_samples + len(agree)
+        assert n_right / n_samples >= 0.99
+
+
+def test_a_loaded_model_gives_the_outputs_of_the_saved_one(killed_and_resumed: Path, example: Path) -> None:
+    """Full precision: the file and the loaded module agree to 1e-5 relative to the outputs' size."""
+    task = ac.load_task(f"{example}:task")
+    folder = killed_and_resumed / "front" / "trial_0000"
+    student, model = ac.load(folder, task), task.build_model()
+    inputs = next(iter(task.calibration_batches()))
+    assert torch.equal(student(*inputs), model(*inputs))
+
+
+def test_pick_copies_the_point_and_report_prints_the_front(killed_and_resumed: Path, tmp_path: Path) -> None:
+    picked = tmp_path / "model"
+    done = subprocess.run(
+        _command("pick", killed_and_resumed, "--latency-budget", "0.9x", "-o", picked),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {path.name for path in picked.iterdir()} == {"manifest.json", "model.onnx", "weights.safetensors"}
+    assert "test accuracy" in done.stdout
+    text = subprocess.run(
+        _command("report", killed_and_resumed, "--text"), capture_output=True, text=True, check=True
+    ).stdout
+    assert "uncompressed" in text
+
+
+def test_ctrl_c_leaves_the_front_so_far(example: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    search = _command("search", f"{example}:task", "--run-dir", run, "--trials", 200, "--workers", 2, "--rungs", "0,10")
+    driver = subprocess.Popen(search, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    records = run / "trials.jsonl"
+    deadline = time.monotonic() + 180
+    while not (records.exists() and len(records.read_text().splitlines()) >= 4):
+        assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[0]
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
+    assert len(pd.read_csv(run / "front.csv")) >= 1
+    assert "report.html" in output
+
+
+def test_a_time_limit_ends_the_search_with_a_front(example: Path, tmp_path: Path) -> None:
+    front = ac.search(
+        ac.load_task(f"{example}:task"),
+        run_dir=tmp_path / "run",
+        n_trials=500,
+        minutes=0.35,
+        n_workers=2,
+        distill={"rungs": [0, 5]},
+        show_progress=False,
+    )
+    assert front.points and all(point.file is not None for point in front.points)
+    assert len(read_records(tmp_path / "run" / "trials.jsonl")) < 500
+    with pytest.raises(ac.AutocompressError, match="given as an object"):
+        ac.resume(tmp_path / "run")
