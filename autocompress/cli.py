@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--rungs", type=_integers, help="fine-tune steps at which a student is judged (default: 0,20,60,180)"
     )
-    search.add_argument("--learning-rate", type=float, help="peak learning rate of the fine-tune (default: 0.02)")
+    search.add_argument("--learning-rate", type=float, help="peak learning rate of the fine-tune (default: 0.01)")
 
     resume = _add(commands, "resume", _resume, "go on with a search that was stopped or killed")
     resume.add_argument("run_dir", metavar="RUN", type=Path)

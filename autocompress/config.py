@@ -29,7 +29,7 @@ class DistillSettings:
     """
 
     rungs: tuple[int, ...] = (0, 20, 60, 180)
-    learning_rate: float = 0.02
+    learning_rate: float = 0.01
     weight_decay: float = 1e-4
     temperature: float = 4.0
     alpha: float = 0.9

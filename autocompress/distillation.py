@@ -6,6 +6,7 @@ asked the mean squared error between intermediate features (Romero et al. 2015, 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -76,7 +77,7 @@ class Teacher:
     def __init__(self, model: nn.Module, mode: FastMode | None = None) -> None:
         self.model = model.eval()
         self.mode = mode
-        self._kept: dict[int, tuple[tuple[float, ...], Tensor]] = {}
+        self._kept: dict[int, tuple[bytes, Tensor]] = {}
 
     def outputs(self, position: int, inputs: Inputs) -> Tensor:
         """float32 outputs for the batch at `position` of the stream."""
@@ -96,11 +97,12 @@ class Teacher:
         return outputs
 
 
-def _checksum(inputs: Inputs) -> tuple[float, ...]:
-    tensors = inputs.values() if isinstance(inputs, dict) else inputs
-    weights = [torch.linspace(1, 2, value.numel(), dtype=torch.float32) for value in tensors]
-    sums = [float(value.float().flatten() @ weight) for value, weight in zip(tensors, weights, strict=True)]
-    return (*sums, *(float(size) for value in tensors for size in value.shape))
+def _checksum(inputs: Inputs) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for value in inputs.values() if isinstance(inputs, dict) else inputs:
+        digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 class FineTune:
@@ -151,8 +153,13 @@ class FineTune:
         self.student.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Student, optimizer and position; plain tensors and numbers."""
-        return {"step": self.step, "student": self.student.state_dict(), "optimizer": self._optimizer.state_dict()}
+        """Student, optimizer, position and random state (dropout); plain tensors and numbers."""
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; the stream of batches is wound forward."""
@@ -162,6 +169,7 @@ class FineTune:
         self._batches = _stream(self.task, self._seed)
         for _ in range(self.step):
             next(self._batches)
+        torch.set_rng_state(state["random"])
 
     def _train_one(self, batch: Batch) -> None:
         inputs, _ = batch

@@ -76,7 +76,7 @@ class TrialRecord:
     Attributes:
         number: the study's trial number; also the name of its folder, `trial_0042`.
         state: "complete", or "failed" with a traceback in `error`.
-        origin: who proposed it: "baseline", "uniform", "sampler", or "random" where the sampler repeated itself.
+        origin: who proposed it: "baseline", "uniform", "single drop", "sampler", or "random" (it repeated itself).
         candidate: what was asked.
         metrics: the best rung's metrics on the selection split (empty when failed).
         latency: measured during the search (None when failed before).

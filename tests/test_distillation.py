@@ -60,9 +60,7 @@ def parameters(model: nn.Module) -> Tensor:
     size=st.floats(0.01, 50),
     seed=st.integers(0, 99),
 )
-def test_soft_target_loss_is_that_of_scipy(
-    shape: tuple[int, ...], temperature: float, size: float, seed: int
-) -> None:
+def test_soft_target_loss_is_that_of_scipy(shape: tuple[int, ...], temperature: float, size: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     ours, theirs = rng.normal(size=(2, *shape)) * size
     p = scipy.special.softmax(theirs / temperature, axis=-1)
@@ -71,7 +69,9 @@ def test_soft_target_loss_is_that_of_scipy(
     expected = temperature**2 * divergence.mean()
     found = soft_target_loss(torch.tensor(ours), torch.tensor(theirs), temperature)
     assert float(found) == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    assert float(soft_target_loss(torch.tensor(theirs), torch.tensor(theirs), temperature)) == pytest.approx(0, abs=1e-9)
+    assert float(soft_target_loss(torch.tensor(theirs), torch.tensor(theirs), temperature)) == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def rate_at(step: int, n_steps: int, peak: float) -> float:

@@ -122,9 +122,8 @@ class Trial:
 
     def outcome(self) -> Outcome:
         """What is known of the finished trial; the metrics are the best rung's (training can hurt)."""
-        best = max(self._rungs, key=lambda rung: rung.metrics[self._job.metric])
         return Outcome(
-            metrics=best.metrics,
+            metrics=self._best_rung().metrics,
             latency=self._latency,
             fine_tuned=len(self._rungs) > 1,
             n_params=sum(parameter.numel() for parameter in self._student.parameters()),
@@ -156,6 +155,10 @@ class Trial:
         self._seconds = dict(state["seconds"])
         self._best = dict(state["best"])
         self._fine_tune.load_state_dict(state["fine_tune"])
+
+    def _best_rung(self) -> Rung:
+        """The first of the best: training that gains nothing is not kept."""
+        return max(self._rungs, key=lambda rung: rung.metrics[self._job.metric])
 
     @property
     def _worth_training(self) -> bool:
@@ -205,7 +208,7 @@ class Trial:
         if self._job.metric not in metrics:
             raise MeasurementError(f"evaluate must give {self._job.metric!r}, but gave {sorted(metrics)}")
         self._rungs.append(Rung(steps, metrics))
-        if all(rung.metrics[self._job.metric] <= metrics[self._job.metric] for rung in self._rungs):
+        if self._best_rung() is self._rungs[-1]:
             self._best = copy.deepcopy(self._student.state_dict())
 
     @contextmanager

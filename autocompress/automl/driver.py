@@ -20,7 +20,7 @@ from autocompress.automl.engine import run_trials
 from autocompress.automl.finalists import finalize
 from autocompress.automl.preparation import make_job, prepare
 from autocompress.automl.progress import SearchProgress
-from autocompress.automl.proposals import uniform_candidates
+from autocompress.automl.proposals import single_drops, uniform_candidates
 from autocompress.automl.samplers import sampler_named
 from autocompress.automl.study import SearchStudy
 from autocompress.compress import Recipe
@@ -62,6 +62,7 @@ def start(
         study = _study(folder, prepared.space, prepared.info)
         study.add(prepared.baseline)
         study.enqueue(uniform_candidates(prepared.space, settings.n_trials), "uniform")
+        study.enqueue(single_drops(prepared.space, settings.n_trials), "single drop")
         folder.write_info(prepared.info)  # last: a folder without it is not a run yet
         return _go_on(folder, prepared.job, prepared.info, study, console)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -74,6 +75,7 @@ def prepare(
     model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
     space = _checked_space(space, graph)
+    _check_features(model, settings)
     metrics, metric = _judge(model, task)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
         scratch = Path(name)
@@ -125,6 +127,14 @@ def _checked_space(space: str | SearchSpace, graph: ModelGraph) -> SearchSpace:
             "offer more choices (channel counts are multiples of channel_grid), or look at `autocompress inspect`"
         )
     return space
+
+
+def _check_features(model: nn.Module, settings: SearchSettings) -> None:
+    paths = dict(model.named_modules())
+    for path in settings.distill.feature_layers:
+        if path not in paths:
+            near = difflib.get_close_matches(path, paths, n=3)
+            raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
 
 
 def _judge(model: nn.Module, task: Task) -> tuple[dict[str, float], str]:

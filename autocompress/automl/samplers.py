@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import optuna
 from optuna.samplers import BaseSampler
 
 from autocompress.errors import InputError
+from autocompress.extensions import find_extension
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -31,16 +31,14 @@ def sampler_named(name: str, seed: int) -> BaseSampler:
     """The sampler of that name in `SAMPLERS`, or made by `package.module:function` of a seed.
 
     Raises:
-        InputError: no such sampler.
+        InputError: no such sampler, or it is not one.
+        MissingExtraError: its module is not installed.
     """
-    if name in SAMPLERS:
-        return SAMPLERS[name](seed)
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise InputError(f"sampler must be one of {sorted(SAMPLERS)} or package.module:function, but got {name!r}")
+    make = SAMPLERS[name] if name in SAMPLERS else find_extension("sampler", name, name, SAMPLERS)
     try:
-        make = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"sampler {name!r} cannot be imported: {error}") from error
-    sampler: BaseSampler = make(seed)
+        sampler = make(seed)
+    except TypeError as error:
+        raise InputError(f"sampler {name!r} must be a function of a seed, but: {error}") from error
+    if not isinstance(sampler, BaseSampler):
+        raise InputError(f"sampler {name!r} must make an optuna sampler, but made a {type(sampler).__name__}")
     return sampler

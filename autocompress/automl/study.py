@@ -66,13 +66,25 @@ class SearchStudy:
         return [TrialRecord.from_dict(trial.user_attrs["record"]) for trial in trials if "record" in trial.user_attrs]
 
     def requeue_interrupted(self) -> int:
-        """Closes trials that were running when the driver died, and queues them again; returns how many."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in running:
+        """Closes trials that were running when the driver died; returns how many are queued to run again.
+
+        A trial whose record was on disk already is ended with it. May itself be killed at any point and called again.
+        """
+        requeued = {trial.user_attrs.get("again") for trial in self._study.get_trials(deepcopy=False)}
+        n_again = 0
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "record" in trial.user_attrs:
+                record = TrialRecord.from_dict(trial.user_attrs["record"])
+                # the study gives open trials out only once; a second handle on this one needs its storage id
+                self._tell(optuna.Trial(self._study, trial._trial_id), record, constrained=bool(trial.constraints))
+                continue
+            if trial.number not in requeued:
+                attrs = {"origin": trial.user_attrs.get("origin", "sampler"), "again": trial.number}
+                self._study.enqueue_trial(trial.params, user_attrs=attrs)
             self._study.tell(trial.number, state=TrialState.FAIL)
-            attrs = {"origin": trial.user_attrs.get("origin", "sampler"), "again": trial.number}
-            self._study.enqueue_trial(trial.params, user_attrs=attrs)
-        return len(running)
+            n_again += 1
+        self._known = {record.candidate.digest: record for record in self.records() if record.state == "complete"}
+        return n_again
 
     def enqueue(self, candidates: Iterable[Candidate], origin: str) -> None:
         """Queues candidates of the space, to be asked for before the sampler proposes."""
@@ -126,11 +138,11 @@ class SearchStudy:
         """A seed that no earlier draw of this study had, the same in a repeated run."""
         return len(self._study.get_trials(deepcopy=False))
 
-    def _tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
+    def _tell(self, trial: optuna.Trial, record: TrialRecord, constrained: bool = False) -> None:
         if record.state == "failed" or not all(map(math.isfinite, (score(record, self.metric), ratio(record)))):
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        if self.budget is not None:
+        if self.budget is not None and not constrained:
             trial.set_constraint("latency", ratio(record) - self.budget)
         self._study.tell(trial, [score(record, self.metric), ratio(record)])
 

@@ -47,6 +47,7 @@ class Worker(tune.Trainable):
         try:
             return self._step()
         except Exception:
+            self._trial = None  # half a trial cannot be saved
             return {"failed": traceback.format_exc(), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -107,10 +107,12 @@ def _apply(node: fx.Node, flow: Flow, rules: Mapping[str, Rule]) -> Value:
 
 
 def _checked(value: Value, node: fx.Node) -> Value:
-    """The value, if it has the rank of the node's tensor: a rule that is wrong must not be believed."""
+    """The value, if it has the shape of the node's tensor: a rule that is wrong must not be believed."""
     result = node.meta.get("val")
-    if isinstance(result, Tensor) and (not isinstance(value, tuple) or len(value) != result.dim()):
-        raise NoRuleError("its rule is for another number of dimensions")
+    if isinstance(result, Tensor):
+        pairs = zip(value, result.shape, strict=True)
+        if any(not isinstance(dim, Fixed) and dim.size != size for dim, size in pairs):
+            raise NoRuleError("its rule gives another shape")
     return value
 
 

@@ -16,6 +16,16 @@ from autocompress.task import Inputs
 
 Feed = dict[str, NDArray[np.generic]]
 _ERRORS_ONLY = 3
+_TYPES: dict[str, np.dtype[np.generic]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(bool)": np.dtype(np.bool_),
+}
 
 
 class OnnxRuntime:
@@ -50,6 +60,7 @@ class CpuSession:
         self._session = session
         self._names = [item.name for item in session.get_inputs()]
         self._shapes = {item.name: tuple(item.shape) for item in session.get_inputs()}
+        self._types = {item.name: _TYPES[item.type] for item in session.get_inputs()}
 
     def prepare(self, inputs: Inputs) -> Feed:
         """Names the inputs and turns them into arrays; see `Session.prepare`.
@@ -63,6 +74,9 @@ class CpuSession:
         if shapes != self._shapes or len(inputs) != len(self._names):
             given = [tuple(t.shape) for t in (inputs.values() if isinstance(inputs, dict) else inputs)]
             raise InputError(f"the file takes {self._shapes}, but got {given}; export again with inputs of that shape")
+        for name, value in feed.items():
+            if value.dtype != self._types[name]:
+                raise InputError(f"input {name!r} of the file is {self._types[name]}, but got {value.dtype}")
         return feed
 
     def run(self, prepared: object) -> object:

@@ -8,13 +8,16 @@ used. Folding is exact in float: one scale per output channel commutes with the 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-_Array = NDArray[np.generic]
+_Array = NDArray[Any]
+_BIAS_LIMIT = 2.0**30  # in int32, with room for the sum of products
+_SMALLEST_SCALE = 1e-30
 
 
 def store_integer_weights_(model: onnx.ModelProto) -> None:
@@ -69,6 +72,12 @@ class _Graph:
     def remove(self, node: onnx.NodeProto) -> None:
         self.proto.node.remove(node)
 
+    def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
+        """Adds a node in front of another, where its readers come after it."""
+        place = list(self.proto.node).index(node)
+        self.proto.node.insert(place, new)
+        self.producer[new.output[0]] = self.proto.node[place]
+
     def rename(self, old: str, new: str) -> None:
         """Lets the producer of `old` write `new` instead."""
         node = self.producer.pop(old)
@@ -113,20 +122,19 @@ def _fold_batch_norm(graph: _Graph, norm: onnx.NodeProto) -> None:
     conv = graph.producer.get(norm.input[0])
     if conv is None or conv.op_type != "Conv" or graph.n_readers[norm.input[0]] != 1:
         return
-    dequantize = graph.producer.get(conv.input[1])
-    if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.input[0] not in graph.values:
+    dequantize = _own_weight(graph, conv)
+    if dequantize is None:
         return
     gamma, beta, mean, var = (graph.values[name] for name in norm.input[1:5])
     epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
     factor = gamma / np.sqrt(var + epsilon)
     stored, scale = graph.values[dequantize.input[0]], graph.values[dequantize.input[1]]
     bias = graph.values[conv.input[2]] if len(conv.input) > 2 else np.zeros_like(mean)
-    signs = np.where(factor < 0, -1, 1).astype(stored.dtype)
-    dead = factor == 0  # a zero scale is rejected by runtimes: the weights become zero instead
-    signs[dead] = 0
+    signs = np.sign(factor).astype(stored.dtype)
     prefix = conv.output[0]
     dequantize.input[0] = graph.add(f"{prefix}_weight", stored * _per_channel(signs, stored.ndim, 0))
-    dequantize.input[1] = graph.add(f"{prefix}_scale", np.where(dead, scale, scale * np.abs(factor)).astype(np.float32))
+    positive = np.maximum(scale * np.abs(factor), np.finfo(np.float32).tiny)
+    dequantize.input[1] = graph.add(f"{prefix}_scale", positive.astype(np.float32))
     folded = graph.add(f"{prefix}_bias", ((bias - mean) * factor + beta).astype(np.float32))
     if len(conv.input) > 2:
         conv.input[2] = folded
@@ -138,27 +146,69 @@ def _fold_batch_norm(graph: _Graph, norm: onnx.NodeProto) -> None:
 
 def _quantize_bias(graph: _Graph, node: onnx.NodeProto) -> None:
     """Integer kernels add the bias to the int32 accumulator, so its scale is (input scale) x (weight scale)."""
-    sources = [graph.producer.get(name) for name in node.input[:2]]
-    if (
-        any(source is None or source.op_type != "DequantizeLinear" for source in sources)
-        or node.input[2] not in graph.values
-    ):
+    source = graph.producer.get(node.input[0])
+    if source is None or source.op_type != "DequantizeLinear" or node.input[2] not in graph.values:
         return
-    scales = [graph.values[source.input[1]] for source in sources if source is not None]
-    bias = graph.values[node.input[2]]
-    scale = np.broadcast_to(scales[0] * scales[1], bias.shape).astype(np.float32)
-    limit = np.iinfo(np.int32)
-    stored = np.clip(np.rint(bias.astype(np.float64) / scale), limit.min, limit.max).astype(np.int32)
+    dequantize = _own_weight(graph, node)
+    if dequantize is None:
+        return
+    bias = graph.values[node.input[2]].astype(np.float64)
+    input_scale = graph.values[source.input[1]].astype(np.float64)
+    weight_scale = _with_room_for_bias(graph, dequantize, bias / input_scale, node.output[0])
+    scale = np.broadcast_to(input_scale * weight_scale, bias.shape)
+    stored = np.rint(bias / scale).astype(np.int32)
     prefix = node.output[0]
-    dequantize = onnx.helper.make_node(
+    bias_node = onnx.helper.make_node(
         "DequantizeLinear",
         [
             graph.add(f"{prefix}_bias_int32", stored),
-            graph.add(f"{prefix}_bias_scale", scale),
+            graph.add(f"{prefix}_bias_scale", scale.astype(np.float32)),
             graph.add(f"{prefix}_bias_zero", np.zeros_like(stored)),
         ],
         [f"{prefix}_bias_float"],
         axis=0,
     )
-    graph.proto.node.insert(list(graph.proto.node).index(node), dequantize)
-    node.input[2] = dequantize.output[0]
+    graph.insert_before(node, bias_node)
+    node.input[2] = bias_node.output[0]
+
+
+def _with_room_for_bias(graph: _Graph, dequantize: onnx.NodeProto, bias: _Array, prefix: str) -> _Array:
+    """The weight's scales, coarser where a bias would not fit int32.
+
+    There the weights count for nothing beside the bias (a norm scale that has decayed to almost zero) or are all zero,
+    so they become zero and the scale follows from the bias alone.
+
+    Args:
+        graph: the graph.
+        dequantize: of the weight, read by one node only.
+        bias: in units of the input's scale, shape (n_channels,).
+        prefix: for names of new values.
+    """
+    stored, scale = graph.values[dequantize.input[0]], graph.values[dequantize.input[1]].astype(np.float64)
+    by_channel = np.abs(stored.astype(np.int32)).reshape(stored.shape[0], -1).max(axis=1)
+    dead = (np.abs(bias) > scale * _BIAS_LIMIT) | (by_channel == 0)
+    if scale.ndim == 0 or not dead.any():
+        return scale
+    kept = np.where(_per_channel(dead, stored.ndim, 0), 0, stored).astype(stored.dtype)
+    scale = np.where(dead, np.maximum(np.abs(bias) / _BIAS_LIMIT, _SMALLEST_SCALE), scale)
+    dequantize.input[0] = graph.add(f"{prefix}_weight_kept", kept)
+    dequantize.input[1] = graph.add(f"{prefix}_scale_kept", scale.astype(np.float32))
+    return scale.astype(np.float32).astype(np.float64)
+
+
+def _own_weight(graph: _Graph, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """The DequantizeLinear of the node's stored weight, copied first where other nodes read it too."""
+    dequantize: onnx.NodeProto | None = graph.producer.get(node.input[1])
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.input[0] not in graph.values:
+        return None
+    if graph.n_readers[node.input[1]] == 1:
+        return dequantize
+    own = onnx.NodeProto()
+    own.CopyFrom(dequantize)
+    own.name, own.output[0] = "", f"{node.output[0]}_weight_float"
+    graph.insert_before(node, own)
+    graph.n_readers[node.input[1]] -= 1
+    graph.n_readers[own.output[0]] = 1
+    node.input[1] = own.output[0]
+    copied: onnx.NodeProto = graph.producer[own.output[0]]
+    return copied

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from autocompress.errors import InputError, MissingExtraError
+from autocompress.extensions import find_extension
 from autocompress.task import Inputs
 
 
@@ -56,15 +55,5 @@ def runtime_named(name: str) -> Runtime:
         InputError: no such runtime.
         MissingExtraError: its library is not installed.
     """
-    target = RUNTIMES.get(name, name)
-    module, _, attribute = target.partition(":")
-    if not attribute:
-        raise InputError(f"runtime must be one of {sorted(RUNTIMES)} or package.module:Class, but got {name!r}")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"runtime {name!r} needs the package {error.name!r}, which is not installed") from error
-    except AttributeError as error:
-        raise InputError(f"runtime {name!r}: {error}") from error
-    runtime: Runtime = kind()
+    runtime: Runtime = find_extension("runtime", name, RUNTIMES.get(name, name), RUNTIMES)()
     return runtime

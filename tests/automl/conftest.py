@@ -1,4 +1,4 @@
-"""Turns at the cores are taken in a folder of the tests' own, so that no other search holds them up."""
+"""Turns in a folder of the tests' own, so that no other search holds them up; a clock that measures briefly."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from autocompress.latency import clock
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("turns")))
         yield
+
+
+@pytest.fixture
+def brief_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter rounds, for tests in which the figure itself does not matter much."""
+    monkeypatch.setattr(clock, "_ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(clock, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(clock, "_WARM_UP_SECONDS", 0.005)

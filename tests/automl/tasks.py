@@ -1,9 +1,12 @@
-"""A tiny task: 8x8 images whose label is the brightest quarter, and a net of two convolutions that learns it."""
+"""A tiny task, whose label is the brightest quarter of an image, a net that learns it, a stand-in for a runtime."""
 
 from __future__ import annotations
 
 import copy
+import json
+import time
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.graph import inspect_model
 from autocompress.space import SearchSpace
-from autocompress.task import Batch, SupervisedTask
+from autocompress.task import Batch, Inputs, SupervisedTask, call_model
 
 N_CLASSES = 4
 WIDTH = 16
@@ -91,3 +94,43 @@ RULES = [
 def tiny_space() -> SearchSpace:
     """The space of these rules."""
     return SearchSpace.from_rules(inspect_model(trained_model(), (images(1, 0)[0],)), RULES)
+
+
+class StubRuntime:
+    """Stands in for a runtime: a file is the number of parameters, a run takes 0.1 microseconds for each of them."""
+
+    name = "stub"
+
+    def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
+        with torch.no_grad():
+            call_model(student, example_inputs)
+        file = folder / "model.stub"
+        n_params = sum(parameter.numel() for parameter in student.parameters())
+        file.write_text(json.dumps({"n_params": n_params}).ljust(4 * n_params), encoding="utf-8")
+        return file
+
+    def load(self, file: Path, n_threads: int = 1) -> StubSession:
+        return StubSession(json.loads(file.read_text(encoding="utf-8"))["n_params"])
+
+
+class StubSession:
+    """See `StubRuntime`."""
+
+    def __init__(self, n_params: int) -> None:
+        self.n_params = n_params
+
+    def prepare(self, inputs: Inputs) -> object:
+        return inputs
+
+    def run(self, prepared: object) -> object:
+        end = time.perf_counter() + 1e-7 * self.n_params
+        while time.perf_counter() < end:
+            pass
+        return None
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        raise NotImplementedError
+
+
+STUB = f"{__name__}:StubRuntime"
+"""What names the runtime in settings."""

@@ -91,7 +91,9 @@ def test_a_dead_worker_is_a_failed_trial(run: Run, result: dict[str, object] | N
 
 
 @pytest.mark.parametrize("result", [None, {}, {"done": False}])
-def test_a_trial_that_a_time_limit_cut_off_stays_open_and_runs_again(run: Run, result: dict[str, object] | None) -> None:
+def test_a_trial_that_a_time_limit_cut_off_stays_open_and_runs_again(
+    run: Run, result: dict[str, object] | None
+) -> None:
     config = run.suggest("a")
     run.searcher.on_trial_complete("a", result)
     assert not run.file.exists()

@@ -10,7 +10,7 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from autocompress.automl.samplers import SAMPLERS, sampler_named
-from autocompress.errors import InputError
+from autocompress.errors import InputError, MissingExtraError
 
 KINDS: dict[str, type[BaseSampler]] = {"tpe": TPESampler, "nsga2": NSGAIISampler, "random": RandomSampler}
 
@@ -50,7 +50,7 @@ def test_a_sampler_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_names_that_nobody_has() -> None:
     with pytest.raises(InputError, match=r"one of \['nsga2', 'random', 'tpe'\] or .* but got 'annealing'"):
         sampler_named("annealing", 0)
-    with pytest.raises(InputError, match="'no_such_module:make' cannot be imported"):
+    with pytest.raises(MissingExtraError, match="'no_such_module:make' cannot be imported"):
         sampler_named("no_such_module:make", 0)
     with pytest.raises(InputError, match="'math:make' cannot be imported"):
         sampler_named("math:make", 0)

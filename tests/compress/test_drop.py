@@ -195,3 +195,19 @@ def test_a_block_whose_parts_are_used_elsewhere_is_frozen_with_the_reason() -> N
     frozen = next(item for item in graph.frozen if item.what == "branch")
     assert frozen.name == "block"
     assert "a cut copy fails" in frozen.reason
+
+
+class Step(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x)
+
+
+def test_a_very_deep_net_is_followed_without_recursion() -> None:
+    model = nn.Sequential(nn.Sequential(*(Step() for _ in range(300))), nn.Linear(2, 2))
+    graph = inspect_model(model, torch.rand(1, 2))
+    assert len(graph.branches) == 300
+    assert graph.branches[-1].name == "0.299"

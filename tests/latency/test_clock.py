@@ -94,6 +94,18 @@ def test_a_round_that_is_disturbed_does_not_move_the_median(made_up: MadeUpTime)
     assert timing.ratio == pytest.approx(1.0, rel=1e-6)
 
 
+def test_single_disturbed_runs_do_not_move_a_round(made_up: MadeUpTime) -> None:
+    n_runs = {"i": 0}
+
+    def seconds(_: float) -> float:
+        n_runs["i"] += 1
+        return 2e-2 if n_runs["i"] % 10 == 0 else 1e-3
+
+    timing = time_pair(made_up.run_of(seconds), made_up.run_of(lambda _: 1e-3))
+    assert timing.ratio == pytest.approx(1.0, rel=1e-6)
+    assert timing.spread == pytest.approx(0.0, abs=1e-6)
+
+
 def test_the_spread_is_half_the_interquartile_range_of_the_rounds(made_up: MadeUpTime) -> None:
     round_of = {"i": 0}
     ratios = [1.0, 1.4, 0.9, 1.1, 1.2, 0.8, 1.3, 1.05]

@@ -1,0 +1,37 @@
+"""Finds an extension by its name in a visible dict, or at `package.module:name`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from autocompress.errors import InputError, MissingExtraError
+
+
+def find_extension(what: str, name: str, target: str, known: Iterable[str]) -> Any:
+    """What the target names.
+
+    Args:
+        what: for messages, such as "runtime".
+        name: what the user gave.
+        target: `package.module:name`: what the dict has for the name, or the name itself.
+        known: the dict's names.
+
+    Raises:
+        InputError: it is not of that form, or the module has no such name.
+        MissingExtraError: the module, or one that it imports, is not installed or does not import.
+    """
+    module, _, attribute = target.partition(":")
+    if not (module and attribute) or module.startswith("."):
+        raise InputError(f"{what} must be one of {sorted(known)} or package.module:Class, but got {name!r}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{what} {name!r} cannot be imported: it needs the package {error.name!r}, which is not installed"
+        ) from error
+    except ImportError as error:
+        raise MissingExtraError(f"{what} {name!r} cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise InputError(f"{what} {name!r} cannot be imported: {error}") from error

@@ -1,0 +1,350 @@
+"""A trial on a bench: its rungs, what it keeps, when it is not worth training, and going on from a saved state."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.artifact import load_student
+from autocompress.automl import bench as bench_module
+from autocompress.automl import worker as worker_module
+from autocompress.automl.bench import Bench, Job, Trial, n_macs
+from autocompress.automl.worker import Worker
+from autocompress.candidate import Candidate
+from autocompress.config import DistillSettings, SearchSettings
+from autocompress.distillation import FastMode
+from autocompress.errors import AutocompressError, InputError, MeasurementError
+from autocompress.graph import inspect_model
+from autocompress.latency import PairedTiming
+from autocompress.runtimes import runtime_named
+from autocompress.task import Inputs, Predict, SupervisedTask, Task, as_inputs, call_model
+from tests.automl.tasks import STUB, TinyNet, batches, images, tiny_task, trained_model
+
+pytestmark = pytest.mark.usefixtures("brief_clock")
+
+EVERYTHING = Candidate(
+    prune_ratio={"conv1": 0.5}, rank_ratio={"conv2": 0.5}, weight_bits={"conv1": 8, "conv2": 8, "fc": 8}
+)
+REFERENCE_MS = 3.0
+
+
+def job_of(
+    folder: Path,
+    *,
+    runtime: str = STUB,
+    budget: float | None = None,
+    learning_rate: float = 0.05,
+    task: Task | None = None,
+    rungs: tuple[int, ...] = (0, 4, 20),
+) -> Job:
+    model = trained_model()
+    task = task if task is not None else tiny_task()
+    inputs = as_inputs(task.example_inputs())
+    return Job(
+        task=task,
+        model=model,
+        graph=inspect_model(model, inputs),
+        settings=SearchSettings(
+            runtime=runtime, fine_tune_margin=0.1, distill=DistillSettings(rungs=rungs, learning_rate=learning_rate)
+        ),
+        reference=runtime_named(runtime).export(model, inputs, folder).read_bytes(),
+        reference_ms=REFERENCE_MS,
+        budget=budget,
+        metric="accuracy",
+        trials=folder / "trials",
+    )
+
+
+MakeBench = Callable[[Job], Bench]
+
+
+@pytest.fixture
+def bench_of() -> Iterator[MakeBench]:
+    """Makes benches, and removes their folders afterwards."""
+    benches: list[Bench] = []
+
+    def make(job: Job) -> Bench:
+        bench = Bench(job)
+        bench.teacher.mode = FastMode(False)  # which of the two is faster on this machine must not decide a test
+        benches.append(bench)
+        return bench
+
+    yield make
+    for bench in benches:
+        bench._folder.cleanup()
+
+
+def finished(bench: Bench, candidate: Candidate, name: str = "trial_0001") -> Trial:
+    trial = Trial(bench, candidate, name)
+    while not trial.done:
+        trial.step()
+    return trial
+
+
+def saved_student(job: Job, name: str = "trial_0001") -> nn.Module:
+    student, _ = load_student(job.trials / name, job.model, job.graph)
+    return student
+
+
+def judged(model: nn.Module) -> Mapping[str, float]:
+    def predict(inputs: Inputs) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = call_model(model, inputs)
+        return out
+
+    return tiny_task().evaluate(predict, "selection")
+
+
+def test_a_trial_goes_through_its_rungs_and_leaves_the_best_student(tmp_path: Path, bench_of: MakeBench) -> None:
+    job = job_of(tmp_path)
+    trial = Trial(bench_of(job), EVERYTHING, "trial_0007")
+    done = []
+    for _ in range(3):
+        trial.step()
+        done.append(trial.done)
+    assert done == [False, False, True]
+    outcome = trial.outcome()
+    assert [rung.steps for rung in outcome.rungs] == [0, 4, 20]
+    assert outcome.fine_tuned
+    best = max(rung.metrics["accuracy"] for rung in outcome.rungs)
+    assert outcome.metrics["accuracy"] == best > outcome.rungs[0].metrics["accuracy"]
+    assert judged(saved_student(job, "trial_0007")) == outcome.metrics
+    assert judged(job.model) == judged(trained_model()), "the job's model is as it was"
+
+
+def test_training_that_hurts_is_undone(tmp_path: Path, bench_of: MakeBench) -> None:
+    job = job_of(tmp_path, learning_rate=3.0)
+    outcome = finished(bench_of(job), EVERYTHING).outcome()
+    assert outcome.rungs[-1].metrics["accuracy"] < outcome.rungs[0].metrics["accuracy"] - 0.1, "it hurt"
+    assert outcome.metrics == max(outcome.rungs, key=lambda rung: rung.metrics["accuracy"]).metrics
+    assert judged(saved_student(job)) == outcome.metrics
+
+
+class Tied(SupervisedTask):
+    """A metric that is the same for every model, and a loss that is not."""
+
+    def evaluate(self, predict: Predict, split: str) -> dict[str, float]:
+        return {"accuracy": 0.5, "loss": super().evaluate(predict, split)["loss"]}
+
+
+def tied() -> Tied:
+    return Tied(trained_model(), batches(128, 1), batches(192, 2, 64), batches(64, 3), calibration=[images(64, 4)[0]])
+
+
+def test_figures_and_weights_are_of_the_same_rung_when_rungs_are_equal(tmp_path: Path, bench_of: MakeBench) -> None:
+    job = job_of(tmp_path, task=tied())
+    outcome = finished(bench_of(job), EVERYTHING).outcome()
+    assert len({rung.metrics["loss"] for rung in outcome.rungs}) == 3
+    assert judged(saved_student(job))["loss"] == outcome.metrics["loss"]
+
+
+def test_the_uncompressed_model_is_judged_and_not_trained(tmp_path: Path, bench_of: MakeBench) -> None:
+    job = job_of(tmp_path)
+    outcome = finished(bench_of(job), Candidate()).outcome()
+    assert [rung.steps for rung in outcome.rungs] == [0]
+    assert not outcome.fine_tuned
+    assert outcome.metrics == judged(trained_model())
+    x = images(8, 5)[0]
+    assert torch.equal(saved_student(job)(x), trained_model()(x))
+
+
+def timed_at(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = PairedTiming(ratio, 0.02, 99.0, 77.0, 9, 100)
+    monkeypatch.setattr(bench_module, "time_sessions", lambda *_, **__: timing)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "budget", "trains"),
+    [(0.54, 0.5, True), (0.56, 0.5, False), (0.3, 0.5, True), (5.0, None, True)],
+)
+def test_no_fine_tune_for_what_is_over_the_budget(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ratio: float,
+    budget: float | None,
+    trains: bool,
+    bench_of: MakeBench,
+) -> None:
+    timed_at(ratio, monkeypatch)
+    job = job_of(tmp_path, budget=budget, rungs=(0, 2))
+    outcome = finished(bench_of(job), EVERYTHING).outcome()
+    assert outcome.fine_tuned == trains
+    assert [rung.steps for rung in outcome.rungs] == ([0, 2] if trains else [0])
+    accuracy = judged(saved_student(job))["accuracy"]
+    assert accuracy == outcome.metrics["accuracy"], "the record's weights are there in any case"
+    assert outcome.latency.ratio == ratio
+    assert outcome.latency.ms == pytest.approx(ratio * REFERENCE_MS), "not what the clock said: milliseconds drift"
+    assert (outcome.latency.spread, outcome.latency.n_rounds) == (0.02, 9)
+
+
+def test_a_saved_state_goes_on_exactly(tmp_path: Path, bench_of: MakeBench) -> None:
+    job = job_of(tmp_path)
+    bench = bench_of(job)
+    whole = finished(bench, EVERYTHING, "whole")
+    for n_before in (1, 2):
+        first, second = (Trial(bench, EVERYTHING, f"after{n_before}") for _ in range(2))
+        for _ in range(n_before):
+            first.step()
+        torch.save(first.state_dict(), tmp_path / "trial.pt")
+        second.load_state_dict(torch.load(tmp_path / "trial.pt", weights_only=True))
+        for _ in range(3 - n_before):
+            assert not second.done
+            second.step()
+        assert second.done
+        expected, found = asdict(whole.outcome()), asdict(second.outcome())
+        assert found["latency"] == asdict(first.outcome())["latency"], "it is not measured again"
+        for different in ("latency", "seconds"):
+            del expected[different], found[different]
+        assert found == expected
+        ours, theirs = (saved_student(job, name).state_dict() for name in (f"after{n_before}", "whole"))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_figures_of_an_outcome(tmp_path: Path, bench_of: MakeBench) -> None:
+    job = job_of(tmp_path, runtime="onnxruntime", rungs=(0, 2))
+    bench = bench_of(job)
+    trial = finished(bench, Candidate(prune_ratio={"conv1": 0.5}, weight_bits={"conv1": 8, "conv2": 8, "fc": 8}))
+    outcome = trial.outcome()
+    kept, width = 8, 16
+    convs, norms, linear = 9 * kept + 9 * kept * width, 2 * kept + 2 * width, 64 * 4
+    assert outcome.n_params == convs + norms + linear + 4
+    assert outcome.n_macs == 9 * kept * 64 + 9 * kept * width * 16 + linear
+    file = runtime_named("onnxruntime").export(saved_student(job), bench.example_inputs, tmp_path)
+    assert outcome.size_mib == pytest.approx(file.stat().st_size / 2**20, rel=0.02)
+    assert outcome.size_mib < len(job.reference) / 2**20
+    assert 0 < outcome.latency.ratio < 5
+    assert outcome.latency.n_rounds == 9
+    phases = ("compress", "export", "measure", "fine-tune", "evaluate", "save")
+    assert set(outcome.seconds) == {*phases, "wait"}
+    assert all(outcome.seconds[phase] > 0 for phase in phases)
+    assert 0 <= outcome.seconds["wait"] < 30
+
+
+def test_multiplications_are_counted_for_one_sample() -> None:
+    by_hand = 9 * 1 * 16 * 64 + 9 * 16 * 16 * 16 + 64 * 4
+    assert n_macs(TinyNet(), (torch.zeros(1, 1, 8, 8),)) == by_hand
+    assert n_macs(TinyNet(), {"x": torch.zeros(5, 1, 8, 8)}) == by_hand
+
+
+class Counting(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.n_calls = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        out: Tensor = self.model(x)
+        return out
+
+
+def test_the_next_trial_on_a_bench_asks_the_teacher_nothing(tmp_path: Path, bench_of: MakeBench) -> None:
+    bench = bench_of(job_of(tmp_path, rungs=(0, 3, 6)))
+    bench.teacher.model = teacher = Counting(bench.teacher.model)
+    finished(bench, EVERYTHING, "one")
+    assert teacher.n_calls == 6
+    finished(bench, Candidate(weight_bits={"fc": 8}), "two")
+    assert teacher.n_calls == 6
+
+
+class Figures(SupervisedTask):
+    """Judges every model alike."""
+
+    figures: Mapping[str, float]
+
+    def evaluate(self, predict: Predict, split: str) -> dict[str, float]:
+        return dict(self.figures)
+
+
+@pytest.mark.parametrize(
+    ("figures", "kind", "message"),
+    [
+        ({"accuracy": math.nan}, InputError, "finite"),
+        ({"other": 0.5}, MeasurementError, "must give 'accuracy', but gave .'other'."),
+    ],
+)
+def test_a_metric_that_is_no_figure(
+    tmp_path: Path, figures: dict[str, float], kind: type[AutocompressError], message: str, bench_of: MakeBench
+) -> None:
+    task = Figures(trained_model(), batches(64, 1), [], [])
+    task.figures = figures
+    job = job_of(tmp_path, task=task)
+    with pytest.raises(kind, match=message):
+        finished(bench_of(job), EVERYTHING)
+    assert not job.trials.exists()
+
+
+MakeWorker = Callable[[Job, Candidate], Worker]
+
+
+@pytest.fixture
+def worker_of(bench_of: MakeBench, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWorker]:
+    """Makes workers as Ray Tune sets them up, without Ray."""
+    monkeypatch.setattr(worker_module, "Bench", bench_of)
+    n_threads, level = torch.get_num_threads(), logging.getLogger("torch.onnx").level
+
+    def make(job: Job, candidate: Candidate) -> Worker:
+        worker = Worker.__new__(Worker)
+        with warnings.catch_warnings():
+            worker.setup({"number": 3, "name": "trial_0003", "candidate": candidate.to_json()}, job)
+        return worker
+
+    yield make
+    torch.set_num_threads(n_threads)
+    logging.getLogger("torch.onnx").setLevel(level)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"prune_ratio": {"nothing": 0.5}},  # raises before there is a recipe
+        {"weight_bits": {"conv1": 4}},  # before there is a student
+    ],
+)
+def test_a_trial_that_raised_reports_its_traceback_and_can_be_saved(
+    tmp_path: Path, broken: dict[str, object], worker_of: MakeWorker
+) -> None:
+    worker = worker_of(job_of(tmp_path), Candidate(**broken))  # type: ignore[arg-type]
+    result = worker.step()
+    assert result["done"] is True
+    assert "CompressionError" in result["failed"]
+    # Tune saves after every result, also the last: what is raised here would replace the traceback
+    worker.save_checkpoint(str(tmp_path))
+    assert worker.reset_config({"number": 4, "name": "trial_0004", "candidate": Candidate().to_json()})
+    assert "outcome" in worker.step()
+
+
+def test_a_trial_that_cannot_be_exported_reports_its_traceback_and_can_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker_of: MakeWorker
+) -> None:
+    job = job_of(tmp_path)
+    worker = worker_of(job, EVERYTHING)
+
+    def fails(*_: object, **__: object) -> None:
+        raise MeasurementError("no clock")
+
+    monkeypatch.setattr(bench_module, "time_sessions", fails)
+    result = worker.step()
+    assert "MeasurementError: no clock" in result["failed"]
+    worker.save_checkpoint(str(tmp_path))
+
+
+def test_a_worker_goes_on_from_anothers_checkpoint(tmp_path: Path, worker_of: MakeWorker) -> None:
+    job = job_of(tmp_path, rungs=(0, 2))
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    first, second = worker_of(job, EVERYTHING), worker_of(job, EVERYTHING)
+    assert first.step() == {"done": False}
+    first.save_checkpoint(str(checkpoint))
+    second.load_checkpoint(str(checkpoint))
+    result = second.step()
+    assert result["done"] is True
+    assert '"steps": 2' in result["outcome"]
+    assert (job.trials / "trial_0003" / "weights.safetensors").is_file()
