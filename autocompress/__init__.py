@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from autocompress.artifact import load
     from autocompress.automl import resume, search
     from autocompress.candidate import Candidate
-    from autocompress.compress import compress
+    from autocompress.compression import compress
     from autocompress.config import DistillSettings
     from autocompress.distillation import distill
     from autocompress.errors import AutocompressError
@@ -35,7 +35,7 @@ _HOMES = {
     "SupervisedTask": "task",
     "Task": "task",
     "TrialRecord": "records",
-    "compress": "compress",
+    "compress": "compression",
     "distill": "distillation",
     "export": "runtimes",
     "inspect_model": "graph",

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from autocompress.compress import Recipe, rebuild
+from autocompress.compression import Recipe, rebuild
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.records import TrialRecord

@@ -39,14 +39,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_importing_the_package_imports_neither_torch_nor_ray() -> None:
-    code = "import autocompress, autocompress.cli, sys; print([m for m in ('torch', 'ray', 'optuna') if m in sys.modules])"
+    code = (
+        "import autocompress, autocompress.cli, sys; print([m for m in ('torch', 'ray', 'optuna') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_functions_win_over_modules_of_like_names() -> None:
     code = """
-import autocompress.automl.driver, autocompress.compress, autocompress.distillation, autocompress.runtimes
+import autocompress.automl.driver, autocompress.compression, autocompress.distillation, autocompress.runtimes
 import autocompress as ac
 print(all(callable(getattr(ac, name)) for name in ac.__all__ if name[0].islower()))
 """
@@ -91,7 +93,9 @@ def test_bad_input_is_one_message_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1, "one message, no traceback"
-    assert {path for path in task_file.parent.iterdir() if path.suffix != ".pyc" and path.name != "__pycache__"} == before
+    assert {
+        path for path in task_file.parent.iterdir() if path.suffix != ".pyc" and path.name != "__pycache__"
+    } == before
 
 
 def test_missing_data_says_where_to_put_it(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.special
+import scipy.special  # type: ignore[import-untyped]
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
-from autocompress.compress import compress
+from autocompress.compression import compress
 from autocompress.config import DistillSettings
 from autocompress.distillation import FastMode, FineTune, Teacher, distill, soft_target_loss
 from autocompress.errors import CompressionError, InputError
@@ -104,7 +104,7 @@ def test_steps_are_those_of_a_loop_by_hand(alpha: float) -> None:
                 decay = 0.05 if parameter is weight else 0.0
                 g = gradient * min(1.0, 5.0 / norm) + decay * parameter
                 momenta[id(parameter)].mul_(0.9).add_(g)
-                parameter -= rate_at(step, 25, 0.2) * (g + 0.9 * momenta[id(parameter)])
+                parameter.sub_(rate_at(step, 25, 0.2) * (g + 0.9 * momenta[id(parameter)]))
     fine_tune = FineTune(student, plain_teacher(teacher), task, settings)
     fine_tune.advance(20)
     assert fine_tune.step == 20

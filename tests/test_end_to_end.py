@@ -83,7 +83,9 @@ def test_every_front_point_is_a_file_that_runs(killed_and_resumed: Path, example
         (name,) = [item.name for item in session.get_inputs()]
         n_right, n_samples = 0, 0
 
-        def predict(inputs: tuple[torch.Tensor, ...], session: ort.InferenceSession = session, name: str = name) -> torch.Tensor:
+        def predict(
+            inputs: tuple[torch.Tensor, ...], session: ort.InferenceSession = session, name: str = name
+        ) -> torch.Tensor:
             outputs = [session.run(None, {name: sample[None].numpy()})[0] for sample in inputs[0]]
             return torch.from_numpy(np.concatenate(outputs))
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.artifact import save_student
 from autocompress.candidate import Candidate
-from autocompress.compress import Recipe, rebuild, resolve
+from autocompress.compression import Recipe, rebuild, resolve
 from autocompress.config import SearchSettings
 from autocompress.distillation import FineTune, Teacher
 from autocompress.errors import MeasurementError

@@ -23,7 +23,7 @@ from autocompress.automl.progress import SearchProgress
 from autocompress.automl.proposals import single_drops, uniform_candidates
 from autocompress.automl.samplers import sampler_named
 from autocompress.automl.study import SearchStudy
-from autocompress.compress import Recipe
+from autocompress.compression import Recipe
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.graph import inspect_model

@@ -17,7 +17,7 @@ from autocompress.artifact import model_digest
 from autocompress.automl.bench import Job, n_macs
 from autocompress.automl.proposals import strongest_candidates
 from autocompress.automl.samplers import sampler_named
-from autocompress.compress import compress
+from autocompress.compression import compress
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model

@@ -124,7 +124,8 @@ def test_an_exhausted_space_ends_the_search(run: Run) -> None:
     while len({record.candidate for record in run.heard}) < 4:
         run.suggest("more")
         run.searcher.on_trial_complete("more", {"outcome": json.dumps(asdict(outcome(0.3)))})
-    assert run.searcher.suggest("last") == Searcher.FINISHED
+    last: object = run.searcher.suggest("last")
+    assert last == Searcher.FINISHED
 
 
 def test_the_searcher_that_tune_pickles_carries_nothing(run: Run, tmp_path: Path) -> None:

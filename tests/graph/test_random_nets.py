@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autocompress.compress.prune import remove_channels_
+from autocompress.compression.prune import remove_channels_
 from autocompress.graph import inspect_model
 from tests.graph.masking import masked_copy, some_channels
 from tests.graph.nets import CNNS, randomize, unit

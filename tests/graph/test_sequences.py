@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.compress.prune import remove_channels_
+from autocompress.compression.prune import remove_channels_
 from autocompress.graph import ModelGraph, inspect_model
 from tests.graph.masking import masked_copy, some_channels
 from tests.graph.nets import Attention, Recurrent, Transformer, randomize

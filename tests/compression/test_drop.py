@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.drop import drop_branches_
-from autocompress.compress.prune import remove_channels_
+from autocompress.compression.drop import drop_branches_
+from autocompress.compression.prune import remove_channels_
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from tests.graph.masking import some_channels

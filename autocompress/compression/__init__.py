@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
-from autocompress.compress.drop import drop_branches_
-from autocompress.compress.factorize import factorize_
-from autocompress.compress.norms import reestimate_norms_
-from autocompress.compress.prune import remove_channels_
-from autocompress.compress.quantize import calibrate_, is_quantized, quantize_
-from autocompress.compress.recipe import Recipe, resolve
+from autocompress.compression.drop import drop_branches_
+from autocompress.compression.factorize import factorize_
+from autocompress.compression.norms import reestimate_norms_
+from autocompress.compression.prune import remove_channels_
+from autocompress.compression.quantize import calibrate_, is_quantized, quantize_
+from autocompress.compression.recipe import Recipe, resolve
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.task import Inputs, as_inputs
 

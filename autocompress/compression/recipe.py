@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from autocompress.candidate import Candidate
-from autocompress.compress.factorize import can_factorize
-from autocompress.compress.importance import least_important
+from autocompress.compression.factorize import can_factorize
+from autocompress.compression.importance import least_important
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.space import rank_on_grid, rank_pays

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from autocompress.candidate import Candidate
-from autocompress.compress import compress, rebuild, resolve
-from autocompress.compress.norms import reestimate_norms_
-from autocompress.compress.recipe import Recipe, pruned_shape
+from autocompress.compression import compress, rebuild, resolve
+from autocompress.compression.norms import reestimate_norms_
+from autocompress.compression.recipe import Recipe, pruned_shape
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.space import SearchSpace

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autocompress.compress.quantize import ActivationQuantizer, QuantizedConv2d, QuantizedLinear, calibrate_, quantize_
+from autocompress.compression.quantize import (
+    ActivationQuantizer,
+    QuantizedConv2d,
+    QuantizedLinear,
+    calibrate_,
+    quantize_,
+)
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.compress.prune import remove_channels_
+from autocompress.compression.prune import remove_channels_
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from tests.graph.masking import some_channels

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from autocompress.compress.factorize import can_factorize, factorize_
+from autocompress.compression.factorize import can_factorize, factorize_
 from autocompress.errors import CompressionError
 
 
