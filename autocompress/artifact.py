@@ -15,7 +15,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from autocompress.compression import Recipe, rebuild
-from autocompress.errors import InputError
+from autocompress.errors import CompressionError, InputError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.records import TrialRecord
 from autocompress.task import Task, as_inputs
@@ -55,8 +55,11 @@ def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.
     """
     manifest = folder / MANIFEST
     recipe_data = read_manifest(folder)["recipe"] if manifest.is_file() else _read_json(folder / RECIPE)
-    recipe = Recipe.from_dict(recipe_data)
-    student = rebuild(model, graph, recipe)
+    try:
+        recipe = Recipe.from_dict(recipe_data)
+        student = rebuild(model, graph, recipe)
+    except CompressionError as error:
+        raise InputError(f"the recipe in {folder} does not fit this model: {error}") from error
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise InputError(f"a compressed model's folder holds {WEIGHTS}, but {folder} does not")
@@ -136,6 +139,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     data = _read_json(manifest)
     if data.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{manifest} has schema {data.get('schema')!r}, but this version reads {SCHEMA_VERSION}")
+    missing = [key for key in ("task", "uncompressed", "recipe", "numbers") if key not in data]
+    if missing:
+        raise InputError(f"{manifest} is damaged: it has no {', '.join(missing)}")
     return data
 
 
@@ -152,7 +158,7 @@ def _write_json(file: Path, data: Mapping[str, Any]) -> None:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{file} must be readable JSON, but: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{file} must hold a JSON object, but holds {type(data).__name__}")

@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--latency-budget", help="0.5x of the uncompressed latency, or 2.0ms (default: the whole front)"
     )
+    search.add_argument(
+        "--min-accuracy", type=float, help="smallest useful value of the metric (default: half of the uncompressed)"
+    )
     search.add_argument("--trials", dest="n_trials", type=int, help="trials in all (default: 40)")
     search.add_argument("--minutes", type=float, help="time limit of the trials (default: none)")
     search.add_argument("--workers", dest="n_workers", type=int, help="trials at the same time (default: one per core)")

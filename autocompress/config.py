@@ -65,6 +65,8 @@ class SearchSettings:
         runtime: name of the target runtime.
         n_threads: threads the target runtime may use.
         latency_budget: "0.5x" or "2.0ms"; None searches the whole front.
+        min_accuracy: smallest useful value of the metric; None is half of the uncompressed model's. Trials below it are
+            not on the front, and the sampler is told so.
         n_trials: completed or failed trials after which the search ends.
         minutes: wall-clock budget for the trials; None is no limit.
         n_workers: trials at the same time, one CPU core each; None is the number of cores.
@@ -79,6 +81,7 @@ class SearchSettings:
     runtime: str = "onnxruntime"
     n_threads: int = 1
     latency_budget: str | None = None
+    min_accuracy: float | None = None
     n_trials: int = 40
     minutes: float | None = None
     n_workers: int | None = None

@@ -6,6 +6,7 @@ asked the mean squared error between intermediate features (Romero et al. 2015, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -235,7 +236,7 @@ def distill(
         raise InputError(f"`steps >= 1` must hold, but got {steps}")
     base = settings or DistillSettings()
     values = {**base.__dict__, "rungs": (0, steps)}
-    FineTune(student, Teacher(teacher), task, DistillSettings(**values), seed).advance(steps)
+    FineTune(student, Teacher(copy.deepcopy(teacher)), task, DistillSettings(**values), seed).advance(steps)
     return student
 
 

@@ -146,7 +146,13 @@ def score(record: TrialRecord, metric: str) -> float:
     return metrics.get(metric, float("nan"))
 
 
-def front_of(records: Sequence[TrialRecord], metric: str, budget: float | None, reference_ms: float) -> ParetoFront:
+def front_of(
+    records: Sequence[TrialRecord],
+    metric: str,
+    budget: float | None,
+    reference_ms: float,
+    min_score: float | None = None,
+) -> ParetoFront:
     """Builds the front from all records of a run.
 
     Args:
@@ -154,21 +160,28 @@ def front_of(records: Sequence[TrialRecord], metric: str, budget: float | None, 
         metric: name of the metric to maximise.
         budget: latency ratio that a feasible record must not exceed, or None.
         reference_ms: latency of the uncompressed model, milliseconds.
+        min_score: value of the metric that a feasible record must reach, or None.
 
     Returns:
-        The front among feasible records; when none is feasible, the front among the three nearest to the budget and
-        the reason.
+        The front among feasible records; when none is feasible, the front among the three nearest and the reason.
     """
     complete = [record for record in records if record.state == "complete" and record.latency is not None]
     baseline = next((record for record in complete if record.candidate.is_baseline), None)
-    feasible = [record for record in complete if budget is None or ratio(record) <= budget]
+    fast = [record for record in complete if budget is None or ratio(record) <= budget]
+    feasible = [record for record in fast if min_score is None or score(record, metric) >= min_score]
     reason = ""
-    if complete and not feasible:
+    if complete and not fast:
         feasible = sorted(complete, key=ratio)[:3]
         reason = (
             f"no trial is within {budget:.3g}x of the uncompressed latency; the fastest of "
             f"{len(complete)} ({feasible[0].name}) has {ratio(feasible[0]):.3g}x; "
             "offer stronger choices in the space, or raise the budget"
+        )
+    elif fast and not feasible:
+        feasible = sorted(fast, key=lambda record: -score(record, metric))[:3]
+        reason = (
+            f"no trial that is fast enough reaches {metric} {min_score:.4g}; the best ({feasible[0].name}) has "
+            f"{score(feasible[0], metric):.4g}; give more trials or fine-tune steps, or lower --min-accuracy"
         )
     costs = np.array([[ratio(record), -score(record, metric)] for record in feasible]).reshape(-1, 2)
     points = [record for record, marked in zip(feasible, non_dominated(costs), strict=True) if marked]

@@ -80,7 +80,7 @@ class TrialRecord:
         candidate: what was asked.
         metrics: the best rung's metrics on the selection split (empty when failed).
         latency: measured during the search (None when failed before).
-        feasible: True when the measured latency is within the budget, or when there is no budget.
+        feasible: True when the measured latency is within the budget and the metric is large enough to be useful.
         fine_tuned: False when it was so far over the budget that it got no fine-tune.
         n_params, n_macs, size_mib: of the compressed model; size of the runtime's file.
         rungs: metrics after each step of the fine-tune.

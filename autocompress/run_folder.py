@@ -43,6 +43,7 @@ class RunInfo:
         machine, versions: of the driver.
         command: what was typed.
         started: ISO 8601 time of the first start.
+        min_score: smallest useful value of the metric; None for no limit.
     """
 
     task: str
@@ -60,6 +61,7 @@ class RunInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     started: str = ""
+    min_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,15 @@ class RunFolder:
             raise InputError(f"a run folder holds run.json, but {self.path} does not; name the folder of a search")
         try:
             data = json.loads(self.info.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise InputError(f"{self.info} is damaged: it holds no JSON object")
             if data.pop("schema") != SCHEMA_VERSION:
                 raise InputError(f"{self.info} was written by another version; use that version to read it")
             data["settings"] = SearchSettings.from_dict(data["settings"])
             for key in ("layers", "knobs", "frozen"):
                 data[key] = tuple(data[key])
             return RunInfo(**data)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{self.info} is damaged: {error}") from error
 
     def read(self) -> Run:
@@ -160,5 +164,5 @@ class RunFolder:
         """
         info = self.read_info()
         records = read_records(self.records) if self.records.exists() else []
-        front = front_of(records, info.metric, info.budget_ratio, info.reference_ms)
+        front = front_of(records, info.metric, info.budget_ratio, info.reference_ms, info.min_score)
         return Run(self, info, tuple(records), front)

@@ -32,11 +32,19 @@ BITS = (32, 8)
 
 @dataclass(frozen=True)
 class Knob:
-    """One decision: a kind ("prune_ratio", "drop", "rank_ratio", "weight_bits"), what it is about, and its choices."""
+    """One decision.
+
+    Attributes:
+        kind: "prune_ratio", "drop", "rank_ratio" or "weight_bits".
+        target: the channel group, branch or layer that it is about.
+        choices: ordered.
+        branch: the residual branch that the target goes with; when that is dropped, there is nothing to decide.
+    """
 
     kind: str
     target: str
     choices: tuple[Choice, ...]
+    branch: str | None = None
 
     @property
     def name(self) -> str:
@@ -87,15 +95,18 @@ class SearchSpace:
             _check_rule(rule)
         _check_matches(graph, rules)
         knobs: list[Knob] = []
+        branch_of = {path: branch.name for branch in graph.branches for path in branch.layers}
         for group in graph.groups:
             choices = _choices(rules, group.name.partition("#")[0], "prune_ratio")
-            knobs.append(Knob("prune_ratio", group.name, _on_channel_grid(choices, group, channel_grid)))
-        for branch in graph.branches:
-            knobs.append(Knob("drop", branch.name, _choices(rules, branch.name, "drop")))
+            branches = {branch_of.get(path) for path in group.producers}
+            branch = branches.pop() if len(branches) == 1 else None
+            knobs.append(Knob("prune_ratio", group.name, _on_channel_grid(choices, group, channel_grid), branch))
+        for residual in graph.branches:
+            knobs.append(Knob("drop", residual.name, _choices(rules, residual.name, "drop")))
         for layer in graph.layers:
-            ranks = _choices(rules, layer.path, "rank_ratio")
-            knobs.append(Knob("rank_ratio", layer.path, _useful_ranks(ranks, layer)))
-            knobs.append(Knob("weight_bits", layer.path, _choices(rules, layer.path, "weight_bits")))
+            ranks, branch = _choices(rules, layer.path, "rank_ratio"), branch_of.get(layer.path)
+            knobs.append(Knob("rank_ratio", layer.path, _useful_ranks(ranks, layer), branch))
+            knobs.append(Knob("weight_bits", layer.path, _choices(rules, layer.path, "weight_bits"), branch))
         return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name)
 
     @classmethod
@@ -128,10 +139,14 @@ class SearchSpace:
         return math.prod(len(knob.choices) for knob in self.knobs)
 
     def candidate(self, choices: Mapping[str, Choice]) -> Candidate:
-        """The candidate with these choices by knob name; a knob that is left out changes nothing."""
+        """The candidate with these choices by knob name; a knob that is left out changes nothing.
+
+        Choices about parts of a dropped branch are left out, so that equal models are equal candidates.
+        """
+        dropped = {knob.target for knob in self.knobs if knob.kind == "drop" and choices.get(knob.name)}
         values: dict[str, dict[str, Any]] = {kind: {} for kind in AS_IT_IS}
         for knob in self.knobs:
-            if knob.name in choices:
+            if knob.name in choices and knob.branch not in dropped:
                 values[knob.kind][knob.target] = choices[knob.name]
         return Candidate(
             prune_ratio=values["prune_ratio"],

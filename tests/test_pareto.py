@@ -61,6 +61,14 @@ def test_no_feasible_point_gives_the_nearest_and_the_reason() -> None:
     assert "0.6x" in front.reason
 
 
+def test_points_below_the_smallest_useful_metric_are_not_on_the_front() -> None:
+    records = [_record(0, 1.0, 0.95), _record(1, 0.5, 0.9), _record(2, 0.3, 0.2)]
+    assert [point.number for point in front_of(records, "accuracy", 0.5, 2.0, 0.5).points] == [1]
+    front = front_of(records, "accuracy", 0.4, 2.0, 0.5)
+    assert [point.number for point in front.points] == [2]
+    assert "reaches accuracy 0.5; the best (trial_0002) has 0.2" in front.reason
+
+
 @pytest.mark.parametrize("text", ["", "x", "2", "-1x", "0ms", "nanx", "2s", "ms"])
 def test_budget_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="latency budget"):

@@ -81,6 +81,18 @@ def test_uniform_takes_the_nearest_choice() -> None:
     assert space.baseline() == Candidate()
 
 
+def test_parts_of_a_dropped_branch_are_not_decided() -> None:
+    space = SearchSpace.from_rules(GRAPH, ALL)
+    choices = {knob.name: knob.choices[-1] for knob in space.knobs}
+    candidate = space.candidate(choices)
+    assert candidate.drop == {"block"}
+    assert "block.conv1" not in candidate.prune_ratio
+    assert "block.conv1" not in candidate.weight_bits
+    assert "stem" in candidate.prune_ratio
+    kept = space.candidate({**choices, "drop:block": False})
+    assert "block.conv1" in kept.prune_ratio
+
+
 def test_a_candidate_of_another_space_is_refused() -> None:
     space = SearchSpace.from_rules(GRAPH, ALL)
     with pytest.raises(InputError, match="prune_ratio:stem offers"):

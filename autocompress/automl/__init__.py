@@ -23,6 +23,7 @@ def search(
     runtime: str = "onnxruntime",
     n_threads: int = 1,
     latency_budget: str | None = None,
+    min_accuracy: float | None = None,
     n_trials: int = 40,
     minutes: float | None = None,
     n_workers: int | None = None,
@@ -42,6 +43,7 @@ def search(
         runtime: name of the target runtime.
         n_threads: threads the target runtime may use.
         latency_budget: "0.5x" of the uncompressed latency, or "2.0ms"; None searches the whole front.
+        min_accuracy: smallest useful value of the metric; None is half of the uncompressed model's.
         n_trials: complete or failed trials after which the search ends; the uncompressed model is the first.
         minutes: time limit of the trials; None is no limit.
         n_workers: trials at the same time; None is the number of cores.
@@ -64,6 +66,7 @@ def search(
             "runtime": runtime,
             "n_threads": n_threads,
             "latency_budget": latency_budget,
+            "min_accuracy": min_accuracy,
             "n_trials": n_trials,
             "minutes": minutes,
             "n_workers": n_workers,

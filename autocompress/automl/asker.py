@@ -55,7 +55,7 @@ class StudySearcher(Searcher):
         asked = self._running.pop(trial_id)
         asked = replace(asked, ended=self._clock())
         if "outcome" in result:
-            record = _complete(asked, json.loads(result["outcome"]), self._study.budget)
+            record = self._study.judged(_complete(asked, json.loads(result["outcome"])))
         elif "failed" in result:
             record = replace(asked, error=str(result["failed"]))
         elif error:
@@ -79,8 +79,7 @@ class StudySearcher(Searcher):
         """Nothing to restore."""
 
 
-def _complete(asked: TrialRecord, outcome: dict[str, Any], budget: float | None) -> TrialRecord:
+def _complete(asked: TrialRecord, outcome: dict[str, Any]) -> TrialRecord:
     latency = Latency(**outcome.pop("latency"))
     rungs = tuple(Rung(**rung) for rung in outcome.pop("rungs"))
-    feasible = budget is None or latency.ratio <= budget
-    return replace(asked, state="complete", latency=latency, rungs=rungs, feasible=feasible, **outcome)
+    return replace(asked, state="complete", latency=latency, rungs=rungs, **outcome)

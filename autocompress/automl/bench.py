@@ -42,6 +42,7 @@ class Job:
         reference: the uncompressed model's file for the runtime, as bytes.
         reference_ms: its latency, milliseconds.
         budget: largest feasible latency ratio, or None.
+        min_score: smallest useful value of the metric, or None.
         metric: name of the metric to maximise.
         trials: folder in which each complete trial leaves its weights; on a cluster, a shared one.
     """
@@ -55,6 +56,7 @@ class Job:
     budget: float | None
     metric: str
     trials: Path
+    min_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Bench:
         self.job = job
         self.turns = Turns()
         self.teacher = Teacher(copy.deepcopy(job.model))
-        self.calibration = [as_inputs(inputs) for inputs in job.task.calibration_batches()]
+        with self.turns.compute():  # the first access may load a whole data set
+            self.calibration = [as_inputs(inputs) for inputs in job.task.calibration_batches()]
         self.example_inputs = as_inputs(job.task.example_inputs())
         self.runtime = runtime_named(job.settings.runtime)
         self._folder = tempfile.TemporaryDirectory(prefix="autocompress-")
@@ -86,6 +89,10 @@ class Bench:
         reference = self.folder / "reference"
         reference.write_bytes(job.reference)
         self.reference = self.runtime.load(reference, job.settings.n_threads)
+
+    def close(self) -> None:
+        """Removes the worker's scratch folder."""
+        self._folder.cleanup()
 
 
 class Trial:
@@ -193,7 +200,9 @@ class Trial:
             session = bench.runtime.load(file, settings.n_threads)
             self._size_mib = file.stat().st_size / _BYTES_PER_MIB
         with self._phase("measure"):
-            timing = time_sessions(session, bench.reference, bench.example_inputs, turns=bench.turns)
+            timing = time_sessions(
+                session, bench.reference, bench.example_inputs, turns=bench.turns, quiet_ms=self._job.reference_ms
+            )
         ms = timing.ratio * self._job.reference_ms
         self._latency = Latency(timing.ratio, timing.spread, ms, timing.n_rounds)
 

@@ -99,7 +99,7 @@ def resume(
         folder.write_info(info)
         graph = inspect_model(model, as_inputs(task.example_inputs()))
         job = make_job(task, model, graph, folder, info, folder.reference.read_bytes())
-        knobs = tuple(Knob(knob["kind"], knob["target"], tuple(knob["choices"])) for knob in info.knobs)
+        knobs = tuple(Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"]) for knob in info.knobs)
         space = SearchSpace(knobs, info.settings.space)
         if space.digest != info.space_digest:
             raise InputError(f"{folder.info} was edited: the knobs do not match their digest; restore the file")
@@ -117,7 +117,14 @@ def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, conso
     began = datetime.fromisoformat(info.started)
     begin = time.perf_counter()
     progress = SearchProgress(
-        records, settings.n_trials, settings.minutes, info.metric, info.budget_ratio, info.reference_ms, console
+        records,
+        settings.n_trials,
+        settings.minutes,
+        info.metric,
+        info.budget_ratio,
+        info.reference_ms,
+        console,
+        info.min_score,
     )
     searcher = StudySearcher(
         study, folder.records, lambda: (datetime.now(UTC) - began).total_seconds(), progress.finished
@@ -154,7 +161,7 @@ def _overhead(records: list[TrialRecord], seconds: float, settings: SearchSettin
 
 def _study(folder: RunFolder, space: SearchSpace, info: RunInfo) -> SearchStudy:
     sampler = sampler_named(info.settings.sampler, info.settings.seed)
-    return SearchStudy(folder.study, space, sampler, info.metric, info.budget_ratio)
+    return SearchStudy(folder.study, space, sampler, info.metric, info.budget_ratio, info.min_score)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def finalize(
     """
     by_number = {record.number: _with_known_file(record, folder) for record in records}
     while True:
-        front = front_of(list(by_number.values()), job.metric, job.budget, job.reference_ms)
+        front = front_of(list(by_number.values()), job.metric, job.budget, job.reference_ms, job.min_score)
         wanted = [*front.points, *([front.baseline] if front.baseline is not None else [])]
         missing = [record for record in wanted if record.file is None]
         if not missing:
@@ -110,7 +110,7 @@ def _measured(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[s
 
 def _time(session: Session, folder: RunFolder, job: Job, inputs: Inputs) -> Latency:
     reference = runtime_named(job.settings.runtime).load(folder.reference, job.settings.n_threads)
-    timing = time_sessions(session, reference, inputs, _FINAL_ROUNDS)
+    timing = time_sessions(session, reference, inputs, _FINAL_ROUNDS, quiet_ms=job.reference_ms)
     return Latency(timing.ratio, timing.spread, timing.ratio * job.reference_ms, timing.n_rounds)
 
 

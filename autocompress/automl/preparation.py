@@ -6,7 +6,7 @@ import copy
 import difflib
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def prepare(
         reference = file.read_bytes()
         session = runtime.load(file, settings.n_threads)
         timing = time_sessions(session, session, inputs, _REFERENCE_ROUNDS)
-        info = _info(task, spec, settings, metric, model, graph, space, timing.reference_ms)
+        floor = _floor(settings, metrics[metric])
+        info = _info(task, spec, settings, metric, model, graph, space, timing.reference_ms, floor)
         job = make_job(task, model, graph, folder, info, reference)
         _check_reachable(job, space, runtime, session, scratch)
     baseline = TrialRecord(
@@ -114,6 +115,7 @@ def make_job(
         reference_ms=info.reference_ms,
         budget=info.budget_ratio,
         metric=info.metric,
+        min_score=info.min_score,
         trials=(folder.path / "trials").resolve(),
     )
 
@@ -127,6 +129,13 @@ def _checked_space(space: str | SearchSpace, graph: ModelGraph) -> SearchSpace:
             "offer more choices (channel counts are multiples of channel_grid), or look at `autocompress inspect`"
         )
     return space
+
+
+def _floor(settings: SearchSettings, baseline: float) -> float | None:
+    """The smallest useful value of the metric: given, or half of the uncompressed model's where that is positive."""
+    if settings.min_accuracy is not None:
+        return settings.min_accuracy
+    return baseline / 2 if baseline > 0 else None
 
 
 def _check_features(model: nn.Module, settings: SearchSettings) -> None:
@@ -163,6 +172,7 @@ def _info(
     graph: ModelGraph,
     space: SearchSpace,
     reference_ms: float,
+    min_score: float | None,
 ) -> RunInfo:
     budget = None if settings.latency_budget is None else budget_ratio(settings.latency_budget, reference_ms)
     group_of = {path: group.name for group in graph.groups for path in group.producers}
@@ -187,8 +197,9 @@ def _info(
         space_digest=space.digest,
         reference_ms=reference_ms,
         budget_ratio=budget,
+        min_score=min_score,
         layers=layers,
-        knobs=tuple({"kind": k.kind, "target": k.target, "choices": list(k.choices)} for k in space.knobs),
+        knobs=tuple(asdict(knob) for knob in space.knobs),
         frozen=tuple({"name": f.name, "what": f.what, "reason": f.reason} for f in graph.frozen),
         machine=describe_machine(),
         versions=describe_versions(),

@@ -23,6 +23,7 @@ class SearchProgress:
         budget: largest feasible latency ratio, or None.
         reference_ms: latency of the uncompressed model, milliseconds.
         console: where to draw; None draws nothing.
+        min_score: smallest useful value of the metric, or None.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class SearchProgress:
         budget: float | None,
         reference_ms: float,
         console: Console | None,
+        min_score: float | None = None,
     ) -> None:
         self._records, self._n_trials, self._minutes = list(records), n_trials, minutes
         self._metric, self._budget, self._reference_ms = metric, budget, reference_ms
+        self._min_score = min_score
         self._n_before = len(records)
         self._begin = time.monotonic()
         self._progress = Progress(
@@ -73,7 +76,7 @@ class SearchProgress:
 
     def status(self) -> str:
         """For example `best accuracy 0.9312 within budget, front 5, failed 1`."""
-        front = front_of(self._records, self._metric, self._budget, self._reference_ms)
+        front = front_of(self._records, self._metric, self._budget, self._reference_ms, self._min_score)
         parts = []
         if front.points and not front.reason:
             best = max(score(point, self._metric) for point in front.points)

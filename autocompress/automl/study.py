@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -36,11 +37,20 @@ class SearchStudy:
         sampler: who proposes.
         metric: name of the metric to maximise.
         budget: largest feasible latency ratio, or None.
+        min_score: smallest useful value of the metric, or None.
     """
 
-    def __init__(self, path: Path, space: SearchSpace, sampler: BaseSampler, metric: str, budget: float | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        space: SearchSpace,
+        sampler: BaseSampler,
+        metric: str,
+        budget: float | None,
+        min_score: float | None = None,
+    ) -> None:
         _mend(path)
-        self.space, self.metric, self.budget = space, metric, budget
+        self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             study_name=_NAME,
@@ -53,7 +63,7 @@ class SearchStudy:
             knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs
         }
         self._open: dict[int, optuna.Trial] = {}
-        self._known = {record.candidate.digest: record for record in self.records() if record.state == "complete"}
+        self._known = {record.candidate.digest: record for record in self.records()}
 
     @property
     def n_finished(self) -> int:
@@ -83,7 +93,7 @@ class SearchStudy:
                 self._study.enqueue_trial(trial.params, user_attrs=attrs)
             self._study.tell(trial.number, state=TrialState.FAIL)
             n_again += 1
-        self._known = {record.candidate.digest: record for record in self.records() if record.state == "complete"}
+        self._known = {record.candidate.digest: record for record in self.records()}
         return n_again
 
     def enqueue(self, candidates: Iterable[Candidate], origin: str) -> None:
@@ -131,8 +141,23 @@ class SearchStudy:
         trial = self._open.pop(record.number)
         trial.set_user_attr("record", record.to_dict())
         self._tell(trial, record)
-        if record.state == "complete":
-            self._known[record.candidate.digest] = record
+        self._known[record.candidate.digest] = record
+
+    def judged(self, record: TrialRecord) -> TrialRecord:
+        """The record of a complete trial with `feasible` set."""
+        return replace(record, feasible=all(excess <= 0 for excess in self._excesses(record).values()))
+
+    def _excesses(self, record: TrialRecord) -> dict[str, float]:
+        """How far a complete trial is beyond each limit; 0 or less is within.
+
+        The metric of a trial that was too slow to be fine-tuned says little, so it is not held against it.
+        """
+        excesses = {}
+        if self.budget is not None:
+            excesses["latency"] = ratio(record) - self.budget
+        if self.min_score is not None and excesses.get("latency", 0.0) <= 0:
+            excesses["metric"] = self.min_score - score(record, self.metric)
+        return excesses
 
     def _n_drawn(self) -> int:
         """A seed that no earlier draw of this study had, the same in a repeated run."""
@@ -142,8 +167,9 @@ class SearchStudy:
         if record.state == "failed" or not all(map(math.isfinite, (score(record, self.metric), ratio(record)))):
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        if self.budget is not None and not constrained:
-            trial.set_constraint("latency", ratio(record) - self.budget)
+        if not constrained:
+            for name, excess in self._excesses(record).items():
+                trial.set_constraint(name, excess)
         self._study.tell(trial, [score(record, self.metric), ratio(record)])
 
 

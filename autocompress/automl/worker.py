@@ -62,6 +62,11 @@ class Worker(tune.Trainable):
             self._trial = self._new_trial()
             self._trial.load_state_dict(torch.load(file, weights_only=True))
 
+    def cleanup(self) -> None:
+        """Called when the process ends."""
+        if self._bench is not None:
+            self._bench.close()
+
     def _start(self, config: dict[str, Any]) -> None:
         self._candidate = Candidate.from_dict(json.loads(config["candidate"]))
         self._name = str(config["name"])

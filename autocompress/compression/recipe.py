@@ -52,7 +52,7 @@ class Recipe:
             values["kept_dense"] = tuple(values["kept_dense"])
             values["removed"] = {name: tuple(indices) for name, indices in values["removed"].items()}
             return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CompressionError(f"a recipe is damaged: {error}") from error
 
 

@@ -106,6 +106,18 @@ def test_the_budget_is_a_constraint_of_every_complete_trial(path: Path) -> None:
     assert frozen(free)[0].constraints == {}
 
 
+def test_a_useless_metric_is_a_constraint_unless_the_trial_was_too_slow_to_be_tuned(path: Path) -> None:
+    study = SearchStudy(path, SPACE, RandomSampler(seed=0), "accuracy", 0.5, min_score=0.6)
+    for ratio, accuracy in ((0.4, 0.9), (0.4, 0.2), (0.9, 0.2)):
+        record = record_of(study.ask(), ratio=ratio, accuracy=accuracy)
+        assert study.judged(record).feasible == ((ratio, accuracy) == (0.4, 0.9))
+        study.tell(record)
+    good, useless, slow = (trial.constraints for trial in frozen(path))
+    assert good["metric"] == pytest.approx(-0.3) and good["latency"] < 0
+    assert useless["metric"] == pytest.approx(0.4)
+    assert set(slow) == {"latency"}
+
+
 def test_enqueued_candidates_come_first_and_keep_their_origin(path: Path) -> None:
     study = opened(path)
     wanted = [
@@ -291,11 +303,7 @@ def as_link(lock: Path, target: Path) -> None:
     lock.symlink_to(target)
 
 
-def as_dangling_link(lock: Path, _: Path) -> None:
-    lock.symlink_to("nowhere")
-
-
-@pytest.mark.parametrize("left_behind", [as_file, as_link, as_dangling_link])
+@pytest.mark.parametrize("left_behind", [as_file, as_link])
 def test_the_lock_of_a_killed_writer_is_removed(path: Path, left_behind: Callable[[Path, Path], None]) -> None:
     study = opened(path)
     study.tell(record_of(study.ask()))
