@@ -71,7 +71,7 @@ print(all(callable(getattr(ac, name)) for name in ac.__all__ if name[0].islower(
         (["search", "{tasks}:good", "--sampler", "magic"], "sampler must be one of"),
         (["search", "{tasks}:good", "--trials", "0"], "n_trials >= 1"),
         (["search", "{tasks}:good", "--config", "{config}"], "did you mean n_trials"),
-        (["search", "{tasks}:good", "--run-dir", "{here}"], "exists; `autocompress resume"),
+        (["search", "{tasks}:good", "--run-dir", "{here}"], "exists; name another one"),
         (["resume", "{here}"], "a run folder holds run.json"),
         (["report", "{here}"], "a run folder holds run.json"),
         (["pick", "{here}", "-o", "{here}"], "new folder"),

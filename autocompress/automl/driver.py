@@ -48,11 +48,10 @@ def start(
     Raises:
         InputError: the folder exists, or anything about the task, the space or the budget that can be known beforehand.
     """
-    if run_dir.exists():
-        raise InputError(
-            f"a new search needs a new folder, but {run_dir} exists; `autocompress resume {run_dir}` goes on with it"
-        )
     folder = RunFolder(run_dir)
+    if run_dir.exists():
+        way_out = f"`autocompress resume {run_dir}` goes on with it" if folder.info.is_file() else "name another one"
+        raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
     _say(console, "checking the task, reading the model, timing the uncompressed model")
     prepared = prepare(task, space, settings, spec, folder)
     run_dir.mkdir(parents=True)
