@@ -27,6 +27,7 @@ def search(
     minutes: float | None = None,
     n_workers: int | None = None,
     sampler: str = "tpe",
+    importance: str = "l2",
     seed: int = 0,
     ray_address: str | None = None,
     distill: Mapping[str, Any] | None = None,
@@ -46,6 +47,8 @@ def search(
         minutes: time limit of the trials; None is no limit.
         n_workers: trials at the same time; None is the number of cores.
         sampler: "tpe", "nsga2", "random" or `package.module:function`.
+        importance: which channels of a group matter: "l2", "l1", "fpgm", "bn_scale", "taylor", "activation",
+            "entropy", "random" or `package.module:function`.
         seed: of the sampler and of the training batches.
         ray_address: of a running cluster; None starts and stops a local one.
         distill: settings of the fine-tune by name, see `autocompress.config.DistillSettings`.
@@ -68,6 +71,7 @@ def search(
             "minutes": minutes,
             "n_workers": n_workers,
             "sampler": sampler,
+            "importance": importance,
             "seed": seed,
             "ray_address": ray_address,
             "distill": dict(distill or {}),

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.artifact import save_student
 from autocompress.candidate import Candidate
-from autocompress.compression import Recipe, rebuild, resolve
+from autocompress.compression import Evidence, Recipe, rebuild, resolve
 from autocompress.config import SearchSettings
 from autocompress.distillation import FineTune, Teacher
 from autocompress.errors import MeasurementError
@@ -72,13 +72,14 @@ class Outcome:
 
 
 class Bench:
-    """What a worker keeps from trial to trial: teacher and its outputs, calibration batches, the reference file."""
+    """What a worker keeps from trial to trial: teacher, its outputs, calibration, evidence, the reference file."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.turns = Turns()
         self.teacher = Teacher(copy.deepcopy(job.model))
         self.calibration = [as_inputs(inputs) for inputs in job.task.calibration_batches()]
+        self.evidence = Evidence(job.model, job.graph, self.calibration, job.task, job.settings.seed)
         self.example_inputs = as_inputs(job.task.example_inputs())
         self.runtime = runtime_named(job.settings.runtime)
         self._folder = tempfile.TemporaryDirectory(prefix="autocompress-")
@@ -170,7 +171,9 @@ class Trial:
     def _build(self) -> None:
         with self._phase("compress"), self._bench.turns.compute():
             job = self._job
-            self._set_student(resolve(job.model, job.graph, self._candidate), self._bench.calibration)
+            bench = self._bench
+            recipe = resolve(job.model, job.graph, self._candidate, job.settings.importance, bench.evidence)
+            self._set_student(recipe, bench.calibration)
 
     def _set_student(self, recipe: Recipe, calibration: list[Inputs] | None) -> None:
         job = self._job

@@ -17,7 +17,7 @@ from autocompress.artifact import model_digest
 from autocompress.automl.bench import Job, n_macs
 from autocompress.automl.proposals import strongest_candidates
 from autocompress.automl.samplers import sampler_named
-from autocompress.compression import compress
+from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
@@ -69,6 +69,7 @@ def prepare(
     """
     runtime = runtime_named(settings.runtime)
     sampler_named(settings.sampler, settings.seed)
+    criterion_named(settings.importance)
     if settings.latency_budget is not None:
         budget_ratio(settings.latency_budget, 1.0)
     check_task(task)

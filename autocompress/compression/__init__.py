@@ -9,15 +9,17 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.compression.drop import drop_branches_
+from autocompress.compression.evidence import Evidence
 from autocompress.compression.factorize import factorize_
+from autocompress.compression.importance import CRITERIA, criterion_named
 from autocompress.compression.norms import reestimate_norms_
 from autocompress.compression.prune import remove_channels_
 from autocompress.compression.quantize import calibrate_, is_quantized, quantize_
 from autocompress.compression.recipe import Recipe, resolve
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.task import Inputs, as_inputs
+from autocompress.task import Inputs, Task, as_inputs
 
-__all__ = ["Recipe", "compress", "is_quantized", "rebuild", "resolve"]
+__all__ = ["CRITERIA", "Evidence", "Recipe", "compress", "criterion_named", "is_quantized", "rebuild", "resolve"]
 
 
 def compress(
@@ -27,6 +29,8 @@ def compress(
     calibration: Iterable[Inputs | Tensor] = (),
     *,
     graph: ModelGraph | None = None,
+    importance: str = "l2",
+    task: Task | None = None,
 ) -> nn.Module:
     """Applies a candidate to a copy of the model.
 
@@ -34,18 +38,23 @@ def compress(
         model: trained; it is not touched.
         candidate: see `SearchSpace`.
         example_inputs: a tuple of tensors, or a dict of keyword tensors.
-        calibration: batches of inputs, for batch-norm statistics and 8-bit ranges; needed where a layer gets 8 bits.
+        calibration: batches of inputs, for batch-norm statistics and 8-bit ranges; needed where a layer gets 8 bits
+            and by the importances "activation" and "entropy".
         graph: of the model, if it was inspected before.
+        importance: which channels matter: a name in `CRITERIA`, or `package.module:function`.
+        task: gives labelled batches and the loss; needed by the importance "taylor".
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
 
     Raises:
-        CompressionError: the candidate does not fit the model, or 8 bits without calibration batches.
+        InputError: no such importance; shows near names.
+        CompressionError: the candidate does not fit the model, or the data that it or the importance needs is missing.
     """
     graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
-    recipe = resolve(model, graph, candidate)
-    return rebuild(model, graph, recipe, [as_inputs(inputs) for inputs in calibration])
+    batches = [as_inputs(inputs) for inputs in calibration]
+    recipe = resolve(model, graph, candidate, importance, Evidence(model, graph, batches, task))
+    return rebuild(model, graph, recipe, batches)
 
 
 def rebuild(

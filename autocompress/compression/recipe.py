@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from autocompress.candidate import Candidate
+from autocompress.compression.evidence import Evidence
 from autocompress.compression.factorize import can_factorize
-from autocompress.compression.importance import least_important
+from autocompress.compression.importance import criterion_named, least_important
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.space import rank_on_grid, rank_pays
@@ -56,21 +57,37 @@ class Recipe:
             raise CompressionError(f"a recipe is damaged: {error}") from error
 
 
-def resolve(model: nn.Module, graph: ModelGraph, candidate: Candidate, importance: str = "l2") -> Recipe:
+def resolve(
+    model: nn.Module,
+    graph: ModelGraph,
+    candidate: Candidate,
+    importance: str = "l2",
+    evidence: Evidence | None = None,
+) -> Recipe:
     """Turns ratios into integers: the least important channels, ranks relative to the pruned layer's largest rank.
 
     Parts that go with a dropped branch are not pruned, factorized or quantized.
 
+    Args:
+        model: the uncompressed model.
+        graph: of the model.
+        candidate: what is asked.
+        importance: name of the criterion, see `CRITERIA`.
+        evidence: of the model, kept from candidate to candidate; None where the weights alone decide.
+
     Raises:
-        CompressionError: the candidate names something that the model does not have.
+        InputError: no such criterion.
+        CompressionError: the candidate names something that the model does not have, or the criterion lacks its data.
     """
     _check_names(graph, candidate)
+    criterion = criterion_named(importance)
+    evidence = evidence if evidence is not None else Evidence(model, graph)
     gone = {path for branch in graph.branches if branch.name in candidate.drop for path in branch.layers}
     removed = {}
     for group in graph.groups:
         n_removed = round(candidate.prune_ratio.get(group.name, 0.0) * group.n_channels)
         if n_removed and not gone.issuperset(group.producers):
-            removed[group.name] = least_important(model, group, min(n_removed, group.n_channels - 1), importance)
+            removed[group.name] = least_important(evidence, group, min(n_removed, group.n_channels - 1), criterion)
     ranks, kept_dense = {}, []
     for layer in graph.layers:
         if layer.path not in candidate.rank_ratio or layer.path in gone:

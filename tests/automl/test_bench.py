@@ -19,6 +19,7 @@ from autocompress.automl import worker as worker_module
 from autocompress.automl.bench import Bench, Job, Trial, n_macs
 from autocompress.automl.worker import Worker
 from autocompress.candidate import Candidate
+from autocompress.compression import CRITERIA, Recipe, resolve
 from autocompress.config import DistillSettings, SearchSettings
 from autocompress.distillation import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError
@@ -44,6 +45,7 @@ def job_of(
     learning_rate: float = 0.05,
     task: Task | None = None,
     rungs: tuple[int, ...] = (0, 4, 20),
+    importance: str = "l2",
 ) -> Job:
     model = trained_model()
     task = task if task is not None else tiny_task()
@@ -53,7 +55,10 @@ def job_of(
         model=model,
         graph=inspect_model(model, inputs),
         settings=SearchSettings(
-            runtime=runtime, fine_tune_margin=0.1, distill=DistillSettings(rungs=rungs, learning_rate=learning_rate)
+            runtime=runtime,
+            importance=importance,
+            fine_tune_margin=0.1,
+            distill=DistillSettings(rungs=rungs, learning_rate=learning_rate),
         ),
         reference=runtime_named(runtime).export(model, inputs, folder).read_bytes(),
         reference_ms=REFERENCE_MS,
@@ -348,3 +353,21 @@ def test_a_worker_goes_on_from_anothers_checkpoint(tmp_path: Path, worker_of: Ma
     assert result["done"] is True
     assert '"steps": 2' in result["outcome"]
     assert (job.trials / "trial_0003" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("importance", sorted(CRITERIA))
+def test_a_bench_judges_by_the_chosen_importance_and_keeps_its_evidence(
+    importance: str, tmp_path: Path, bench_of: MakeBench
+) -> None:
+    bench = bench_of(job_of(tmp_path, rungs=(0,), importance=importance))
+    for number, ratio in enumerate((0.25, 0.5)):
+        candidate = Candidate(prune_ratio={"conv1": ratio, "conv2": ratio})
+        trial = Trial(bench, candidate, f"trial_{number}")
+        trial.step()
+        assert trial.done and 0 <= trial.outcome().metrics["accuracy"] <= 1
+        recipe = Recipe.from_dict(trial.state_dict()["recipe"])
+        assert recipe == resolve(bench.job.model, bench.job.graph, candidate, importance, bench.evidence)
+        assert [len(gone) for gone in recipe.removed.values()] == [16 * ratio] * 2
+    collected = {"activations", "saliency"} & set(vars(bench.evidence))
+    needed = {"activation": {"activations"}, "entropy": {"activations"}, "taylor": {"saliency"}}
+    assert collected == needed.get(importance, set())

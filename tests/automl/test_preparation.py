@@ -213,6 +213,7 @@ def test_a_space_with_nothing_to_search(tmp_path: Path) -> None:
         {"space": "defalt"},
         {"runtime": "onnx"},
         {"sampler": "bayes"},
+        {"importance": "tailor"},
         {"latency_budget": "soon"},
         {"n_trials": 0},
         {"distill": {"temprature": 2.0}},
