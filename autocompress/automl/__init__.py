@@ -28,6 +28,7 @@ def search(
     n_workers: int | None = None,
     sampler: str = "tpe",
     importance: str = "l2",
+    reconstruct: bool = True,
     seed: int = 0,
     ray_address: str | None = None,
     distill: Mapping[str, Any] | None = None,
@@ -49,6 +50,7 @@ def search(
         sampler: "tpe", "nsga2", "random" or `package.module:function`.
         importance: which channels of a group matter: "l2", "l1", "fpgm", "bn_scale", "taylor", "activation",
             "entropy", "random" or `package.module:function`.
+        reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         seed: of the sampler and of the training batches.
         ray_address: of a running cluster; None starts and stops a local one.
         distill: settings of the fine-tune by name, see `autocompress.config.DistillSettings`.
@@ -72,6 +74,7 @@ def search(
             "n_workers": n_workers,
             "sampler": sampler,
             "importance": importance,
+            "reconstruct": reconstruct,
             "seed": seed,
             "ray_address": ray_address,
             "distill": dict(distill or {}),

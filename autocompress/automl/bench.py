@@ -178,7 +178,7 @@ class Trial:
     def _set_student(self, recipe: Recipe, calibration: list[Inputs] | None) -> None:
         job = self._job
         self._recipe = recipe
-        self._student = rebuild(job.model, job.graph, recipe, calibration)
+        self._student = rebuild(job.model, job.graph, recipe, calibration, job.settings.reconstruct)
         self._fine_tune = FineTune(
             self._student,
             self._bench.teacher,

@@ -206,7 +206,7 @@ def _check_reachable(job: Job, space: SearchSpace, runtime: Runtime, reference: 
     calibration = [as_inputs(batch) for batch in job.task.calibration_batches()][:1]
     fastest = float("inf")
     for candidate in strongest_candidates(space):
-        student = compress(job.model, candidate, inputs, calibration, graph=job.graph)
+        student = compress(job.model, candidate, inputs, calibration, graph=job.graph, reconstruct=False)
         session = runtime.load(runtime.export(student, inputs, scratch), job.settings.n_threads)
         fastest = min(fastest, time_sessions(session, reference, inputs, _REACH_ROUNDS).ratio)
         if fastest <= job.budget:

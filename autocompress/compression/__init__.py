@@ -16,6 +16,7 @@ from autocompress.compression.norms import reestimate_norms_
 from autocompress.compression.prune import remove_channels_
 from autocompress.compression.quantize import calibrate_, is_quantized, quantize_
 from autocompress.compression.recipe import Recipe, resolve
+from autocompress.compression.reconstruct import reconstruct_
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.task import Inputs, Task, as_inputs
 
@@ -31,6 +32,7 @@ def compress(
     graph: ModelGraph | None = None,
     importance: str = "l2",
     task: Task | None = None,
+    reconstruct: bool = True,
 ) -> nn.Module:
     """Applies a candidate to a copy of the model.
 
@@ -43,6 +45,8 @@ def compress(
         graph: of the model, if it was inspected before.
         importance: which channels matter: a name in `CRITERIA`, or `package.module:function`.
         task: gives labelled batches and the loss; needed by the importance "taylor".
+        reconstruct: refit the layers that lost inputs, so that they give on the calibration batches what they gave
+            before; without such batches nothing is refitted.
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
@@ -54,11 +58,15 @@ def compress(
     graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
     batches = [as_inputs(inputs) for inputs in calibration]
     recipe = resolve(model, graph, candidate, importance, Evidence(model, graph, batches, task))
-    return rebuild(model, graph, recipe, batches)
+    return rebuild(model, graph, recipe, batches, reconstruct)
 
 
 def rebuild(
-    model: nn.Module, graph: ModelGraph, recipe: Recipe, calibration: Sequence[Inputs] | None = None
+    model: nn.Module,
+    graph: ModelGraph,
+    recipe: Recipe,
+    calibration: Sequence[Inputs] | None = None,
+    reconstruct: bool = False,
 ) -> nn.Module:
     """Applies a recipe to a copy of the model.
 
@@ -68,6 +76,7 @@ def rebuild(
         recipe: what to do.
         calibration: batches from which batch-norm statistics and then 8-bit ranges follow, without training. None
             leaves both unset, for weights that are loaded afterwards.
+        reconstruct: refit the layers that lost inputs on the calibration batches.
 
     Raises:
         CompressionError: the recipe does not fit the model, or 8-bit layers have no calibration batches.
@@ -75,6 +84,8 @@ def rebuild(
     student = copy.deepcopy(model).eval()
     drop_branches_(student, graph, recipe.dropped)
     remove_channels_(student, graph, recipe.removed)
+    if reconstruct and calibration:
+        reconstruct_(student, model, graph, recipe.removed, calibration)
     for path, rank in recipe.ranks.items():
         factorize_(student, path, rank)
     if calibration and (recipe.dropped or recipe.removed or recipe.ranks):

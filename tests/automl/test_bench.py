@@ -46,6 +46,7 @@ def job_of(
     task: Task | None = None,
     rungs: tuple[int, ...] = (0, 4, 20),
     importance: str = "l2",
+    reconstruct: bool = True,
 ) -> Job:
     model = trained_model()
     task = task if task is not None else tiny_task()
@@ -57,6 +58,7 @@ def job_of(
         settings=SearchSettings(
             runtime=runtime,
             importance=importance,
+            reconstruct=reconstruct,
             fine_tune_margin=0.1,
             distill=DistillSettings(rungs=rungs, learning_rate=learning_rate),
         ),
@@ -371,3 +373,15 @@ def test_a_bench_judges_by_the_chosen_importance_and_keeps_its_evidence(
     collected = {"activations", "saliency"} & set(vars(bench.evidence))
     needed = {"activation": {"activations"}, "entropy": {"activations"}, "taylor": {"saliency"}}
     assert collected == needed.get(importance, set())
+
+
+def test_a_bench_refits_where_the_settings_say_so(tmp_path: Path, bench_of: MakeBench) -> None:
+    losses = []
+    for reconstruct in (False, True):
+        bench = bench_of(job_of(tmp_path, rungs=(0,), reconstruct=reconstruct))
+        trial = Trial(bench, Candidate(prune_ratio={"conv1": 0.5, "conv2": 0.5}), f"trial_{int(reconstruct)}")
+        trial.step()
+        student, _ = load_student(tmp_path / "trials" / f"trial_{int(reconstruct)}", bench.job.model, bench.job.graph)
+        inputs = bench.calibration[0]
+        losses.append((call_model(student, inputs) - call_model(bench.job.model, inputs)).square().mean().item())
+    assert losses[1] < 0.7 * losses[0]

@@ -37,7 +37,8 @@ class Case:
         self.batches: list[Batch] = []
         for _ in range(2):
             x = torch.rand(6, *size, generator=source, dtype=torch.float64)
-            self.batches.append(((x,), torch.randint(3, (6,), generator=source)))
+            shape = self.model(x)[:, 0].shape  # a class for each sample, or for each of its pixels
+            self.batches.append(((x,), torch.randint(2, shape, generator=source)))
         self.graph = inspect_model(self.model, self.batches[0][0])
         self.evidence = self.evidence_of(self.model)
 
