@@ -214,6 +214,7 @@ def _row(point: TrialRecord, metric: str) -> dict[str, object]:
         f"{metric}_search": point.metrics.get(metric),
         "latency_ratio_search": None if point.latency is None else point.latency.ratio,
         "size_mib": point.file.size_mib if point.file is not None else point.size_mib,
+        "sparse_size_mib": point.file.sparse_size_mib if point.file is not None else point.sparse_size_mib,
         "n_params": point.n_params,
         "n_macs": point.n_macs,
         "feasible": point.feasible,

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.artifact import save_student
 from autocompress.candidate import Candidate
-from autocompress.compression import Evidence, Recipe, rebuild, resolve
+from autocompress.compression import Evidence, Recipe, rebuild, resolve, sparse_saving_bytes
 from autocompress.config import SearchSettings
 from autocompress.distillation import FineTune, Teacher
 from autocompress.errors import MeasurementError
@@ -67,6 +67,7 @@ class Outcome:
     n_params: int
     n_macs: int
     size_mib: float
+    sparse_size_mib: float | None
     rungs: tuple[Rung, ...]
     seconds: Mapping[str, float]
 
@@ -130,6 +131,7 @@ class Trial:
             n_params=sum(parameter.numel() for parameter in self._student.parameters()),
             n_macs=n_macs(self._student, self._bench.example_inputs),
             size_mib=self._size_mib,
+            sparse_size_mib=self._sparse_size_mib,
             rungs=tuple(self._rungs),
             seconds=dict(self._seconds),
         )
@@ -160,6 +162,13 @@ class Trial:
     def _best_rung(self) -> Rung:
         """The first of the best: training that gains nothing is not kept."""
         return max(self._rungs, key=lambda rung: rung.metrics[self._job.metric])
+
+    @property
+    def _sparse_size_mib(self) -> float | None:
+        if not self._recipe.sparsity:
+            return None
+        saved = sparse_saving_bytes(self._student, self._recipe.sparsity)
+        return float(self._size_mib) - saved / _BYTES_PER_MIB
 
     @property
     def _worth_training(self) -> bool:

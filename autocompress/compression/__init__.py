@@ -1,4 +1,4 @@
-"""The model and a candidate in, a new plain `nn.Module` out: drop, prune, factorize, quantize, always in this order."""
+"""The model and a candidate in, a plain `nn.Module` out: drop, prune, factorize, sparsify, quantize, in this order."""
 
 from __future__ import annotations
 
@@ -17,10 +17,21 @@ from autocompress.compression.prune import remove_channels_
 from autocompress.compression.quantize import calibrate_, is_quantized, quantize_
 from autocompress.compression.recipe import Recipe, resolve
 from autocompress.compression.reconstruct import reconstruct_
+from autocompress.compression.sparsify import sparse_saving_bytes, sparsify_
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.task import Inputs, Task, as_inputs
 
-__all__ = ["CRITERIA", "Evidence", "Recipe", "compress", "criterion_named", "is_quantized", "rebuild", "resolve"]
+__all__ = [
+    "CRITERIA",
+    "Evidence",
+    "Recipe",
+    "compress",
+    "criterion_named",
+    "is_quantized",
+    "rebuild",
+    "resolve",
+    "sparse_saving_bytes",
+]
 
 
 def compress(
@@ -88,7 +99,9 @@ def rebuild(
         reconstruct_(student, model, graph, recipe.removed, calibration)
     for path, rank in recipe.ranks.items():
         factorize_(student, path, rank)
-    if calibration and (recipe.dropped or recipe.removed or recipe.ranks):
+    for path, sparsity in recipe.sparsity.items():
+        sparsify_(student, path, sparsity)
+    if calibration and (recipe.dropped or recipe.removed or recipe.ranks or recipe.sparsity):
         reestimate_norms_(student, calibration)  # before any rounding, whose ranges depend on the norms
     quantize_(student, graph.layers, recipe.bits)
     if calibration is not None and recipe.bits:

@@ -55,10 +55,10 @@ class Evidence:
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
-        """Parameters by path, as float64 on the CPU where a channel group touches them."""
+        """The parameters that a channel group touches, by path."""
         touched = {coupling.tensor for group in self.graph.groups for coupling in group.couplings}
         named = self.model.named_parameters()
-        return {path: weight.detach().double().cpu() for path, weight in named if path in touched}
+        return {path: weight.detach() for path, weight in named if path in touched}
 
     @cached_property
     def saliency(self) -> Mapping[tuple[str, int], Tensor]:
@@ -79,7 +79,7 @@ class Evidence:
             loss = self.task.loss(call_model(model, batch[0]), batch)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             products = {
-                path: gradient.double().cpu() * self.weights[path]
+                path: (gradient.double() * self.weights[path]).cpu()
                 for path, gradient in zip(parameters, gradients, strict=True)
                 if gradient is not None
             }

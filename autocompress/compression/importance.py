@@ -57,7 +57,7 @@ def norm_scale(evidence: Evidence, group: ChannelGroup) -> Tensor:
     for coupling in group.couplings:
         holder, _, name = coupling.tensor.rpartition(".")
         if name == "weight" and isinstance(evidence.model.get_submodule(holder), _BatchNorm):
-            scales.append(_by_channel(evidence.weights[coupling.tensor].abs(), coupling))
+            scales.append(_by_channel(evidence.weights[coupling.tensor].double().abs().cpu(), coupling))
     return _equal_say(group, scales) if scales else l2_magnitude(evidence, group)
 
 
@@ -156,11 +156,17 @@ def least_important(
 
 
 def _matrices(evidence: Evidence, group: ChannelGroup) -> Iterable[tuple[Coupling, Tensor]]:
-    """The group's couplings of parameters with two or more dimensions, with the parameter."""
+    """The group's couplings of parameters with two or more dimensions, with the parameter in float64."""
     for coupling in group.couplings:
-        weight = evidence.weights.get(coupling.tensor)
-        if weight is not None and weight.ndim >= 2:
-            yield coupling, weight
+        weight = _matrix(evidence, coupling)
+        if weight is not None:
+            yield coupling, weight.double().cpu()
+
+
+def _matrix(evidence: Evidence, coupling: Coupling) -> Tensor | None:
+    """The coupled parameter, if it is one and has two or more dimensions."""
+    weight = evidence.weights.get(coupling.tensor)
+    return weight if weight is not None and weight.ndim >= 2 else None
 
 
 def _magnitude(evidence: Evidence, group: ChannelGroup, power: int) -> Tensor:
@@ -178,9 +184,9 @@ def _outputs(evidence: Evidence, group: ChannelGroup) -> list[tuple[str, Couplin
         module = evidence.model.get_submodule(path)
         if output_axis(module) is None:
             continue
-        axis = weight_axis(module)
-        own = (c for c, _ in _matrices(evidence, group) if c.tensor.startswith(f"{path}.") and c.dim == axis)
-        coupling = next(own, None)
+        axis, own = weight_axis(module), [item for item in group.couplings if item.tensor.startswith(f"{path}.")]
+        matrices = (item for item in own if item.dim == axis and _matrix(evidence, item) is not None)
+        coupling = next(matrices, None)
         if coupling is not None and path in evidence.activations:
             found.append((path, coupling))
     return found

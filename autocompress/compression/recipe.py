@@ -27,6 +27,8 @@ class Recipe:
         removed: channel group -> indices of the channels that go, ascending.
         ranks: layer path -> rank of its two factors.
         bits: layer path -> bits of weights and activations.
+        sparsity: layer path -> share of its weight's smallest entries that are zero, or "n:m"; of saved weights, the
+            zeros themselves are the mask.
         kept_dense: layers whose asked rank saves no multiplications after pruning, and so stay one layer.
     """
 
@@ -35,6 +37,7 @@ class Recipe:
     ranks: Mapping[str, int] = field(default_factory=dict)
     bits: Mapping[str, int] = field(default_factory=dict)
     kept_dense: tuple[str, ...] = ()
+    sparsity: Mapping[str, float | str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -66,7 +69,7 @@ def resolve(
 ) -> Recipe:
     """Turns ratios into integers: the least important channels, ranks relative to the pruned layer's largest rank.
 
-    Parts that go with a dropped branch are not pruned, factorized or quantized.
+    Parts that go with a dropped branch are not pruned, factorized, zeroed or quantized.
 
     Args:
         model: the uncompressed model.
@@ -102,7 +105,8 @@ def resolve(
         else:
             kept_dense.append(layer.path)
     bits = {path: width for path, width in candidate.weight_bits.items() if path not in gone}
-    return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, tuple(kept_dense))
+    sparsity = {path: level for path, level in candidate.sparsity.items() if path not in gone}
+    return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, tuple(kept_dense), sparsity)
 
 
 def pruned_shape(layer: Layer, graph: ModelGraph, removed: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -125,6 +129,7 @@ def _check_names(graph: ModelGraph, candidate: Candidate) -> None:
         ("drop", set(candidate.drop), branches),
         ("rank_ratio", set(candidate.rank_ratio), layers),
         ("weight_bits", set(candidate.weight_bits), layers),
+        ("sparsity", set(candidate.sparsity), layers),
     ):
         unknown = sorted(asked - known)
         if unknown:

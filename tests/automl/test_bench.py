@@ -46,7 +46,7 @@ def job_of(
     task: Task | None = None,
     rungs: tuple[int, ...] = (0, 4, 20),
     importance: str = "l2",
-    reconstruct: bool = True,
+    reconstruct: bool = False,  # so that the fine-tune has something to gain
 ) -> Job:
     model = trained_model()
     task = task if task is not None else tiny_task()
@@ -385,3 +385,17 @@ def test_a_bench_refits_where_the_settings_say_so(tmp_path: Path, bench_of: Make
         inputs = bench.calibration[0]
         losses.append((call_model(student, inputs) - call_model(bench.job.model, inputs)).square().mean().item())
     assert losses[1] < 0.7 * losses[0]
+
+
+def test_zeroed_weights_are_trained_around_and_their_saving_is_reported(tmp_path: Path, bench_of: MakeBench) -> None:
+    job = job_of(tmp_path, runtime="onnxruntime", rungs=(0, 4))
+    candidate = Candidate(prune_ratio={"conv1": 0.5}, sparsity={"conv2": "2:4", "fc": 0.75})
+    outcome = finished(bench_of(job), candidate).outcome()
+    student = saved_student(job)
+    conv, linear = student.get_submodule("conv2").weight, student.get_submodule("fc").weight
+    assert ((conv != 0).movedim(1, -1).unflatten(-1, (-1, 4)).sum(-1) == 2).all()  # type: ignore[union-attr,operator]
+    assert (linear == 0).sum() == 0.75 * 4 * 64  # type: ignore[union-attr]
+    saved = 4 * (8 * 16 * 9 // 2 + 192) - (8 * 16 * 9 + 256) // 8
+    assert outcome.sparse_size_mib == pytest.approx(outcome.size_mib - saved / 2**20)
+    dense = finished(bench_of(job), Candidate(prune_ratio={"conv1": 0.5})).outcome()
+    assert dense.sparse_size_mib is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from autocompress.compression.reconstruct import reconstruct_
 from autocompress.errors import CompressionError
 from autocompress.graph import inspect_model
 from autocompress.task import Inputs, call_model
-from autocompress.tasks.digits import DigitsNet
+from autocompress.tasks.digits import DigitsNet, DigitsTask
 from tests.automl.tasks import tiny_task, trained_model
 from tests.graph.masking import some_channels
 from tests.graph.nets import CNNS, Transformer, randomize
@@ -229,3 +230,18 @@ def test_accuracy_before_any_training_improves(ratio: float) -> None:
         ]
         losses.append(torch.stack(difference).mean().item())
     assert losses[1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(("ratio", "gain"), [(0.25, 0.0), (0.5, 0.05)])
+def test_digits_before_any_training(ratio: float, gain: float) -> None:
+    task = DigitsTask()
+    model, inputs, calibration = task.build_model(), task.example_inputs(), list(task.calibration_batches())
+    graph = inspect_model(model, inputs)
+    candidate = Candidate(prune_ratio={group.name: ratio for group in graph.groups})
+    figures = []
+    for reconstruct in (False, True):
+        student = compress(model, candidate, inputs, calibration, graph=graph, reconstruct=reconstruct)
+        figures.append(task.evaluate(partial(call_model, student), "selection"))
+    plain, refitted = figures
+    assert refitted["accuracy"] > plain["accuracy"] + gain
+    assert refitted["loss"] < 0.5 * plain["loss"]
