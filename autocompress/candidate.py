@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,41 @@ from typing import Any
 from autocompress.errors import InputError
 
 FULL_BITS = 32
+SPARSITY_RULE = '`0 <= sparsity < 1`, or "n:m" with `1 <= n < m` as "2:4",'
+
+
+def kept_of_block(sparsity: float | str) -> tuple[int, int] | None:
+    """(n, m) of "n:m": n of every m entries stay; None for a share.
+
+    Raises:
+        InputError: text of another form.
+    """
+    if not isinstance(sparsity, str):
+        return None
+    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", sparsity)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise InputError(f"{SPARSITY_RULE} must hold, but got {sparsity!r}")
+    return int(match[1]), int(match[2])
+
+
+def sparsity_share(sparsity: float | str) -> float:
+    """Share of the entries that become zero: of "2:4" 0.5."""
+    block = kept_of_block(sparsity)
+    return float(sparsity) if block is None else 1 - block[0] / block[1]
+
+
+def is_sparsity(value: object) -> bool:
+    """Whether this is a share in [0, 1) or "n:m"."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False
+    try:
+        return 0.0 <= sparsity_share(value) < 1.0
+    except InputError:
+        return False
+
+
+def _plain(sparsity: float | str) -> float | str:
+    return sparsity if isinstance(sparsity, str) else float(sparsity)
 
 
 @dataclass(frozen=True)
@@ -22,17 +58,20 @@ class Candidate:
         drop: names of the residual branches that are removed whole.
         rank_ratio: layer path -> rank as a share of the (pruned) layer's largest rank, in (0, 1].
         weight_bits: layer path -> bits of weights and activations (8), or 32 for "not quantized".
+        sparsity: layer path -> share of the weight's entries that become zero, in [0, 1), or "n:m": of every m
+            neighbours along the input dimension n stay, as "2:4".
 
     Choices that change nothing (ratio 0, 32 bits) are left out, so that equal models have equal digests.
 
     Raises:
-        InputError: a ratio or a bit width is outside its range.
+        InputError: a ratio, a bit width or a sparsity is outside its range.
     """
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
     drop: frozenset[str] = frozenset()
     rank_ratio: Mapping[str, float] = field(default_factory=dict)
     weight_bits: Mapping[str, int] = field(default_factory=dict)
+    sparsity: Mapping[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, ratio in self.prune_ratio.items():
@@ -44,25 +83,30 @@ class Candidate:
         for name, bits in self.weight_bits.items():
             if not (isinstance(bits, int) and 2 <= bits <= FULL_BITS):
                 raise InputError(f"`2 <= weight_bits <= 32` must hold, but {name!r} has {bits!r}")
+        for name, level in self.sparsity.items():
+            if not is_sparsity(level):
+                raise InputError(f"{SPARSITY_RULE} must hold, but {name!r} has {level!r}")
         freeze = object.__setattr__
         freeze(self, "prune_ratio", {k: float(v) for k, v in sorted(self.prune_ratio.items()) if v > 0})
         freeze(self, "drop", frozenset(self.drop))
         freeze(self, "rank_ratio", {k: float(v) for k, v in sorted(self.rank_ratio.items()) if v is not None})
         freeze(self, "weight_bits", {k: v for k, v in sorted(self.weight_bits.items()) if v < FULL_BITS})
+        freeze(self, "sparsity", {k: _plain(v) for k, v in sorted(self.sparsity.items()) if sparsity_share(v) > 0})
 
     @property
     def is_baseline(self) -> bool:
         """True when nothing is asked: the uncompressed model."""
-        return not (self.prune_ratio or self.drop or self.rank_ratio or self.weight_bits)
+        return not (self.prune_ratio or self.drop or self.rank_ratio or self.weight_bits or self.sparsity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, names sorted."""
-        return {
+        """Plain JSON values, names sorted; without `sparsity` where nothing is asked of it."""
+        values: dict[str, Any] = {
             "drop": sorted(self.drop),
             "prune_ratio": dict(self.prune_ratio),
             "rank_ratio": dict(self.rank_ratio),
             "weight_bits": dict(self.weight_bits),
         }
+        return {**values, "sparsity": dict(self.sparsity)} if self.sparsity else values
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
@@ -71,16 +115,16 @@ class Candidate:
         Raises:
             InputError: an unknown key.
         """
-        unknown = set(data) - {"drop", "prune_ratio", "rank_ratio", "weight_bits"}
+        known = ("drop", "prune_ratio", "rank_ratio", "weight_bits", "sparsity")
+        unknown = set(data) - set(known)
         if unknown:
-            raise InputError(
-                f"a candidate has the keys drop, prune_ratio, rank_ratio, weight_bits, but got {sorted(unknown)}"
-            )
+            raise InputError(f"a candidate has the keys {', '.join(known)}, but got {sorted(unknown)}")
         return cls(
             prune_ratio=data.get("prune_ratio", {}),
             drop=frozenset(data.get("drop", ())),
             rank_ratio=data.get("rank_ratio", {}),
             weight_bits=data.get("weight_bits", {}),
+            sparsity=data.get("sparsity", {}),
         )
 
     def to_json(self) -> str:

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--runtime", help="target runtime (default: onnxruntime)")
     search.add_argument("--threads", dest="n_threads", type=int, help="threads of the target runtime (default: 1)")
     search.add_argument("--sampler", help="tpe, nsga2, random or package.module:function (default: tpe)")
+    search.add_argument("--importance", help="which channels matter: l2, l1, fpgm, bn_scale, taylor, ... (default: l2)")
     search.add_argument("--seed", type=int, help="of the sampler and the training batches (default: 0)")
     search.add_argument("--ray-address", help="of a running Ray cluster, or auto (default: a local one)")
     search.add_argument(

@@ -71,6 +71,8 @@ class SearchSettings:
         minutes: wall-clock budget for the trials; None is no limit.
         n_workers: trials at the same time, one CPU core each; None is the number of cores.
         sampler: name of the sampler.
+        importance: name of the criterion that says which channels of a group matter.
+        reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         seed: of the sampler and of the training batches.
         ray_address: address of a running Ray cluster, or None for a local one that starts and stops by itself.
         fine_tune_margin: a candidate whose measured latency is above budget * (1 + margin) gets no fine-tune.
@@ -86,6 +88,8 @@ class SearchSettings:
     minutes: float | None = None
     n_workers: int | None = None
     sampler: str = "tpe"
+    importance: str = "l2"
+    reconstruct: bool = True
     seed: int = 0
     ray_address: str | None = None
     fine_tune_margin: float = 0.1

@@ -109,6 +109,8 @@ def _checksum(inputs: Inputs) -> bytes:
 class FineTune:
     """Trains one student; `advance` goes on from where it stopped.
 
+    Entries of weights (two or more dimensions) that are exactly zero at the start stay zero: sparsity survives.
+
     Args:
         student: trained in place.
         teacher: the uncompressed model.
@@ -139,6 +141,7 @@ class FineTune:
             momentum=_MOMENTUM,
             nesterov=True,
         )
+        self._masks = _zero_masks(student)
 
     def advance(self, to_step: int) -> None:
         """Trains until `to_step` steps are done in all; leaves the student in evaluation mode.
@@ -165,6 +168,7 @@ class FineTune:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; the stream of batches is wound forward."""
         self.student.load_state_dict(state["student"])
+        self._masks = _zero_masks(self.student)
         self._optimizer.load_state_dict(dict(state["optimizer"]))
         self.step = int(state["step"])
         self._batches = _stream(self.task, self._seed)
@@ -193,6 +197,9 @@ class FineTune:
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), _MAX_GRAD_NORM)
         self._optimizer.step()
+        with torch.no_grad():
+            for weight, mask in self._masks:
+                weight.mul_(mask)
 
     def _loss(self, outputs: Tensor, soft: Tensor, batch: Batch) -> Tensor:
         alpha, temperature = self.settings.alpha, self.settings.temperature
@@ -238,6 +245,12 @@ def distill(
     values = {**base.__dict__, "rungs": (0, steps)}
     FineTune(student, Teacher(copy.deepcopy(teacher)), task, DistillSettings(**values), seed).advance(steps)
     return student
+
+
+def _zero_masks(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Each weight that has zeros, and a mask that is False there."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
+    return [(weight, weight.detach() != 0) for weight in weights if bool((weight.detach() == 0).any())]
 
 
 def _stream(task: Task, seed: int) -> Iterator[Batch]:

@@ -218,6 +218,7 @@ _NO_POINT = TrialRecord(0, "complete", "baseline", Candidate(), latency=Latency(
 def _row(point: TrialRecord, metric: str) -> dict[str, object]:
     latency = point.file.latency if point.file is not None else point.latency
     assert latency is not None
+    sparse_size = point.file.sparse_size_mib if point.file is not None else point.sparse_size_mib
     row: dict[str, object] = {
         "trial": point.number,
         "origin": point.origin,
@@ -227,6 +228,7 @@ def _row(point: TrialRecord, metric: str) -> dict[str, object]:
         f"{metric}_search": point.metrics.get(metric),
         "latency_ratio_search": None if point.latency is None else point.latency.ratio,
         "size_mib": point.file.size_mib if point.file is not None else point.size_mib,
+        "sparse_size_mib": float("nan") if sparse_size is None else sparse_size,
         "n_params": point.n_params,
         "n_macs": point.n_macs,
         "feasible": point.feasible,

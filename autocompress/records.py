@@ -51,6 +51,8 @@ class FileNumbers:
         n_samples: split name -> number of samples behind the metrics (0: not known).
         latency: timed again at the end.
         size_mib: size of the runtime's file.
+        sparse_size_mib: what the file would take with a sparse encoding of the zeroed weights (see
+            `sparse_saving_bytes`); None where nothing was zeroed.
         max_abs_diff: largest difference between the file's and the PyTorch student's outputs on real inputs.
         agreement: share of those inputs on which both have the same largest output.
     """
@@ -61,6 +63,7 @@ class FileNumbers:
     size_mib: float
     max_abs_diff: float
     agreement: float
+    sparse_size_mib: float | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FileNumbers:
@@ -83,6 +86,7 @@ class TrialRecord:
         feasible: True when the measured latency is within the budget and the metric is large enough to be useful.
         fine_tuned: False when it was so far over the budget that it got no fine-tune.
         n_params, n_macs, size_mib: of the compressed model; size of the runtime's file.
+        sparse_size_mib: see `FileNumbers`.
         rungs: metrics after each step of the fine-tune.
         seconds: phase -> seconds spent in it on a worker.
         started, ended: seconds since the run's first start.
@@ -101,6 +105,7 @@ class TrialRecord:
     n_params: int = 0
     n_macs: int = 0
     size_mib: float = math.nan
+    sparse_size_mib: float | None = None
     rungs: tuple[Rung, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     started: float = 0.0

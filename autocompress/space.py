@@ -13,15 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.candidate import FULL_BITS, SPARSITY_RULE, Candidate, is_sparsity, kept_of_block, sparsity_share
 from autocompress.config import read_yaml_mapping, refuse_unknown_keys
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
 
-Choice = float | int | bool | None
+Choice = float | int | bool | str | None
 Rule = Mapping[str, Any]
 
-AS_IT_IS: dict[str, Choice] = {"prune_ratio": 0.0, "drop": False, "rank_ratio": None, "weight_bits": FULL_BITS}
+AS_IT_IS: dict[str, Choice] = {
+    "prune_ratio": 0.0,
+    "drop": False,
+    "rank_ratio": None,
+    "weight_bits": FULL_BITS,
+    "sparsity": 0.0,
+}
 """The choice of each kind of knob that changes nothing."""
 
 DEFAULT_GRID = 8
@@ -35,7 +41,7 @@ class Knob:
     """One decision.
 
     Attributes:
-        kind: "prune_ratio", "drop", "rank_ratio" or "weight_bits".
+        kind: a key of `AS_IT_IS`.
         target: the channel group, branch or layer that it is about.
         choices: ordered.
         branch: the residual branch that the target goes with; when that is dropped, there is nothing to decide.
@@ -52,8 +58,9 @@ class Knob:
         return f"{self.kind}:{self.target}"
 
     def nearest(self, value: Choice) -> Choice:
-        """The offered choice that is nearest to `value`; no factorization counts as rank ratio 1."""
-        return min(self.choices, key=lambda choice: abs(_number(choice) - _number(value)))
+        """The offered choice that is nearest to `value`; no factorization counts as rank ratio 1, "2:4" as 0.5."""
+        wanted = _number(value)
+        return min(self.choices, key=lambda choice: (abs(_number(choice) - wanted), choice != value))
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ class SearchSpace:
             ranks, branch = _choices(rules, layer.path, "rank_ratio"), branch_of.get(layer.path)
             knobs.append(Knob("rank_ratio", layer.path, _useful_ranks(ranks, layer), branch))
             knobs.append(Knob("weight_bits", layer.path, _choices(rules, layer.path, "weight_bits"), branch))
+            levels = _choices(rules, layer.path, "sparsity")
+            knobs.append(Knob("sparsity", layer.path, _useful_sparsities(levels, layer), branch))
         return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name)
 
     @classmethod
@@ -153,6 +162,7 @@ class SearchSpace:
             drop=frozenset(name for name, dropped in values["drop"].items() if dropped),
             rank_ratio=values["rank_ratio"],
             weight_bits=values["weight_bits"],
+            sparsity=values["sparsity"],
         )
 
     def choices_of(self, candidate: Candidate) -> dict[str, Choice]:
@@ -166,6 +176,7 @@ class SearchSpace:
             "drop": dict.fromkeys(candidate.drop, True),
             "rank_ratio": candidate.rank_ratio,
             "weight_bits": candidate.weight_bits,
+            "sparsity": candidate.sparsity,
         }
         choices = {knob.name: given[knob.kind].get(knob.target, AS_IT_IS[knob.kind]) for knob in self.knobs}
         for knob in self.knobs:
@@ -194,6 +205,7 @@ class SearchSpace:
         prune_ratio: float = 0.0,
         rank_ratio: float | None = None,
         weight_bits: int = FULL_BITS,
+        sparsity: float | str = 0.0,
     ) -> Candidate:
         """The nearest offered choice everywhere; branches stay."""
         wanted: dict[str, Choice] = {
@@ -201,6 +213,7 @@ class SearchSpace:
             "drop": False,
             "rank_ratio": rank_ratio,
             "weight_bits": weight_bits,
+            "sparsity": sparsity,
         }
         return self.candidate({knob.name: knob.nearest(wanted[knob.kind]) for knob in self.knobs})
 
@@ -226,6 +239,8 @@ def _space_folders() -> Iterable[Path]:
 
 
 def _number(choice: Choice) -> float:
+    if isinstance(choice, str):
+        return sparsity_share(choice)
     return 1.0 if choice is None else float(choice)
 
 
@@ -270,12 +285,15 @@ _RANGES = {
     "drop": "`drop` in [false, true]",
     "rank_ratio": "`0 < rank_ratio <= 1` or null",
     "weight_bits": f"`weight_bits` in {list(BITS)}",
+    "sparsity": SPARSITY_RULE,
 }
 
 
 def _valid(kind: str, choice: Any) -> bool:
     if kind == "drop":
         return isinstance(choice, bool)
+    if kind == "sparsity":
+        return is_sparsity(choice)
     if kind == "rank_ratio" and choice is None:
         return True
     if isinstance(choice, bool) or not isinstance(choice, int | float):
@@ -309,11 +327,21 @@ def _on_channel_grid(choices: Iterable[Choice], group: ChannelGroup, grid: int) 
 
 def _useful_ranks(choices: Iterable[Choice], layer: Layer) -> tuple[Choice, ...]:
     """Leaves out ranks at which two layers need as many multiplications as one (of the unpruned layer)."""
-    return tuple(
-        choice
-        for choice in choices
-        if choice is None or (layer.groups == 1 and rank_pays(rank_on_grid(choice, layer.max_rank), layer.weight_shape))
-    )
+
+    def pays(choice: Choice) -> bool:
+        return layer.groups == 1 and rank_pays(rank_on_grid(_number(choice), layer.max_rank), layer.weight_shape)
+
+    return tuple(choice for choice in choices if choice is None or pays(choice))
+
+
+def _useful_sparsities(choices: Iterable[Choice], layer: Layer) -> tuple[Choice, ...]:
+    """Leaves out "n:m" where the layer has fewer than m inputs to choose from."""
+
+    def fits(choice: Choice) -> bool:
+        block = kept_of_block(choice) if isinstance(choice, str) else None
+        return block is None or layer.weight_shape[1] >= block[1]
+
+    return tuple(choice for choice in choices if fits(choice))
 
 
 def rank_on_grid(rank_ratio: float, max_rank: int) -> int:

@@ -39,7 +39,8 @@ def student_of(model: nn.Module, bits: int = 8) -> nn.Module:
         prune_ratio={"conv1": 0.5}, rank_ratio={"conv2": 0.5}, weight_bits={"conv1": bits, "conv2": bits, "fc": bits}
     )
     calibration = [inputs for inputs, _ in batches(64, 4)]
-    return compress(model, candidate, (images(1, 0)[0],), calibration)
+    # not refitted, so that the fine-tune has something to gain
+    return compress(model, candidate, (images(1, 0)[0],), calibration, reconstruct=False)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:

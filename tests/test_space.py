@@ -39,6 +39,7 @@ ALL = [
         "drop": [False, True],
         "rank_ratio": [None, 0.5, 0.25],
         "weight_bits": [32, 8],
+        "sparsity": [0.0, 0.5, "2:4"],
     }
 ]
 
@@ -53,6 +54,8 @@ def test_choices_lie_on_the_grid_and_useless_ones_are_not_offered() -> None:
     assert "rank_ratio:block.deep" not in choices  # depthwise
     assert "rank_ratio:fc" not in choices  # rank 8 of 10 x 32 saves nothing
     assert choices["drop:block"] == (False, True)
+    assert choices["sparsity:block.conv1"] == (0.0, 0.5, "2:4")
+    assert choices["sparsity:stem"] == (0.0, 0.5)  # three inputs make no block of four
 
 
 def test_the_first_matching_rule_wins_and_a_missing_key_is_not_searched() -> None:
@@ -77,6 +80,9 @@ def test_uniform_takes_the_nearest_choice() -> None:
     assert candidate.prune_ratio == {"attention": 0.25, "block.conv1": 0.2, "stem": 0.25}
     assert candidate.rank_ratio["block.conv1"] == 0.25
     assert set(candidate.weight_bits.values()) == {8}
+    assert not candidate.sparsity
+    assert space.uniform(sparsity=0.4).sparsity["block.conv1"] == 0.5
+    assert space.uniform(sparsity="2:4").sparsity == {"stem": 0.5, "block.conv1": "2:4", "block.deep": 0.5, "fc": "2:4"}
     assert space.uniform().is_baseline
     assert space.baseline() == Candidate()
 
@@ -111,6 +117,7 @@ def test_a_candidate_of_another_space_is_refused() -> None:
         ({"match": "stem", "prune_ratio": [0.0, 1.0]}, "offers 1.0"),
         ({"match": "stem", "prune_ratio": [0.0, "half"]}, "offers 'half'"),
         ({"match": "stem", "rank_ratio": [0.5]}, "holds null"),
+        ({"match": "stem", "sparsity": [0.0, "4:4"]}, "`1 <= n < m`.* offers '4:4'"),
         ({"match": "re:(", "weight_bits": [32]}, "valid pattern"),
         ({"weight_bits": [32]}, "has a `match`"),
     ],

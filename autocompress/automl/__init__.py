@@ -28,6 +28,8 @@ def search(
     minutes: float | None = None,
     n_workers: int | None = None,
     sampler: str = "tpe",
+    importance: str = "l2",
+    reconstruct: bool = True,
     seed: int = 0,
     ray_address: str | None = None,
     distill: Mapping[str, Any] | None = None,
@@ -48,6 +50,9 @@ def search(
         minutes: time limit of the trials; None is no limit.
         n_workers: trials at the same time; None is the number of cores.
         sampler: "tpe", "nsga2", "random" or `package.module:function`.
+        importance: which channels of a group matter: "l2", "l1", "fpgm", "bn_scale", "taylor", "activation",
+            "entropy", "random" or `package.module:function`.
+        reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         seed: of the sampler and of the training batches.
         ray_address: of a running cluster; None starts and stops a local one.
         distill: settings of the fine-tune by name, see `autocompress.config.DistillSettings`.
@@ -71,6 +76,8 @@ def search(
             "minutes": minutes,
             "n_workers": n_workers,
             "sampler": sampler,
+            "importance": importance,
+            "reconstruct": reconstruct,
             "seed": seed,
             "ray_address": ray_address,
             "distill": dict(distill or {}),

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.artifact import save_student
 from autocompress.candidate import Candidate
-from autocompress.compression import Recipe, rebuild, resolve
+from autocompress.compression import Evidence, Recipe, rebuild, resolve, sparse_saving_bytes
 from autocompress.config import SearchSettings
 from autocompress.distillation import FineTune, Teacher
 from autocompress.errors import MeasurementError
@@ -69,12 +69,13 @@ class Outcome:
     n_params: int
     n_macs: int
     size_mib: float
+    sparse_size_mib: float | None
     rungs: tuple[Rung, ...]
     seconds: Mapping[str, float]
 
 
 class Bench:
-    """What a worker keeps from trial to trial: teacher and its outputs, calibration batches, the reference file."""
+    """What a worker keeps from trial to trial: teacher, its outputs, calibration, evidence, the reference file."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -82,6 +83,7 @@ class Bench:
         self.teacher = Teacher(copy.deepcopy(job.model))
         with self.turns.compute():  # the first access may load a whole data set
             self.calibration = [as_inputs(inputs) for inputs in job.task.calibration_batches()]
+        self.evidence = Evidence(job.model, job.graph, self.calibration, job.task, job.settings.seed)
         self.example_inputs = as_inputs(job.task.example_inputs())
         self.runtime = runtime_named(job.settings.runtime)
         self._folder = tempfile.TemporaryDirectory(prefix="autocompress-")
@@ -136,6 +138,7 @@ class Trial:
             n_params=sum(parameter.numel() for parameter in self._student.parameters()),
             n_macs=n_macs(self._student, self._bench.example_inputs),
             size_mib=self._size_mib,
+            sparse_size_mib=self._sparse_size_mib,
             rungs=tuple(self._rungs),
             seconds=dict(self._seconds),
         )
@@ -168,6 +171,13 @@ class Trial:
         return max(self._rungs, key=lambda rung: rung.metrics[self._job.metric])
 
     @property
+    def _sparse_size_mib(self) -> float | None:
+        if not self._recipe.sparsity:
+            return None
+        saved = sparse_saving_bytes(self._student, self._recipe.sparsity)
+        return float(self._size_mib) - saved / _BYTES_PER_MIB
+
+    @property
     def _worth_training(self) -> bool:
         if self._candidate.is_baseline:
             return False
@@ -177,12 +187,14 @@ class Trial:
     def _build(self) -> None:
         with self._phase("compress"), self._bench.turns.compute():
             job = self._job
-            self._set_student(resolve(job.model, job.graph, self._candidate), self._bench.calibration)
+            bench = self._bench
+            recipe = resolve(job.model, job.graph, self._candidate, job.settings.importance, bench.evidence)
+            self._set_student(recipe, bench.calibration)
 
     def _set_student(self, recipe: Recipe, calibration: list[Inputs] | None) -> None:
         job = self._job
         self._recipe = recipe
-        self._student = rebuild(job.model, job.graph, recipe, calibration)
+        self._student = rebuild(job.model, job.graph, recipe, calibration, job.settings.reconstruct)
         self._fine_tune = FineTune(
             self._student,
             self._bench.teacher,

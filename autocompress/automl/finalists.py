@@ -13,6 +13,7 @@ from torch import Tensor
 
 from autocompress.artifact import load_student, read_manifest, save_student, write_manifest
 from autocompress.automl.bench import Job
+from autocompress.compression import sparse_saving_bytes
 from autocompress.errors import AutocompressError
 from autocompress.latency import time_sessions
 from autocompress.pareto import ParetoFront, front_of
@@ -93,11 +94,14 @@ def _measured(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[s
     session = runtime.load(file, n_threads)
     max_abs_diff, agreement = _parity(student, session, as_inputs(next(iter(job.task.calibration_batches()))))
     metrics, n_samples = _judge(session, job)
+    size = file.stat().st_size
+    saved = sparse_saving_bytes(student, recipe.sparsity)
     numbers = FileNumbers(
         metrics=metrics,
         n_samples=n_samples,
         latency=_time(session, folder, job, inputs),
-        size_mib=file.stat().st_size / _BYTES_PER_MIB,
+        size_mib=size / _BYTES_PER_MIB,
+        sparse_size_mib=(size - saved) / _BYTES_PER_MIB if recipe.sparsity else None,
         max_abs_diff=max_abs_diff,
         agreement=agreement,
     )

@@ -17,7 +17,7 @@ from autocompress.artifact import model_digest
 from autocompress.automl.bench import Job, n_macs
 from autocompress.automl.proposals import strongest_candidates
 from autocompress.automl.samplers import sampler_named
-from autocompress.compression import compress
+from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
@@ -69,6 +69,7 @@ def prepare(
     """
     runtime = runtime_named(settings.runtime)
     sampler_named(settings.sampler, settings.seed)
+    criterion_named(settings.importance)
     if settings.latency_budget is not None:
         budget_ratio(settings.latency_budget, 1.0)
     check_task(task)
@@ -216,7 +217,7 @@ def _check_reachable(job: Job, space: SearchSpace, runtime: Runtime, reference: 
     calibration = [as_inputs(batch) for batch in job.task.calibration_batches()][:1]
     fastest = float("inf")
     for candidate in strongest_candidates(space):
-        student = compress(job.model, candidate, inputs, calibration, graph=job.graph)
+        student = compress(job.model, candidate, inputs, calibration, graph=job.graph, reconstruct=False)
         session = runtime.load(runtime.export(student, inputs, scratch), job.settings.n_threads)
         fastest = min(fastest, time_sessions(session, reference, inputs, _REACH_ROUNDS).ratio)
         if fastest <= job.budget:

@@ -1,4 +1,4 @@
-"""The model and a candidate in, a new plain `nn.Module` out: drop, prune, factorize, quantize, always in this order."""
+"""The model and a candidate in, a plain `nn.Module` out: drop, prune, factorize, sparsify, quantize, in this order."""
 
 from __future__ import annotations
 
@@ -9,15 +9,29 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.compression.drop import drop_branches_
+from autocompress.compression.evidence import Evidence
 from autocompress.compression.factorize import factorize_
+from autocompress.compression.importance import CRITERIA, criterion_named
 from autocompress.compression.norms import reestimate_norms_
 from autocompress.compression.prune import remove_channels_
 from autocompress.compression.quantize import calibrate_, is_quantized, quantize_
 from autocompress.compression.recipe import Recipe, resolve
+from autocompress.compression.reconstruct import reconstruct_
+from autocompress.compression.sparsify import sparse_saving_bytes, sparsify_
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.task import Inputs, as_inputs
+from autocompress.task import Inputs, Task, as_inputs
 
-__all__ = ["Recipe", "compress", "is_quantized", "rebuild", "resolve"]
+__all__ = [
+    "CRITERIA",
+    "Evidence",
+    "Recipe",
+    "compress",
+    "criterion_named",
+    "is_quantized",
+    "rebuild",
+    "resolve",
+    "sparse_saving_bytes",
+]
 
 
 def compress(
@@ -27,6 +41,9 @@ def compress(
     calibration: Iterable[Inputs | Tensor] = (),
     *,
     graph: ModelGraph | None = None,
+    importance: str = "l2",
+    task: Task | None = None,
+    reconstruct: bool = True,
 ) -> nn.Module:
     """Applies a candidate to a copy of the model.
 
@@ -34,22 +51,33 @@ def compress(
         model: trained; it is not touched.
         candidate: see `SearchSpace`.
         example_inputs: a tuple of tensors, or a dict of keyword tensors.
-        calibration: batches of inputs, for batch-norm statistics and 8-bit ranges; needed where a layer gets 8 bits.
+        calibration: batches of inputs, for batch-norm statistics and 8-bit ranges; needed where a layer gets 8 bits
+            and by the importances "activation" and "entropy".
         graph: of the model, if it was inspected before.
+        importance: which channels matter: a name in `CRITERIA`, or `package.module:function`.
+        task: gives labelled batches and the loss; needed by the importance "taylor".
+        reconstruct: refit the layers that lost inputs, so that they give on the calibration batches what they gave
+            before; without such batches nothing is refitted.
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
 
     Raises:
-        CompressionError: the candidate does not fit the model, or 8 bits without calibration batches.
+        InputError: no such importance; shows near names.
+        CompressionError: the candidate does not fit the model, or the data that it or the importance needs is missing.
     """
     graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
-    recipe = resolve(model, graph, candidate)
-    return rebuild(model, graph, recipe, [as_inputs(inputs) for inputs in calibration])
+    batches = [as_inputs(inputs) for inputs in calibration]
+    recipe = resolve(model, graph, candidate, importance, Evidence(model, graph, batches, task))
+    return rebuild(model, graph, recipe, batches, reconstruct)
 
 
 def rebuild(
-    model: nn.Module, graph: ModelGraph, recipe: Recipe, calibration: Sequence[Inputs] | None = None
+    model: nn.Module,
+    graph: ModelGraph,
+    recipe: Recipe,
+    calibration: Sequence[Inputs] | None = None,
+    reconstruct: bool = False,
 ) -> nn.Module:
     """Applies a recipe to a copy of the model.
 
@@ -59,6 +87,7 @@ def rebuild(
         recipe: what to do.
         calibration: batches from which batch-norm statistics and then 8-bit ranges follow, without training. None
             leaves both unset, for weights that are loaded afterwards.
+        reconstruct: refit the layers that lost inputs on the calibration batches.
 
     Raises:
         CompressionError: the recipe does not fit the model, or 8-bit layers have no calibration batches.
@@ -66,9 +95,13 @@ def rebuild(
     student = copy.deepcopy(model).eval()
     drop_branches_(student, graph, recipe.dropped)
     remove_channels_(student, graph, recipe.removed)
+    if reconstruct and calibration:
+        reconstruct_(student, model, graph, recipe.removed, calibration)
     for path, rank in recipe.ranks.items():
         factorize_(student, path, rank)
-    if calibration and (recipe.dropped or recipe.removed or recipe.ranks):
+    for path, sparsity in recipe.sparsity.items():
+        sparsify_(student, path, sparsity)
+    if calibration and (recipe.dropped or recipe.removed or recipe.ranks or recipe.sparsity):
         reestimate_norms_(student, calibration)  # before any rounding, whose ranges depend on the norms
     quantize_(student, graph.layers, recipe.bits)
     if calibration is not None and recipe.bits:

@@ -1,55 +1,215 @@
-"""How much each channel of a group matters: one figure per channel, larger matters more."""
+"""How much each channel of a group matters: one figure per channel, larger matters more.
+
+A criterion is one function of the evidence and a group, put into `CRITERIA`. All judge the whole group: every layer
+that loses entries with a channel has its say.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from autocompress.errors import InputError
-from autocompress.graph import ChannelGroup
+from autocompress.compression.evidence import Evidence, output_axis, sum_along, weight_axis
+from autocompress.errors import CompressionError, InputError
+from autocompress.extensions import find_extension
+from autocompress.graph import ChannelGroup, Coupling
 
-Criterion: TypeAlias = Callable[[nn.Module, ChannelGroup], Tensor]
-"""Model and group -> importance, shape (n_channels,)."""
+Criterion: TypeAlias = Callable[[Evidence, ChannelGroup], Tensor]
+"""Evidence and group -> importance, shape (n_channels,)."""
+
+_N_BINS = 32
 
 
-def l2_magnitude(model: nn.Module, group: ChannelGroup) -> Tensor:
+def l2_magnitude(evidence: Evidence, group: ChannelGroup) -> Tensor:
     """Root mean square over the group's weights (Li et al. 2017, arXiv:1608.08710, over all coupled layers)."""
-    return _magnitude(model, group, power=2).sqrt()
+    return _magnitude(evidence, group, power=2).sqrt()
 
 
-def l1_magnitude(model: nn.Module, group: ChannelGroup) -> Tensor:
+def l1_magnitude(evidence: Evidence, group: ChannelGroup) -> Tensor:
     """Mean absolute value over the group's weights."""
-    return _magnitude(model, group, power=1)
+    return _magnitude(evidence, group, power=1)
 
 
-CRITERIA: dict[str, Criterion] = {"l2": l2_magnitude, "l1": l1_magnitude}
+def geometric_median(evidence: Evidence, group: ChannelGroup) -> Tensor:
+    """Sum of a channel's distances to the group's other channels (He et al. 2019, arXiv:1811.00250).
+
+    Least near the geometric median: a channel that others can stand in for goes, be it large or small.
+    """
+    distances = []
+    for coupling, weight in _matrices(evidence, group):
+        rows = weight.movedim(coupling.dim, 0)[torch.tensor(coupling.slots)].flatten(1)
+        distances.append(torch.cdist(rows, rows).sum(1))
+    return _equal_say(group, distances)
 
 
-def _magnitude(model: nn.Module, group: ChannelGroup, power: int) -> Tensor:
-    """Sum over coupled weights of the channel's share in that weight, so that every layer has an equal say."""
-    tensors = dict(model.named_parameters())
-    total = torch.zeros(group.n_channels, dtype=torch.float64)
+def norm_scale(evidence: Evidence, group: ChannelGroup) -> Tensor:
+    """Magnitude of the group's batch-norm factors (network slimming, Liu et al. 2017, arXiv:1708.06519).
+
+    A group without batch norm, or whose norms have no factors, is judged by `l2_magnitude`.
+    """
+    scales = []
     for coupling in group.couplings:
-        weight = tensors.get(coupling.tensor)
-        if weight is None or weight.ndim < 2:
-            continue
-        other_dims = [dim for dim in range(weight.ndim) if dim != coupling.dim]
-        by_index = weight.detach().double().abs().pow(power).sum(other_dims).cpu()
-        by_channel = torch.stack([by_index[list(slots)].sum() for slots in coupling.slots])
-        total += by_channel / by_channel.sum().clamp(min=1e-30)
-    return total
+        holder, _, name = coupling.tensor.rpartition(".")
+        if name == "weight" and isinstance(evidence.model.get_submodule(holder), _BatchNorm):
+            scales.append(_by_channel(evidence.weights[coupling.tensor].double().abs().cpu(), coupling))
+    return _equal_say(group, scales) if scales else l2_magnitude(evidence, group)
 
 
-def least_important(model: nn.Module, group: ChannelGroup, n_removed: int, criterion: str = "l2") -> tuple[int, ...]:
+def taylor(evidence: Evidence, group: ChannelGroup) -> Tensor:
+    """Squared first-order change of the loss when all of a channel's weights become zero, averaged over batches.
+
+    (sum over the group of gradient × weight)^2, Molchanov et al. 2019, arXiv:1906.10771, equation 8.
+    """
+    change = torch.zeros(1, group.n_channels, dtype=torch.float64)
+    for coupling in group.couplings:
+        saliency = evidence.saliency.get((coupling.tensor, coupling.dim))
+        if saliency is not None:
+            change = change + _by_channel(saliency, coupling)
+    return change.square().mean(0)
+
+
+def mean_activation(evidence: Evidence, group: ChannelGroup) -> Tensor:
+    """Mean magnitude of the channel in the producers' outputs on calibration data (compare Molchanov et al. 2017).
+
+    A group that no linear, convolution or embedding layer produces is judged by `l2_magnitude`.
+    """
+    outputs = _outputs(evidence, group)
+    magnitudes = [_by_channel(evidence.activations[path].magnitude.mean(0), coupling) for path, coupling in outputs]
+    return _equal_say(group, magnitudes) if magnitudes else l2_magnitude(evidence, group)
+
+
+def activation_entropy(evidence: Evidence, group: ChannelGroup) -> Tensor:
+    """Entropy, in nats, of a channel's average output over the calibration samples (Luo & Wu 2017, arXiv:1706.05791).
+
+    Each sample gives one figure, its average over positions; they are counted in 32 bins between the channel's
+    extremes. The mean over the producers; a group that no linear, convolution or embedding layer produces is judged
+    by `l2_magnitude`.
+    """
+    outputs = _outputs(evidence, group)
+    entropies = []
+    for path, coupling in outputs:
+        slots = torch.tensor(coupling.slots)
+        entropies.append(_entropy(evidence.activations[path].mean[:, slots].mean(2)))
+    return torch.stack(entropies).mean(0) if entropies else l2_magnitude(evidence, group)
+
+
+def chance(evidence: Evidence, group: ChannelGroup) -> Tensor:
+    """Drawn from the evidence's seed and the group's name: the baseline that a criterion must beat."""
+    seed = hashlib.sha256(f"{evidence.seed}:{group.name}".encode()).digest()[:7]
+    generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
+    return torch.rand(group.n_channels, generator=generator, dtype=torch.float64)
+
+
+CRITERIA: dict[str, Criterion] = {
+    "l2": l2_magnitude,
+    "l1": l1_magnitude,
+    "fpgm": geometric_median,
+    "bn_scale": norm_scale,
+    "taylor": taylor,
+    "activation": mean_activation,
+    "entropy": activation_entropy,
+    "random": chance,
+}
+"""Name -> criterion; a new one is one function here."""
+
+
+def criterion_named(name: str) -> Criterion:
+    """The criterion of that name in `CRITERIA`, or the function at `package.module:function`.
+
+    Raises:
+        InputError: no such criterion; shows the nearest names.
+        MissingExtraError: its module is not installed.
+    """
+    if name in CRITERIA:
+        return CRITERIA[name]
+    if ":" not in name:
+        near = difflib.get_close_matches(name, CRITERIA, n=3) or sorted(CRITERIA)
+        raise InputError(f"no importance is called {name!r}; try {', '.join(near)}, or package.module:function")
+    criterion: Criterion = find_extension("importance", name, name, CRITERIA)
+    if not callable(criterion):
+        raise InputError(f"importance {name!r} must be a function, but is a {type(criterion).__name__}")
+    return criterion
+
+
+def least_important(
+    evidence: Evidence, group: ChannelGroup, n_removed: int, criterion: Criterion = l2_magnitude
+) -> tuple[int, ...]:
     """Indices of the channels to remove, ascending; of equals the later ones.
 
     Raises:
-        InputError: no such criterion.
+        CompressionError: the criterion did not give one finite figure per channel.
     """
-    if criterion not in CRITERIA:
-        raise InputError(f"importance must be one of {sorted(CRITERIA)}, but got {criterion!r}")
-    order = torch.argsort(-CRITERIA[criterion](model, group), stable=True)
+    importance = criterion(evidence, group)
+    if importance.shape != (group.n_channels,) or not bool(torch.isfinite(importance).all()):
+        raise CompressionError(
+            f"importance must be {group.n_channels} finite figures for group {group.name!r}, but is {importance}; "
+            f"check the model's weights and batches, or choose another of {sorted(CRITERIA)}"
+        )
+    order = torch.argsort(-importance, stable=True)
     return tuple(sorted(order[group.n_channels - n_removed :].tolist()))
+
+
+def _matrices(evidence: Evidence, group: ChannelGroup) -> Iterable[tuple[Coupling, Tensor]]:
+    """The group's couplings of parameters with two or more dimensions, with the parameter in float64."""
+    for coupling in group.couplings:
+        weight = _matrix(evidence, coupling)
+        if weight is not None:
+            yield coupling, weight.double().cpu()
+
+
+def _matrix(evidence: Evidence, coupling: Coupling) -> Tensor | None:
+    """The coupled parameter, if it is one and has two or more dimensions."""
+    weight = evidence.weights.get(coupling.tensor)
+    return weight if weight is not None and weight.ndim >= 2 else None
+
+
+def _magnitude(evidence: Evidence, group: ChannelGroup, power: int) -> Tensor:
+    sums = [
+        _by_channel(sum_along(weight.abs().pow(power), coupling.dim), coupling)
+        for coupling, weight in _matrices(evidence, group)
+    ]
+    return _equal_say(group, sums)
+
+
+def _outputs(evidence: Evidence, group: ChannelGroup) -> list[tuple[str, Coupling]]:
+    """Producers whose outputs were observed, with the coupling whose slots are indices into that output."""
+    found = []
+    for path in group.producers:
+        module = evidence.model.get_submodule(path)
+        if output_axis(module) is None:
+            continue
+        axis, own = weight_axis(module), [item for item in group.couplings if item.tensor.startswith(f"{path}.")]
+        matrices = (item for item in own if item.dim == axis and _matrix(evidence, item) is not None)
+        coupling = next(matrices, None)
+        if coupling is not None and path in evidence.activations:
+            found.append((path, coupling))
+    return found
+
+
+def _by_channel(values: Tensor, coupling: Coupling) -> Tensor:
+    """Sums values (..., n_slots) over the slots of each channel, shape (..., n_channels)."""
+    return values[..., torch.tensor(coupling.slots)].sum(-1)
+
+
+def _equal_say(group: ChannelGroup, figures: Iterable[Tensor]) -> Tensor:
+    """Sum over layers of each channel's share in the layer's total, so that every layer has an equal say."""
+    total = torch.zeros(group.n_channels, dtype=torch.float64)
+    for figure in figures:
+        total += figure / figure.sum().clamp(min=1e-30)
+    return total
+
+
+def _entropy(values: Tensor) -> Tensor:
+    """Entropy in nats of the histogram of each column, shape (n_samples, n_channels) -> (n_channels,)."""
+    low, high = values.min(0).values, values.max(0).values
+    width = (high - low).clamp(min=1e-30)
+    bins = ((values - low) / width * _N_BINS).long().clamp(max=_N_BINS - 1)
+    share = torch.nn.functional.one_hot(bins, _N_BINS).double().mean(0)
+    entropy: Tensor = -torch.special.xlogy(share, share).sum(1)
+    return entropy

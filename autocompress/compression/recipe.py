@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from autocompress.candidate import Candidate
+from autocompress.compression.evidence import Evidence
 from autocompress.compression.factorize import can_factorize
-from autocompress.compression.importance import least_important
+from autocompress.compression.importance import criterion_named, least_important
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.space import rank_on_grid, rank_pays
@@ -26,6 +27,8 @@ class Recipe:
         removed: channel group -> indices of the channels that go, ascending.
         ranks: layer path -> rank of its two factors.
         bits: layer path -> bits of weights and activations.
+        sparsity: layer path -> share of its weight's smallest entries that are zero, or "n:m"; of saved weights, the
+            zeros themselves are the mask.
         kept_dense: layers whose asked rank saves no multiplications after pruning, and so stay one layer.
     """
 
@@ -34,6 +37,7 @@ class Recipe:
     ranks: Mapping[str, int] = field(default_factory=dict)
     bits: Mapping[str, int] = field(default_factory=dict)
     kept_dense: tuple[str, ...] = ()
+    sparsity: Mapping[str, float | str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -56,21 +60,37 @@ class Recipe:
             raise CompressionError(f"a recipe is damaged: {error}") from error
 
 
-def resolve(model: nn.Module, graph: ModelGraph, candidate: Candidate, importance: str = "l2") -> Recipe:
+def resolve(
+    model: nn.Module,
+    graph: ModelGraph,
+    candidate: Candidate,
+    importance: str = "l2",
+    evidence: Evidence | None = None,
+) -> Recipe:
     """Turns ratios into integers: the least important channels, ranks relative to the pruned layer's largest rank.
 
-    Parts that go with a dropped branch are not pruned, factorized or quantized.
+    Parts that go with a dropped branch are not pruned, factorized, zeroed or quantized.
+
+    Args:
+        model: the uncompressed model.
+        graph: of the model.
+        candidate: what is asked.
+        importance: name of the criterion, see `CRITERIA`.
+        evidence: of the model, kept from candidate to candidate; None where the weights alone decide.
 
     Raises:
-        CompressionError: the candidate names something that the model does not have.
+        InputError: no such criterion.
+        CompressionError: the candidate names something that the model does not have, or the criterion lacks its data.
     """
     _check_names(graph, candidate)
+    criterion = criterion_named(importance)
+    evidence = evidence if evidence is not None else Evidence(model, graph)
     gone = {path for branch in graph.branches if branch.name in candidate.drop for path in branch.layers}
     removed = {}
     for group in graph.groups:
         n_removed = round(candidate.prune_ratio.get(group.name, 0.0) * group.n_channels)
         if n_removed and not gone.issuperset(group.producers):
-            removed[group.name] = least_important(model, group, min(n_removed, group.n_channels - 1), importance)
+            removed[group.name] = least_important(evidence, group, min(n_removed, group.n_channels - 1), criterion)
     ranks, kept_dense = {}, []
     for layer in graph.layers:
         if layer.path not in candidate.rank_ratio or layer.path in gone:
@@ -85,7 +105,8 @@ def resolve(model: nn.Module, graph: ModelGraph, candidate: Candidate, importanc
         else:
             kept_dense.append(layer.path)
     bits = {path: width for path, width in candidate.weight_bits.items() if path not in gone}
-    return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, tuple(kept_dense))
+    sparsity = {path: level for path, level in candidate.sparsity.items() if path not in gone}
+    return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, tuple(kept_dense), sparsity)
 
 
 def pruned_shape(layer: Layer, graph: ModelGraph, removed: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -108,6 +129,7 @@ def _check_names(graph: ModelGraph, candidate: Candidate) -> None:
         ("drop", set(candidate.drop), branches),
         ("rank_ratio", set(candidate.rank_ratio), layers),
         ("weight_bits", set(candidate.weight_bits), layers),
+        ("sparsity", set(candidate.sparsity), layers),
     ):
         unknown = sorted(asked - known)
         if unknown:

@@ -51,6 +51,8 @@ def candidate_text(candidate: Candidate, n_layers: int) -> str:
         parts.append(f"{share}% channels off in {len(candidate.prune_ratio)} {groups}")
     if candidate.rank_ratio:
         parts.append(f"{len(candidate.rank_ratio)} low-rank")
+    if candidate.sparsity:
+        parts.append(f"{len(candidate.sparsity)} sparse")
     for bits, count in sorted(Counter(candidate.weight_bits.values()).items()):
         parts.append(f"{count}/{max(n_layers, count)} layers {bits}-bit")
     return ", ".join(parts)

@@ -50,6 +50,7 @@ def outcome(ratio: float) -> Outcome:
         n_params=100,
         n_macs=1000,
         size_mib=0.5,
+        sparse_size_mib=0.4,
         rungs=(Rung(0, {"accuracy": 0.5}), Rung(20, {"accuracy": 0.9})),
         seconds={"compress": 1.0, "wait": 0.5},
     )
@@ -69,7 +70,17 @@ def test_a_complete_trial_is_told_written_and_heard(run: Run, ratio: float, feas
     assert config == {"number": record.number, "name": record.name, "candidate": record.candidate.to_json()}
     assert (record.state, record.origin, record.feasible) == ("complete", "sampler", feasible)
     assert (record.started, record.ended) == (3.0, 8.0)
-    for name in ("metrics", "latency", "fine_tuned", "n_params", "n_macs", "size_mib", "rungs", "seconds"):
+    for name in (
+        "metrics",
+        "latency",
+        "fine_tuned",
+        "n_params",
+        "n_macs",
+        "size_mib",
+        "sparse_size_mib",
+        "rungs",
+        "seconds",
+    ):
         assert getattr(record, name) == getattr(given, name), name
 
 

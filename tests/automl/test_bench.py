@@ -19,6 +19,7 @@ from autocompress.automl import worker as worker_module
 from autocompress.automl.bench import Bench, Job, Trial, n_macs
 from autocompress.automl.worker import Worker
 from autocompress.candidate import Candidate
+from autocompress.compression import CRITERIA, Recipe, resolve
 from autocompress.config import DistillSettings, SearchSettings
 from autocompress.distillation import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError
@@ -44,6 +45,8 @@ def job_of(
     learning_rate: float = 0.05,
     task: Task | None = None,
     rungs: tuple[int, ...] = (0, 4, 20),
+    importance: str = "l2",
+    reconstruct: bool = False,  # so that the fine-tune has something to gain
 ) -> Job:
     model = trained_model()
     task = task if task is not None else tiny_task()
@@ -53,7 +56,11 @@ def job_of(
         model=model,
         graph=inspect_model(model, inputs),
         settings=SearchSettings(
-            runtime=runtime, fine_tune_margin=0.1, distill=DistillSettings(rungs=rungs, learning_rate=learning_rate)
+            runtime=runtime,
+            importance=importance,
+            reconstruct=reconstruct,
+            fine_tune_margin=0.1,
+            distill=DistillSettings(rungs=rungs, learning_rate=learning_rate),
         ),
         reference=runtime_named(runtime).export(model, inputs, folder).read_bytes(),
         reference_ms=REFERENCE_MS,
@@ -348,3 +355,47 @@ def test_a_worker_goes_on_from_anothers_checkpoint(tmp_path: Path, worker_of: Ma
     assert result["done"] is True
     assert '"steps": 2' in result["outcome"]
     assert (job.trials / "trial_0003" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("importance", sorted(CRITERIA))
+def test_a_bench_judges_by_the_chosen_importance_and_keeps_its_evidence(
+    importance: str, tmp_path: Path, bench_of: MakeBench
+) -> None:
+    bench = bench_of(job_of(tmp_path, rungs=(0,), importance=importance))
+    for number, ratio in enumerate((0.25, 0.5)):
+        candidate = Candidate(prune_ratio={"conv1": ratio, "conv2": ratio})
+        trial = Trial(bench, candidate, f"trial_{number}")
+        trial.step()
+        assert trial.done and 0 <= trial.outcome().metrics["accuracy"] <= 1
+        recipe = Recipe.from_dict(trial.state_dict()["recipe"])
+        assert recipe == resolve(bench.job.model, bench.job.graph, candidate, importance, bench.evidence)
+        assert [len(gone) for gone in recipe.removed.values()] == [16 * ratio] * 2
+    collected = {"activations", "saliency"} & set(vars(bench.evidence))
+    needed = {"activation": {"activations"}, "entropy": {"activations"}, "taylor": {"saliency"}}
+    assert collected == needed.get(importance, set())
+
+
+def test_a_bench_refits_where_the_settings_say_so(tmp_path: Path, bench_of: MakeBench) -> None:
+    losses = []
+    for reconstruct in (False, True):
+        bench = bench_of(job_of(tmp_path, rungs=(0,), reconstruct=reconstruct))
+        trial = Trial(bench, Candidate(prune_ratio={"conv1": 0.5, "conv2": 0.5}), f"trial_{int(reconstruct)}")
+        trial.step()
+        student, _ = load_student(tmp_path / "trials" / f"trial_{int(reconstruct)}", bench.job.model, bench.job.graph)
+        inputs = bench.calibration[0]
+        losses.append((call_model(student, inputs) - call_model(bench.job.model, inputs)).square().mean().item())
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_zeroed_weights_are_trained_around_and_their_saving_is_reported(tmp_path: Path, bench_of: MakeBench) -> None:
+    job = job_of(tmp_path, runtime="onnxruntime", rungs=(0, 4))
+    candidate = Candidate(prune_ratio={"conv1": 0.5}, sparsity={"conv2": "2:4", "fc": 0.75})
+    outcome = finished(bench_of(job), candidate).outcome()
+    student = saved_student(job)
+    conv, linear = student.get_submodule("conv2").weight, student.get_submodule("fc").weight
+    assert ((conv != 0).movedim(1, -1).unflatten(-1, (-1, 4)).sum(-1) == 2).all()  # type: ignore[union-attr,operator]
+    assert (linear == 0).sum() == 0.75 * 4 * 64  # type: ignore[union-attr]
+    saved = 4 * (8 * 16 * 9 // 2 + 192) - (8 * 16 * 9 + 256) // 8
+    assert outcome.sparse_size_mib == pytest.approx(outcome.size_mib - saved / 2**20)
+    dense = finished(bench_of(job), Candidate(prune_ratio={"conv1": 0.5})).outcome()
+    assert dense.sparse_size_mib is None
