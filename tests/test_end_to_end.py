@@ -107,6 +107,16 @@ def test_a_loaded_model_gives_the_outputs_of_the_saved_one(killed_and_resumed: P
     assert torch.equal(student(*inputs), model(*inputs))
 
 
+def test_the_single_steps_of_the_readme(example: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (steps,) = [block for block in blocks if "ac.measure_latency" in block]
+    script = "import autocompress as ac\n" + steps.replace("my_model.py", str(example))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Measurement(value=" in done.stdout
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
 def test_pick_copies_the_point_and_report_prints_the_front(killed_and_resumed: Path, tmp_path: Path) -> None:
     picked = tmp_path / "model"
     done = subprocess.run(

@@ -43,7 +43,7 @@ def start(
     spec: str | None,
     console: Console | None,
 ) -> ParetoFront:
-    """Runs a new search; see `autocompress.automl`.
+    """Runs a new search; see `autocompress.search`.
 
     Raises:
         InputError: the folder exists, or anything about the task, the space or the budget that can be known beforehand.
@@ -112,6 +112,7 @@ def resume(
 def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, console: Console | None) -> ParetoFront:
     settings = info.settings
     records = study.records()
+    n_before = len(records)
     write_records(folder.records, records)
     began = datetime.fromisoformat(info.started)
     begin = time.perf_counter()
@@ -148,11 +149,11 @@ def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, conso
     write_front_table(run)
     write_report(run)
     if n_more > 0:
-        _say(console, _overhead(records, seconds, settings))
+        _say(console, _share_at_work(records[n_before:], seconds, settings))
     return front
 
 
-def _overhead(records: list[TrialRecord], seconds: float, settings: SearchSettings) -> str:
+def _share_at_work(records: list[TrialRecord], seconds: float, settings: SearchSettings) -> str:
     n_workers = settings.n_workers or os.cpu_count() or 1
     spent = sum(sum(record.seconds.values()) for record in records)
     return f"trials took {seconds:.0f} s; workers were at work for {100 * spent / (seconds * n_workers):.0f} % of it"
