@@ -1,0 +1,9 @@
+"""`python -m autocompress.cli`."""
+
+from __future__ import annotations
+
+import sys
+
+from autocompress.cli import main
+
+sys.exit(main())
