@@ -30,6 +30,11 @@ AS_IT_IS: dict[str, Choice] = {
 }
 """The choice of each kind of knob that changes nothing."""
 
+KINDS_OF_KNOB: dict[str, frozenset[str]] = dict.fromkeys(
+    ("rank_ratio", "weight_bits", "sparsity"), frozenset({"linear", "conv2d"})
+)
+"""Which kinds of layers each knob of a layer is offered for: those that its operation can change."""
+
 DEFAULT_GRID = 8
 """Channels and ranks are offered in multiples of this: odd counts run slower than the next multiple on most kernels."""
 
@@ -111,11 +116,11 @@ class SearchSpace:
         for residual in graph.branches:
             knobs.append(Knob("drop", residual.name, _choices(rules, residual.name, "drop")))
         for layer in graph.layers:
-            ranks, branch = _choices(rules, layer.path, "rank_ratio"), branch_of.get(layer.path)
-            knobs.append(Knob("rank_ratio", layer.path, _useful_ranks(ranks, layer), branch))
-            knobs.append(Knob("weight_bits", layer.path, _choices(rules, layer.path, "weight_bits"), branch))
-            levels = _choices(rules, layer.path, "sparsity")
-            knobs.append(Knob("sparsity", layer.path, _useful_sparsities(levels, layer), branch))
+            branch = branch_of.get(layer.path)
+            for kind, takes in KINDS_OF_KNOB.items():
+                if layer.kind in takes:
+                    choices = _useful(kind, _choices(rules, layer.path, kind), layer)
+                    knobs.append(Knob(kind, layer.path, choices, branch))
         return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name)
 
     @classmethod
@@ -323,6 +328,12 @@ def _on_channel_grid(choices: Iterable[Choice], group: ChannelGroup, grid: int) 
         on_grid = max(step, round(kept / step) * step) if choice else group.n_channels
         snapped.append((group.n_channels - min(on_grid, group.n_channels)) / group.n_channels)
     return tuple(dict.fromkeys(snapped))
+
+
+def _useful(kind: str, choices: tuple[Choice, ...], layer: Layer) -> tuple[Choice, ...]:
+    if kind == "rank_ratio":
+        return _useful_ranks(choices, layer)
+    return _useful_sparsities(choices, layer) if kind == "sparsity" else choices
 
 
 def _useful_ranks(choices: Iterable[Choice], layer: Layer) -> tuple[Choice, ...]:

@@ -25,6 +25,7 @@ GRAPH = ModelGraph(
         Layer("block.conv1", "conv2d", (32, 32, 3, 3), 9216, 1000),
         Layer("block.deep", "conv2d", (32, 1, 3, 3), 288, 1000, groups=32),
         Layer("fc", "linear", (10, 32), 320, 320),
+        Layer("memory", "none that an operation can change", (128, 32), 9999, 1000),
     ),
     groups=(_group("stem", 32), _group("block.conv1", 20), _group("attention", 4, width=16)),
     branches=(ResidualBranch("block", ("block.conv1",)),),
@@ -54,6 +55,7 @@ def test_choices_lie_on_the_grid_and_useless_ones_are_not_offered() -> None:
     assert "rank_ratio:block.deep" not in choices  # depthwise
     assert "rank_ratio:fc" not in choices  # rank 8 of 10 x 32 saves nothing
     assert choices["drop:block"] == (False, True)
+    assert not [name for name in choices if name.endswith(":memory")]
     assert choices["sparsity:block.conv1"] == (0.0, 0.5, "2:4")
     assert choices["sparsity:stem"] == (0.0, 0.5)  # three inputs make no block of four
 

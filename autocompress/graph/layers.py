@@ -15,8 +15,17 @@ from autocompress.graph.trace import Trace, module_path
 
 KINDS: dict[str, tuple[type[nn.Module], str]] = {
     "aten.linear": (nn.Linear, "linear"),
+    "aten.conv1d": (nn.Conv1d, "conv1d"),
     "aten.conv2d": (nn.Conv2d, "conv2d"),
+    "aten.conv3d": (nn.Conv3d, "conv3d"),
+    "aten.embedding": (nn.Embedding, "embedding"),
+    "aten.lstm": (nn.LSTM, "lstm"),
+    "aten.gru": (nn.GRU, "gru"),
 }
+"""Op that a torch layer calls -> its class, and the kind that a user reads."""
+
+HIDDEN_WEIGHT = "weight_hh_l0"
+"""The weight that stands for a recurrent layer's size."""
 
 COMMUTING = frozenset(
     {
@@ -43,13 +52,15 @@ def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tupl
     unique: dict[fx.Node, str] = {}
     frozen: list[Frozen] = []
     for path, nodes in calls.items():
-        weight = model.get_submodule(path).weight
-        others = [name for name in owners[id(weight)] if name != f"{path}.weight"]
+        weights = weight_tensors(model.get_submodule(path))
+        others = [
+            other for name, weight in weights.items() for other in owners[id(weight)] if other != f"{path}.{name}"
+        ]
         if others:
             frozen.append(Frozen(path, "layer", f"its weight is shared with {', '.join(others)}"))
         elif len(nodes) > 1:
             frozen.append(Frozen(path, "layer", f"it is called {len(nodes)} times"))
-        elif _weight_readers(trace, path) != nodes:
+        elif not weights or any(_readers_of(trace, f"{path}.{name}") != nodes for name in weights):
             frozen.append(Frozen(path, "layer", "its weight is also used outside the layer, or is computed"))
         else:
             unique[nodes[0]] = path
@@ -59,7 +70,7 @@ def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tupl
 
 
 def _calls(model: nn.Module, trace: Trace) -> dict[str, list[fx.Node]]:
-    """Path of each linear and convolution -> the nodes that its forward made."""
+    """Path of each layer of a kind in `KINDS` -> the nodes that its forward made."""
     calls: dict[str, list[fx.Node]] = defaultdict(list)
     for node in trace.nodes:
         kind = KINDS.get(rule_key(node))
@@ -77,8 +88,19 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return same and getattr(type(module), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
 
 
-def _weight_readers(trace: Trace, path: str) -> list[fx.Node]:
-    return [user for node, name in trace.states.items() if name == f"{path}.weight" for user in node.users]
+def weight_tensors(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A layer's own weights by name: several in a recurrent layer, none where the weight is computed."""
+    return {name: tensor for name, tensor in module.named_parameters(recurse=False) if tensor.dim() > 1}
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """The shape by which a layer is known: its weight's, or a recurrent layer's first hidden-to-hidden weight's."""
+    weight: Any = getattr(module, HIDDEN_WEIGHT if isinstance(module, nn.RNNBase) else "weight")
+    return tuple(weight.shape)
+
+
+def _readers_of(trace: Trace, tensor: str) -> list[fx.Node]:
+    return [user for node, name in trace.states.items() if name == tensor for user in node.users]
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
@@ -97,13 +119,12 @@ def _batch_size(trace: Trace) -> int:
 def _layer(model: nn.Module, trace: Trace, node: fx.Node, unique: dict[fx.Node, str], batch: int) -> Layer:
     path = unique[node]
     module = model.get_submodule(path)
-    weight: Any = module.weight
     end, norm, relu = _unit_end(node, trace)
     feeds, only_layers = _readers(end, unique)
     return Layer(
         path=path,
         kind=KINDS[rule_key(node)][1],
-        weight_shape=tuple(weight.shape),
+        weight_shape=weight_shape(module),
         n_params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
         n_macs=_n_macs(node) // batch,
         norm=norm,

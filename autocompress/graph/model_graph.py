@@ -76,12 +76,12 @@ class ResidualBranch:
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight layer, called exactly once, that can be factorized or quantized.
+    """One weight layer, called exactly once; which knobs take it follows from its kind.
 
     Attributes:
         path: dotted module path.
-        kind: "linear" or "conv2d" (more kinds later).
-        weight_shape: shape of its weight.
+        kind: "linear", "conv1d", "conv2d", "conv3d", "embedding", "lstm" or "gru".
+        weight_shape: shape of its weight; of a recurrent layer, which has several, that of `weight_hh_l0`.
         n_params: weight and bias entries.
         n_macs: multiply-accumulates for one sample of the example inputs.
         norm: path of the batch norm that alone reads this layer's output, if there is one.

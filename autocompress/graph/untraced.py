@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.graph.layers import KINDS, is_plain
+from autocompress.graph.layers import KINDS, is_plain, weight_shape, weight_tensors
 from autocompress.graph.model_graph import Frozen, Layer, ModelGraph
 from autocompress.graph.trace import ExampleInputs, split_inputs
 
@@ -34,7 +34,9 @@ def untraced_graph(probe: nn.Module, example_inputs: Tensor | ExampleInputs, rea
         module: Any = probe.get_submodule(path)
         if len(shapes) > 1:
             frozen.append(Frozen(path, "layer", f"it is called {len(shapes)} times"))
-        elif owners[id(module.weight)] > 1:
+        elif not weight_tensors(module):
+            frozen.append(Frozen(path, "layer", "its weight is computed"))
+        elif any(owners[id(weight)] > 1 for weight in weight_tensors(module).values()):
             frozen.append(Frozen(path, "layer", "its weight is shared with another module"))
         else:
             layers.append(_layer(path, module, shapes[0], batch))
@@ -43,14 +45,14 @@ def untraced_graph(probe: nn.Module, example_inputs: Tensor | ExampleInputs, rea
 
 
 def _record(probe: nn.Module, example_inputs: Tensor | ExampleInputs, reason: str) -> dict[str, list[torch.Size]]:
-    """Output shapes of each linear and convolution, by path, in order of the first call."""
+    """Output shapes of each layer of a known kind, by path, in order of the first call."""
     outputs: dict[str, list[torch.Size]] = defaultdict(list)
-    kinds = [kind for kind, _ in KINDS.values()]
-    paths = {module: path for path, module in probe.named_modules() if any(is_plain(module, kind) for kind in kinds)}
-    handles = [
-        module.register_forward_hook(lambda module, _, output: outputs[paths[module]].append(output.shape))
-        for module in paths
-    ]
+    paths = {module: path for path, module in probe.named_modules() if _kind(module) is not None}
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        outputs[paths[module]].append((output if isinstance(output, Tensor) else output[0]).shape)
+
+    handles = [module.register_forward_hook(note) for module in paths]
     args, kwargs = split_inputs(example_inputs)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -66,12 +68,23 @@ def _record(probe: nn.Module, example_inputs: Tensor | ExampleInputs, reason: st
     return outputs
 
 
-def _layer(path: str, module: Any, output: torch.Size, batch: int) -> Layer:
-    weight = tuple(module.weight.shape)
+def _kind(module: nn.Module) -> str | None:
+    return next((name for kind, name in KINDS.values() if is_plain(module, kind)), None)
+
+
+def _layer(path: str, module: nn.Module, output: torch.Size, batch: int) -> Layer:
     return Layer(
         path=path,
-        kind="linear" if isinstance(module, nn.Linear) else "conv2d",
-        weight_shape=weight,
+        kind=_kind(module) or "",
+        weight_shape=weight_shape(module),
         n_params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
-        n_macs=math.prod(output) * math.prod(weight[1:]) // batch,
+        n_macs=_n_macs(module, output) // batch,
     )
+
+
+def _n_macs(module: nn.Module, output: torch.Size) -> int:
+    if isinstance(module, nn.Embedding):
+        return 0
+    if isinstance(module, nn.RNNBase):
+        return math.prod(output[:-1]) * sum(weight.numel() for weight in weight_tensors(module).values())
+    return math.prod(output) * math.prod(weight_shape(module)[1:])

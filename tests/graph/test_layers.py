@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from autocompress.graph import inspect_model
+
+
+class EveryKind(nn.Module):
+    """One layer of each kind, volumes, then words, then images; the sign of a sum can decide what is returned."""
+
+    def __init__(self, traceable: bool) -> None:
+        super().__init__()
+        self.traceable = traceable
+        self.volume, self.image, self.line = nn.Conv3d(1, 4, 3), nn.Conv2d(4, 5, 3), nn.Conv1d(6, 7, 3, padding=1)
+        self.words = nn.Embedding(11, 6)
+        self.lstm, self.gru = nn.LSTM(7, 8, 2, bidirectional=True), nn.GRU(16, 9, batch_first=True)
+        self.head = nn.Linear(9, 3)
+        self.normed = parametrizations.weight_norm(nn.Linear(5, 5))
+
+    def forward(self, volume: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        image = self.image(self.volume(volume).mean(2)).mean((2, 3))
+        x, _ = self.lstm(self.line(self.words(ids).mT).permute(2, 0, 1))
+        x, _ = self.gru(x.transpose(0, 1))
+        if not self.traceable and x.sum() > 1e9:
+            return x, image
+        return self.head(x[:, -1]), self.normed(image)
+
+
+INPUTS = (torch.rand(2, 1, 5, 6, 6), torch.randint(0, 11, (2, 10)))
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_every_kind_of_layer_is_listed_with_its_size_and_work(traceable: bool) -> None:
+    graph = inspect_model(EveryKind(traceable), INPUTS)
+    assert [(layer.path, layer.kind, layer.weight_shape, layer.n_macs) for layer in graph.layers] == [
+        ("volume", "conv3d", (4, 1, 3, 3, 3), 4 * 27 * 3 * 4 * 4),
+        ("image", "conv2d", (5, 4, 3, 3), 5 * 4 * 9 * 2 * 2),
+        ("words", "embedding", (11, 6), 0),
+        ("line", "conv1d", (7, 6, 3), 7 * 6 * 3 * 10),
+        ("lstm", "lstm", (32, 8), 10 * 2 * (32 * (7 + 8) + 32 * (16 + 8))),
+        ("gru", "gru", (27, 9), 10 * 27 * (16 + 9)),
+        ("head", "linear", (3, 9), 27),
+    ]
+    layer = graph.layer("lstm")
+    assert layer.n_params == sum(parameter.numel() for parameter in EveryKind(True).lstm.parameters())
+    frozen = {item.name: item.reason for item in graph.frozen if item.what == "layer"}
+    assert "computed" in frozen["normed"]
+
+
+def test_a_recurrent_layer_that_shares_a_weight_is_no_layer() -> None:
+    model = EveryKind(True)
+    model.lstm.weight_hh_l1 = model.lstm.weight_hh_l0
+    graph = inspect_model(model, INPUTS)
+    frozen = {item.name: item.reason for item in graph.frozen if item.what == "layer"}
+    assert "lstm.weight_hh_l0" in frozen["lstm"] or "lstm.weight_hh_l1" in frozen["lstm"]
