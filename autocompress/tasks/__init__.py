@@ -6,5 +6,7 @@ TASKS: dict[str, str] = {
     "digits": "autocompress.tasks.digits:DigitsTask",
     "cifar10:resnet20": "autocompress.tasks.cifar10:resnet20",
     "cifar10:resnet56": "autocompress.tasks.cifar10:resnet56",
+    "sst2:minilm": "autocompress.tasks.sst2:Sst2Task",
+    "voice_lstm": "autocompress.tasks.voice_lstm:VoiceLstmTask",
 }
 """Spec -> "module:attribute", as `autocompress.task.load_task` reads it."""
