@@ -13,7 +13,7 @@ from typing import Any, Literal
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 
-State = Literal["complete", "failed"]
+State = Literal["complete", "stopped", "failed"]
 SCHEMA_VERSION = 1
 
 
@@ -78,7 +78,8 @@ class TrialRecord:
 
     Attributes:
         number: the study's trial number; also the name of its folder, `trial_0042`.
-        state: "complete", or "failed" with a traceback in `error`.
+        state: "complete"; "stopped" early, at its last rung, because its rank was low; or "failed" with a traceback in
+            `error`.
         origin: who proposed it: "baseline", "uniform", "single drop", "sampler", or "random" (it repeated itself).
         candidate: what was asked.
         metrics: the best rung's metrics on the selection split (empty when failed).

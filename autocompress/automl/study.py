@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
@@ -32,29 +32,32 @@ class SearchStudy:
     study, so that `trials.jsonl` can be written anew from it.
 
     Args:
-        path: of the journal file; made if missing. The caller holds the run's lock.
+        path: of the journal file; made if missing. The caller holds the run's lock. None keeps the study in memory.
         space: of the search.
         sampler: who proposes.
         metric: name of the metric to maximise.
         budget: largest feasible latency ratio, or None.
         min_score: smallest useful value of the metric, or None.
+        predict: the predicted latency ratio of a candidate; one whose prediction misses the budget is told to the
+            sampler as infeasible by as much, and never given out. None gives out whatever is proposed.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         space: SearchSpace,
         sampler: BaseSampler,
         metric: str,
         budget: float | None,
         min_score: float | None = None,
+        predict: Callable[[Candidate], float] | None = None,
     ) -> None:
-        _mend(path)
+        self._predict = predict
         self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             study_name=_NAME,
-            storage=JournalStorage(JournalFileBackend(str(path))),
+            storage=_storage(path),
             sampler=sampler,
             directions=["maximize", "minimize"],
             load_if_exists=True,
@@ -62,18 +65,25 @@ class SearchStudy:
         self._distributions: dict[str, BaseDistribution] = {
             knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs
         }
-        self._open: dict[int, optuna.Trial] = {}
-        self._known = {record.candidate.digest: record for record in self.records()}
+        self._open: dict[int, tuple[optuna.Trial, str]] = {}
+        self._read()
 
     @property
     def n_finished(self) -> int:
-        """Complete and failed trials; interrupted ones, which run again, and repeated ones do not count."""
-        return len(self.records())
+        """Complete, stopped and failed trials; interrupted ones, which run again, and repeated ones do not count."""
+        return len(self._records)
 
     def records(self) -> list[TrialRecord]:
         """The records of all finished trials, by number."""
+        return [self._records[number] for number in sorted(self._records)]
+
+    def _read(self) -> None:
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-        return [TrialRecord.from_dict(trial.user_attrs["record"]) for trial in trials if "record" in trial.user_attrs]
+        records = [
+            TrialRecord.from_dict(trial.user_attrs["record"]) for trial in trials if "record" in trial.user_attrs
+        ]
+        self._records = {record.number: record for record in records}
+        self._known = {record.candidate.digest: record for record in records}
 
     def requeue_interrupted(self) -> int:
         """Closes trials that were running when the driver died; returns how many are queued to run again.
@@ -93,7 +103,7 @@ class SearchStudy:
                 self._study.enqueue_trial(trial.params, user_attrs=attrs)
             self._study.tell(trial.number, state=TrialState.FAIL)
             n_again += 1
-        self._known = {record.candidate.digest: record for record in self.records()}
+        self._read()
         return n_again
 
     def enqueue(self, candidates: Iterable[Candidate], origin: str) -> None:
@@ -106,7 +116,8 @@ class SearchStudy:
     def add(self, record: TrialRecord) -> None:
         """Adds a trial that is finished already, such as the uncompressed model."""
         self.enqueue([record.candidate], record.origin)
-        self.ask()
+        trial, candidate = self._propose()
+        self._open[trial.number] = trial, candidate.digest
         self.tell(record)
 
     def ask(self) -> tuple[int, Candidate, str] | None:
@@ -118,29 +129,43 @@ class SearchStudy:
         Returns:
             None when no new candidate is found: the space is exhausted.
         """
+        running = {digest for _, digest in self._open.values()}
         for i in range(_MAX_REPEATS):
             if i >= _PATIENCE:
                 self.enqueue([self.space.sample(self._n_drawn())], "random")
-            trial = self._study.ask(fixed_distributions=self._distributions)
-            choices = {knob.name: knob.choices[trial.params[knob.name]] for knob in self.space.knobs}
-            candidate = self.space.candidate(choices)
+            trial, candidate = self._propose()
             known = self._known.get(candidate.digest)
+            excess = self._predicted_excess(candidate)
             if known is not None:
                 trial.set_user_attr("repeats", known.number)
                 self._tell(trial, known)
-            elif candidate.digest in {asked.user_attrs["digest"] for asked in self._open.values()}:
+            elif candidate.digest in running:
                 self._study.tell(trial, state=TrialState.FAIL)  # its twin will be told; this one says nothing
+            elif excess > 0:
+                trial.set_constraint("latency", excess)
+                self._study.tell(trial, state=TrialState.PRUNED)  # infeasible by so much, and nothing was measured
             else:
                 trial.set_user_attr("digest", candidate.digest)
-                self._open[trial.number] = trial
+                self._open[trial.number] = trial, candidate.digest
                 return trial.number, candidate, str(trial.user_attrs.get("origin", "sampler"))
         return None
 
+    def _propose(self) -> tuple[optuna.Trial, Candidate]:
+        trial = self._study.ask(fixed_distributions=self._distributions)
+        choices = {knob.name: knob.choices[trial.params[knob.name]] for knob in self.space.knobs}
+        return trial, self.space.candidate(choices)
+
+    def _predicted_excess(self, candidate: Candidate) -> float:
+        if self._predict is None or self.budget is None:
+            return 0.0
+        return self._predict(candidate) - self.budget
+
     def tell(self, record: TrialRecord) -> None:
         """Ends an asked trial with its record, which must be on disk before the study says that the trial is over."""
-        trial = self._open.pop(record.number)
+        trial, _ = self._open.pop(record.number)
         trial.set_user_attr("record", record.to_dict())
         self._tell(trial, record)
+        self._records[record.number] = record
         self._known[record.candidate.digest] = record
 
     def judged(self, record: TrialRecord) -> TrialRecord:
@@ -171,6 +196,13 @@ class SearchStudy:
             for name, excess in self._excesses(record).items():
                 trial.set_constraint(name, excess)
         self._study.tell(trial, [score(record, self.metric), ratio(record)])
+
+
+def _storage(path: Path | None) -> BaseStorage:
+    if path is None:
+        return InMemoryStorage()
+    _mend(path)
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def _mend(path: Path) -> None:

@@ -313,3 +313,34 @@ def test_the_lock_of_a_killed_writer_is_removed(path: Path, left_behind: Callabl
     again.tell(record_of(again.ask()))
     assert time.monotonic() - begin < 5, "nobody waits for it"
     assert again.n_finished == 2
+
+
+# --- predictions
+
+
+def test_a_candidate_that_is_predicted_to_miss_the_budget_is_never_given_out(path: Path) -> None:
+    def predict(candidate: Candidate) -> float:
+        return 0.9 - candidate.prune_ratio.get("conv", 0.0)
+
+    study = SearchStudy(path, SPACE, RandomSampler(seed=0), "accuracy", 0.5, predict=predict)
+    asked = []
+    while (item := study.ask()) is not None:
+        asked.append(item[1])
+        study.tell(record_of(item))
+    assert asked and all(predict(candidate) <= 0.5 for candidate in asked)
+    screened = [trial for trial in frozen(path) if trial.state == TrialState.PRUNED]
+    assert screened and all(trial.constraints["latency"] > 0 for trial in screened)
+    assert study.n_finished == len(asked)
+
+
+def test_an_infeasible_baseline_is_added_all_the_same(path: Path) -> None:
+    study = SearchStudy(path, SPACE, RandomSampler(seed=0), "accuracy", 0.5, predict=lambda _: 1.0)
+    study.add(replace(record_of((0, Candidate(), "baseline"), 1.0), feasible=False))
+    assert study.n_finished == 1
+    assert study.ask() is None
+
+
+def test_a_study_in_memory_needs_no_file() -> None:
+    study = SearchStudy(None, SPACE, RandomSampler(seed=0), "accuracy", 0.5)
+    study.tell(record_of(study.ask()))
+    assert study.n_finished == 1
