@@ -9,7 +9,7 @@ from typing import Any
 from autocompress.errors import InputError, MissingExtraError
 
 
-def find_extension(what: str, name: str, target: str, known: Iterable[str]) -> Any:
+def find_extension(what: str, name: str, target: str, known: Iterable[str], extra: str | None = None) -> Any:
     """What the target names.
 
     Args:
@@ -17,6 +17,7 @@ def find_extension(what: str, name: str, target: str, known: Iterable[str]) -> A
         name: what the user gave.
         target: `package.module:name`: what the dict has for the name, or the name itself.
         known: the dict's names.
+        extra: of this package that brings what the target imports, if there is one.
 
     Raises:
         InputError: it is not of that form, or the module has no such name.
@@ -28,8 +29,9 @@ def find_extension(what: str, name: str, target: str, known: Iterable[str]) -> A
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
+        way_out = f'; `pip install "autocompress[{extra}]"`' if extra else ""
         raise MissingExtraError(
-            f"{what} {name!r} cannot be imported: it needs the package {error.name!r}, which is not installed"
+            f"{what} {name!r} cannot be imported: it needs the package {error.name!r}, which is not installed{way_out}"
         ) from error
     except ImportError as error:
         raise MissingExtraError(f"{what} {name!r} cannot be imported: {error}") from error

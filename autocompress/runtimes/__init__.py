@@ -6,10 +6,21 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from autocompress.runtimes.capabilities import PRECISIONS, Capability, Precision, is_executed
 from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
-__all__ = ["RUNTIMES", "Runtime", "Session", "export", "runtime_named"]
+__all__ = [
+    "PRECISIONS",
+    "RUNTIMES",
+    "Capability",
+    "Precision",
+    "Runtime",
+    "Session",
+    "export",
+    "is_executed",
+    "runtime_named",
+]
 
 
 def export(

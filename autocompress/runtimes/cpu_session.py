@@ -1,4 +1,4 @@
-"""ONNX Runtime as a target: writes the file, loads it, runs it on the CPU with a fixed number of threads."""
+"""ONNX Runtime as a target: writes the file, loads it, runs it with a fixed number of threads."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.errors import ExportError, InputError
+from autocompress.errors import ExportError, MissingExtraError
+from autocompress.runtimes.capabilities import Capability
+from autocompress.runtimes.feeding import Feed, Signature
 from autocompress.runtimes.model_file import write_onnx
 from autocompress.task import Inputs
 
-Feed = dict[str, NDArray[np.generic]]
 _ERRORS_ONLY = 3
 _TYPES: dict[str, np.dtype[np.generic]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -32,6 +32,15 @@ class OnnxRuntime:
     """See `Runtime`; CPU execution provider, all graph optimizations."""
 
     name = "onnxruntime"
+    provider = "CPUExecutionProvider"
+
+    def capabilities(self) -> tuple[Capability, ...]:
+        """See `Runtime.capabilities`."""
+        self._check_provider()
+        return (
+            Capability(32, {"conv2d": "float32", "linear": "float32"}),
+            Capability(8, {"conv2d": "uint8 × int8 → int32", "linear": "uint8 × int8 → int32"}),
+        )
 
     def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
         """Writes `model.onnx`; see `Runtime.export`."""
@@ -41,16 +50,40 @@ class OnnxRuntime:
 
     def load(self, file: Path, n_threads: int = 1) -> CpuSession:
         """See `Runtime.load`."""
+        self._check_provider()
         options = ort.SessionOptions()
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         # spinning threads would burn the core that the paired reference session runs on
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = list(dict.fromkeys([self.provider, "CPUExecutionProvider"]))
         try:
-            return CpuSession(ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]))
+            return CpuSession(ort.InferenceSession(str(file), options, providers=providers))
         except Exception as error:
             raise ExportError(f"ONNX Runtime {ort.__version__} refuses {file}: {error}") from error
+
+    def _check_provider(self) -> None:
+        available = ort.get_available_providers()
+        if self.provider not in available:
+            raise MissingExtraError(
+                f"runtime {self.name!r} needs ONNX Runtime's {self.provider}, but this installation has "
+                f"{', '.join(available)}; install the onnxruntime build of that device in place of onnxruntime"
+            )
+
+
+class OnnxRuntimeCuda(OnnxRuntime):
+    """See `Runtime`; NVIDIA GPUs, what has no CUDA kernel runs on the CPU."""
+
+    name = "onnxruntime-cuda"
+    provider = "CUDAExecutionProvider"
+
+
+class OnnxRuntimeTensorRT(OnnxRuntime):
+    """See `Runtime`; NVIDIA GPUs through TensorRT, what it does not take runs on the CPU."""
+
+    name = "onnxruntime-tensorrt"
+    provider = "TensorrtExecutionProvider"
 
 
 class CpuSession:
@@ -58,42 +91,27 @@ class CpuSession:
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
-        self._names = [item.name for item in session.get_inputs()]
-        self._shapes = {item.name: tuple(item.shape) for item in session.get_inputs()}
-        self._types = {item.name: _TYPES[item.type] for item in session.get_inputs()}
+        inputs = session.get_inputs()
+        self._signature = Signature(
+            {item.name: tuple(item.shape) for item in inputs}, {item.name: _TYPES[item.type] for item in inputs}
+        )
 
     def prepare(self, inputs: Inputs) -> Feed:
         """Names the inputs and turns them into arrays; see `Session.prepare`.
 
         Raises:
-            InputError: names or shapes are not those of the file.
+            InputError: names, shapes or types are not those of the file.
         """
-        tensors = inputs if isinstance(inputs, dict) else dict(zip(self._names, inputs, strict=False))
-        feed = {name: tensors[name].detach().cpu().numpy() for name in self._names if name in tensors}
-        shapes = {name: value.shape for name, value in feed.items()}
-        if shapes != self._shapes or len(inputs) != len(self._names):
-            given = [tuple(t.shape) for t in (inputs.values() if isinstance(inputs, dict) else inputs)]
-            raise InputError(f"the file takes {self._shapes}, but got {given}; export again with inputs of that shape")
-        for name, value in feed.items():
-            if value.dtype != self._types[name]:
-                raise InputError(f"input {name!r} of the file is {self._types[name]}, but got {value.dtype}")
-        return feed
+        return self._signature.feed(inputs)
 
     def run(self, prepared: object) -> object:
         """See `Session.run`."""
         return self._session.run(None, prepared)
 
     def predict(self, inputs: Inputs) -> Tensor:
-        """See `Session.predict`; the last chunk is filled up with its own last sample."""
-        tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-        n_samples, chunk = tensors[0].shape[0], self._shapes[self._names[0]][0]
-        outputs = []
-        for start in range(0, n_samples, chunk):
-            indices = torch.arange(start, start + chunk).clamp(max=n_samples - 1)
-            part = (
-                {key: value[indices] for key, value in inputs.items()}
-                if isinstance(inputs, dict)
-                else tuple(value[indices] for value in inputs)
-            )
-            outputs.append(torch.from_numpy(self._session.run(None, self.prepare(part))[0]))
-        return torch.cat(outputs)[:n_samples]
+        """See `Session.predict`."""
+        return self._signature.predict(inputs, self._first_output)
+
+    def _first_output(self, feed: Feed) -> NDArray[np.generic]:
+        output: NDArray[np.generic] = self._session.run(None, feed)[0]
+        return output

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from autocompress.extensions import find_extension
+from autocompress.runtimes.capabilities import Capability
 from autocompress.task import Inputs
 
 
@@ -29,8 +30,15 @@ class Runtime(Protocol):
 
     name: str
 
+    def capabilities(self) -> tuple[Capability, ...]:
+        """What it executes at each precision on this machine; what is missing is size-only.
+
+        Raises:
+            MissingExtraError: the engine or the device that it needs is not there.
+        """
+
     def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
-        """Writes the runtime's file for inputs of these shapes into an existing folder; returns its path.
+        """Writes the runtime's one file for inputs of these shapes into an existing folder; returns its path.
 
         Raises:
             ExportError: the model holds something that cannot be written; names the op.
@@ -41,11 +49,24 @@ class Runtime(Protocol):
 
         Raises:
             ExportError: the runtime refuses the file.
+            MissingExtraError: the engine or the device that it needs is not there.
         """
 
 
-RUNTIMES: dict[str, str] = {"onnxruntime": "autocompress.runtimes.cpu_session:OnnxRuntime"}
+RUNTIMES: dict[str, str] = {
+    "onnxruntime": "autocompress.runtimes.cpu_session:OnnxRuntime",
+    "onnxruntime-cuda": "autocompress.runtimes.cpu_session:OnnxRuntimeCuda",
+    "onnxruntime-tensorrt": "autocompress.runtimes.cpu_session:OnnxRuntimeTensorRT",
+    "openvino": "autocompress.runtimes.compiled_session:OpenVino",
+    "torch": "autocompress.runtimes.aten_session:TorchEager",
+    "torch-compile": "autocompress.runtimes.aten_session:TorchCompiled",
+    "torch-cuda": "autocompress.runtimes.aten_session:TorchCuda",
+    "torch-cuda-compile": "autocompress.runtimes.aten_session:TorchCudaCompiled",
+}
 """Name -> `module:Class`, imported when it is asked for."""
+
+EXTRAS = {"openvino": "openvino"}
+"""Name of a runtime -> the extra that brings its library."""
 
 
 def runtime_named(name: str) -> Runtime:
@@ -55,5 +76,5 @@ def runtime_named(name: str) -> Runtime:
         InputError: no such runtime.
         MissingExtraError: its library is not installed.
     """
-    runtime: Runtime = find_extension("runtime", name, RUNTIMES.get(name, name), RUNTIMES)()
+    runtime: Runtime = find_extension("runtime", name, RUNTIMES.get(name, name), RUNTIMES, EXTRAS.get(name))()
     return runtime

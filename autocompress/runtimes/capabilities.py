@@ -1,0 +1,32 @@
+"""What a runtime executes at each precision: the table behind "size-only"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Precision = int | str
+"""As in `Candidate.weight_bits`: bits of weights and activations, or "8w" and "4w" for weights alone."""
+
+PRECISIONS: tuple[Precision, ...] = (32, 16, 8, 7, 6, 5, 4, 3, 2, "8w", "4w")
+"""Every precision there is; a runtime has kernels for some of them."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a runtime does with layers of one precision.
+
+    Attributes:
+        precision: one of `PRECISIONS`.
+        kernels: kind of layer (`Layer.kind`) -> what its kernels compute, such as "int8 × int8 → int32". A kind that
+            is missing is size-only: its weights are stored at this width, and read back to float32 when the file is
+            loaded.
+    """
+
+    precision: Precision
+    kernels: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_executed(capabilities: tuple[Capability, ...], precision: Precision, kind: str) -> bool:
+    """Whether a kernel computes layers of this kind at this precision; False: size-only."""
+    return any(item.precision == precision and kind in item.kernels for item in capabilities)
