@@ -55,6 +55,8 @@ class FileNumbers:
             `sparse_saving_bytes`); None where nothing was zeroed.
         max_abs_diff: largest difference between the file's and the PyTorch student's outputs on real inputs.
         agreement: share of those inputs on which both have the same largest output.
+        memory_mib: what loading and running the file adds to the memory of a process that holds the runtime; None where
+            it was not measured.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -64,6 +66,7 @@ class FileNumbers:
     max_abs_diff: float
     agreement: float
     sparse_size_mib: float | None = None
+    memory_mib: float | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FileNumbers:

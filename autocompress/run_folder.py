@@ -5,7 +5,10 @@ study.journal     the study, the one source of truth
 trials.jsonl      a TrialRecord per line, rewritten from the study on resume
 trials/           trial_0042/weights.safetensors and recipe.json of each complete trial
 front.csv         the front as a table
-front/            trial_0042/: manifest.json, weights.safetensors, the runtime's file
+front/            trial_0042/: manifest.json, weights.safetensors, the runtime's file, layer_times.json, examples.npz,
+                  run.py, README.md
+front.json        the same table as JSON
+sensitivity.json  what each single choice costs, where the search measured it
 report.html       the report
 """
 
@@ -23,6 +26,7 @@ from autocompress.pareto import ParetoFront, front_of
 from autocompress.records import TrialRecord, read_records
 
 SCHEMA_VERSION = 1
+LAYER_TIMES = "layer_times.json"
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,16 @@ class RunFolder:
     def table(self) -> Path:
         """The front as a table."""
         return self.path / "front.csv"
+
+    @property
+    def table_json(self) -> Path:
+        """The front as a table, with the meaning and unit of each column."""
+        return self.path / "front.json"
+
+    @property
+    def sensitivity(self) -> Path:
+        """What each single choice costs; not every search measures it."""
+        return self.path / "sensitivity.json"
 
     @property
     def report(self) -> Path:

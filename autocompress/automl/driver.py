@@ -29,6 +29,7 @@ from autocompress.errors import InputError
 from autocompress.graph import inspect_model
 from autocompress.pareto import ParetoFront
 from autocompress.records import TrialRecord, write_records
+from autocompress.report.card import UNKNOWN_LICENSE
 from autocompress.report.files import write_front_table, write_report
 from autocompress.run_folder import RunFolder, RunInfo
 from autocompress.space import Knob, SearchSpace
@@ -137,6 +138,8 @@ def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, conso
     _say(console, "measuring the front's files with the workers idle")
     facts = {
         "task": info.task,
+        "metric": info.metric,
+        "license": str(getattr(job.task, "license", UNKNOWN_LICENSE)),
         "runtime": settings.runtime,
         "n_threads": settings.n_threads,
         "uncompressed": {"digest": info.model_digest, "n_params": job.graph.n_params, "latency_ms": info.reference_ms},

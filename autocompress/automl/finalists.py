@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from autocompress.artifact import load_student, read_manifest, save_student, write_manifest
+from autocompress.artifact import load_student, read_manifest
 from autocompress.automl.bench import Job
-from autocompress.compression import sparse_saving_bytes
+from autocompress.automl.point import Target, write_point
 from autocompress.errors import AutocompressError
-from autocompress.latency import time_sessions
 from autocompress.pareto import ParetoFront, front_of
-from autocompress.records import FileNumbers, Latency, TrialRecord
+from autocompress.records import FileNumbers, TrialRecord
+from autocompress.report.card import write_card
 from autocompress.run_folder import RunFolder
-from autocompress.runtimes import Session, runtime_named
-from autocompress.task import Inputs, as_inputs, call_model, check_metrics
-
-SPLITS = ("selection", "test")
-_FINAL_ROUNDS = 25
-_BYTES_PER_MIB = 2**20
 
 
 def finalize(
@@ -59,6 +49,8 @@ def finalize(
         for record in missing:
             on_point(record.name)
             by_number[record.number] = _measure(record, job, folder, facts)
+    for record in wanted:
+        write_card(folder.point(record.name), None if front.baseline is None else front.baseline.file)
     kept = {record.name for record in wanted}
     for path in folder.front.iterdir() if folder.front.is_dir() else ():
         if path.name not in kept:
@@ -83,61 +75,11 @@ def _measure(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[st
 
 
 def _measured(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[str, Any]) -> TrialRecord:
-    runtime, n_threads = runtime_named(job.settings.runtime), job.settings.n_threads
-    inputs = as_inputs(job.task.example_inputs())
     student, recipe = load_student(folder.trial(record.name), job.model, job.graph)
     partial = folder.front / f".{record.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    save_student(partial, student, recipe)
-    (partial / "recipe.json").unlink()  # the manifest holds it
-    file = runtime.export(student, inputs, partial)
-    session = runtime.load(file, n_threads)
-    max_abs_diff, agreement = _parity(student, session, as_inputs(next(iter(job.task.calibration_batches()))))
-    metrics, n_samples = _judge(session, job)
-    size = file.stat().st_size
-    saved = sparse_saving_bytes(student, recipe.sparsity)
-    numbers = FileNumbers(
-        metrics=metrics,
-        n_samples=n_samples,
-        latency=_time(session, folder, job, inputs),
-        size_mib=size / _BYTES_PER_MIB,
-        sparse_size_mib=(size - saved) / _BYTES_PER_MIB if recipe.sparsity else None,
-        max_abs_diff=max_abs_diff,
-        agreement=agreement,
-    )
-    measured = record.with_file(numbers)
-    write_manifest(partial, measured, recipe, file, facts)
+    target = Target(job.settings.runtime, job.settings.n_threads, folder.reference, job.reference_ms)
+    measured = write_point(partial, record, student, recipe, job.task, target, facts)
     shutil.rmtree(folder.point(record.name), ignore_errors=True)
     partial.rename(folder.point(record.name))
     return measured
-
-
-def _time(session: Session, folder: RunFolder, job: Job, inputs: Inputs) -> Latency:
-    reference = runtime_named(job.settings.runtime).load(folder.reference, job.settings.n_threads)
-    timing = time_sessions(session, reference, inputs, _FINAL_ROUNDS, quiet_ms=job.reference_ms)
-    return Latency(timing.ratio, timing.spread, timing.ratio * job.reference_ms, timing.n_rounds)
-
-
-def _judge(session: Session, job: Job) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Metrics of the file on every split, and how many samples it was asked for."""
-    metrics: dict[str, dict[str, float]] = {}
-    counted: Counter[str] = Counter()
-    for split in (*SPLITS, *getattr(job.task, "further_splits", ())):
-
-        def predict(inputs: Inputs, split: str = split) -> Tensor:
-            outputs = session.predict(inputs)
-            counted[split] += outputs.shape[0]
-            return outputs
-
-        metrics[split] = check_metrics(job.task.evaluate(predict, split), split)
-    return metrics, dict(counted)
-
-
-def _parity(student: torch.nn.Module, session: Session, inputs: Inputs) -> tuple[float, float]:
-    """Largest difference, and share of samples with the same largest output, between the student and its file."""
-    with torch.no_grad():
-        ours: Tensor = call_model(student, inputs)
-    theirs = session.predict(inputs)
-    difference = (ours - theirs).abs().max().item()
-    agreement = (ours.flatten(1).argmax(1) == theirs.flatten(1).argmax(1)).double().mean().item()
-    return difference, agreement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import shlex
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -204,9 +205,15 @@ def _info(
         frozen=tuple({"name": f.name, "what": f.what, "reason": f.reason} for f in graph.frozen),
         machine=describe_machine(),
         versions=describe_versions(),
-        command=" ".join(Path(arg).name if i == 0 else arg for i, arg in enumerate(sys.argv)),
+        command=shlex.join([_program(), *sys.argv[1:]]),
         started=datetime.now(UTC).isoformat(),
     )
+
+
+def _program() -> str:
+    """What was typed: `autocompress`, however it was started, or the user's own script."""
+    name = Path(sys.argv[0]).name
+    return "autocompress" if name == "__main__.py" else name
 
 
 def _check_reachable(job: Job, space: SearchSpace, runtime: Runtime, reference: Session, scratch: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from autocompress.candidate import FULL_BITS, Candidate
 from autocompress.pareto import hypervolume, ratio, score
 from autocompress.records import FileNumbers, Latency, TrialRecord
-from autocompress.report.interval import wilson_interval
+from autocompress.report.interval import interval_of
 from autocompress.report.wording import candidate_text, failure_text, is_number, is_share, over_budget, over_budget_text
 from autocompress.run_folder import Run, RunInfo
 
@@ -138,18 +138,11 @@ def _file(file: FileNumbers, metric: str) -> Json:
     return {
         "metrics": {split: _numbers(metrics) for split, metrics in file.metrics.items()},
         "n_samples": dict(file.n_samples),
-        "intervals": {split: _interval(file, split, metric) for split in file.metrics},
+        "intervals": {split: interval_of(file, split, metric) for split in file.metrics},
         "latency": _latency(file.latency),
         "max_abs_diff": _number(file.max_abs_diff),
         "agreement": _number(file.agreement),
     }
-
-
-def _interval(file: FileNumbers, split: str, metric: str) -> list[float] | None:
-    value, n_samples = file.metrics[split].get(metric), file.n_samples.get(split, 0)
-    if value is None or n_samples <= 0 or not is_share(metric) or not 0 <= value <= 1:
-        return None
-    return list(wilson_interval(value, n_samples))
 
 
 def _commands(record: TrialRecord, run: Run) -> Json:

@@ -37,7 +37,7 @@ def budget_text(budget_ratio: float | None, reference_ms: float) -> str:
     return f"latency budget {budget_ratio:.3g}x of the uncompressed model = {budget_ratio * reference_ms:.3g} ms"
 
 
-def candidate_text(candidate: Candidate, n_layers: int) -> str:
+def candidate_text(candidate: Candidate, n_layers: int = 0) -> str:
     """What is done to the model, like `12–50% channels off in 5 groups, 3 low-rank, 20/20 layers 8-bit`."""
     if candidate.is_baseline:
         return "uncompressed"
@@ -54,7 +54,8 @@ def candidate_text(candidate: Candidate, n_layers: int) -> str:
     if candidate.sparsity:
         parts.append(f"{len(candidate.sparsity)} sparse")
     for bits, count in sorted(Counter(candidate.weight_bits.values()).items()):
-        parts.append(f"{count}/{max(n_layers, count)} layers {bits}-bit")
+        of = f"/{max(n_layers, count)}" if n_layers else ""
+        parts.append(f"{count}{of} layers {bits}-bit")
     return ", ".join(parts)
 
 

@@ -28,6 +28,17 @@ _TYPES: dict[str, np.dtype[np.generic]] = {
 }
 
 
+def session_options(n_threads: int) -> ort.SessionOptions:
+    """Options with which every file is run, timed and profiled."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # spinning threads would burn the core that the paired reference session runs on
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 class OnnxRuntime:
     """See `Runtime`; CPU execution provider, all graph optimizations."""
 
@@ -51,12 +62,7 @@ class OnnxRuntime:
     def load(self, file: Path, n_threads: int = 1) -> CpuSession:
         """See `Runtime.load`."""
         self._check_provider()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = n_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        # spinning threads would burn the core that the paired reference session runs on
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(n_threads)
         providers = list(dict.fromkeys([self.provider, "CPUExecutionProvider"]))
         try:
             return CpuSession(ort.InferenceSession(str(file), options, providers=providers))

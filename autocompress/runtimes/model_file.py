@@ -15,6 +15,7 @@ from torch import nn
 
 from autocompress.errors import ExportError
 from autocompress.runtimes.integer_weights import store_integer_weights_
+from autocompress.runtimes.node_names import name_nodes_by_module_
 from autocompress.task import Inputs
 
 
@@ -37,6 +38,7 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path) -> None:
     if program is None:
         raise ExportError("the model cannot be written as ONNX: the exporter returned nothing")
     proto = program.model_proto
+    name_nodes_by_module_(proto)
     store_integer_weights_(proto)
     onnx.checker.check_model(proto)
     onnx.save(proto, file)

@@ -1,0 +1,131 @@
+"""One point as a folder to walk away with: the runtime's file, and everything that is measured from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.artifact import RECIPE, save_student, write_manifest
+from autocompress.compression import Recipe, sparse_saving_bytes
+from autocompress.latency import time_sessions
+from autocompress.latency.layer_times import measure_layer_times
+from autocompress.records import FileNumbers, Latency, TrialRecord
+from autocompress.run_folder import LAYER_TIMES
+from autocompress.runtimes import Session, runtime_named
+from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics
+from autocompress.walkaway import RUNNABLE, choose_examples, measure_memory, write_examples, write_runner
+
+SPLITS = ("selection", "test")
+_FINAL_ROUNDS = 25
+_BYTES_PER_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a point is written for and timed against.
+
+    Attributes:
+        runtime: name of the runtime.
+        n_threads: threads that it may use.
+        reference: the uncompressed model's file for it.
+        reference_ms: latency of that file, milliseconds.
+    """
+
+    runtime: str
+    n_threads: int
+    reference: Path
+    reference_ms: float
+
+
+def write_point(
+    folder: Path,
+    record: TrialRecord,
+    student: nn.Module,
+    recipe: Recipe,
+    task: Task,
+    target: Target,
+    facts: Mapping[str, Any],
+) -> TrialRecord:
+    """Exports the student, measures its file, and writes a folder that needs nothing else to be run.
+
+    Args:
+        folder: new; made here.
+        record: of the trial.
+        student: the compressed model, with its weights.
+        recipe: of the student.
+        task: judges the file on every split.
+        target: the runtime.
+        facts: for the manifest.
+
+    Returns:
+        The record with the numbers of the file.
+    """
+    save_student(folder, student, recipe)
+    (folder / RECIPE).unlink()  # the manifest holds it
+    inputs = as_inputs(task.example_inputs())
+    runtime = runtime_named(target.runtime)
+    file = runtime.export(student, inputs, folder)
+    session = runtime.load(file, target.n_threads)
+    samples = as_inputs(next(iter(task.calibration_batches())))
+    examples = choose_examples(samples)
+    facts = {**facts, "examples": write_examples(folder, examples, session.predict(examples))}
+    max_abs_diff, agreement = _parity(student, session, samples)
+    metrics, n_samples = _judge(session, task)
+    size = file.stat().st_size
+    saved = sparse_saving_bytes(student, recipe.sparsity)
+    numbers = FileNumbers(
+        metrics=metrics,
+        n_samples=n_samples,
+        latency=_time(session, target, inputs),
+        size_mib=size / _BYTES_PER_MIB,
+        sparse_size_mib=(size - saved) / _BYTES_PER_MIB if recipe.sparsity else None,
+        max_abs_diff=max_abs_diff,
+        agreement=agreement,
+    )
+    layer_times = measure_layer_times(file, inputs, target.runtime, target.n_threads)
+    if layer_times is not None:
+        layer_times.write(folder / LAYER_TIMES)
+    measured = record.with_file(numbers)
+    write_manifest(folder, measured, recipe, file, facts)
+    if target.runtime in RUNNABLE:
+        write_runner(folder)
+        measured = record.with_file(replace(numbers, memory_mib=measure_memory(folder)))
+        write_manifest(folder, measured, recipe, file, facts)
+    return measured
+
+
+def _time(session: Session, target: Target, inputs: Inputs) -> Latency:
+    reference = runtime_named(target.runtime).load(target.reference, target.n_threads)
+    timing = time_sessions(session, reference, inputs, _FINAL_ROUNDS, quiet_ms=target.reference_ms)
+    return Latency(timing.ratio, timing.spread, timing.ratio * target.reference_ms, timing.n_rounds)
+
+
+def _judge(session: Session, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Metrics of the file on every split, and how many samples it was asked for."""
+    metrics: dict[str, dict[str, float]] = {}
+    counted: Counter[str] = Counter()
+    for split in (*SPLITS, *getattr(task, "further_splits", ())):
+
+        def predict(inputs: Inputs, split: str = split) -> Tensor:
+            outputs = session.predict(inputs)
+            counted[split] += outputs.shape[0]
+            return outputs
+
+        metrics[split] = check_metrics(task.evaluate(predict, split), split)
+    return metrics, dict(counted)
+
+
+def _parity(student: nn.Module, session: Session, inputs: Inputs) -> tuple[float, float]:
+    """Largest difference, and share of samples with the same largest output, between the student and its file."""
+    with torch.no_grad():
+        ours: Tensor = call_model(student, inputs)
+    theirs = session.predict(inputs)
+    difference = (ours - theirs).abs().max().item()
+    agreement = (ours.flatten(1).argmax(1) == theirs.flatten(1).argmax(1)).double().mean().item()
+    return difference, agreement

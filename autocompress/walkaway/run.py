@@ -1,0 +1,137 @@
+"""Runs the model in this folder with its runtime and numpy, and nothing else.
+
+python run.py                         the example inputs, and whether the answers are as measured
+python run.py inputs.npy -o out.npy   your own inputs: one file for each, samples along the first dimension
+python run.py --time                  milliseconds of one run on this machine
+python run.py --memory                MiB that loading and running the model adds
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+Arrays = dict[str, Any]
+
+
+@dataclass
+class Model:
+    """A loaded file.
+
+    Attributes:
+        names: of its inputs, in order.
+        batch_size: samples that one run takes.
+        run: named arrays of `batch_size` samples to the first output.
+    """
+
+    names: list[str]
+    batch_size: int
+    run: Callable[[Arrays], Any]
+
+    def predict(self, inputs: Arrays) -> Any:
+        """Outputs for any number of samples; the last run is filled up with the last sample."""
+        n_samples = len(inputs[self.names[0]])
+        outputs = []
+        for start in range(0, n_samples, self.batch_size):
+            rows = np.minimum(np.arange(start, start + self.batch_size), n_samples - 1)
+            outputs.append(self.run({name: inputs[name][rows] for name in self.names}))
+        return np.concatenate(outputs)[:n_samples]
+
+
+def open_onnxruntime(file: Path, n_threads: int) -> Model:
+    """An ONNX file on the CPU, with the settings that it was measured with."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    inputs = session.get_inputs()
+    return Model([item.name for item in inputs], inputs[0].shape[0], lambda feed: session.run(None, feed)[0])
+
+
+OPENERS: dict[str, Callable[[Path, int], Model]] = {"onnxruntime": open_onnxruntime}
+
+
+def example_inputs(names: list[str]) -> Arrays:
+    """The arrays of `examples.npz`, which are named as the file's inputs or numbered in their order."""
+    with np.load(HERE / "examples.npz", allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return arrays if set(names) <= set(arrays) else dict(zip(names, arrays.values(), strict=True))
+
+
+def milliseconds(model: Model, inputs: Arrays, seconds: float = 2.0) -> float:
+    """Median time of one run."""
+    feed = {name: inputs[name][np.arange(model.batch_size) % len(inputs[name])] for name in model.names}
+    timings: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(timings) < 5:
+        begin = time.perf_counter()
+        model.run(feed)
+        timings.append(time.perf_counter() - begin)
+    return float(np.median(timings)) * 1e3
+
+
+def memory_mib(key: str) -> float:
+    """Memory of this process as Linux tells it: VmRSS is what it holds now, VmHWM the most that it ever held."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("this system does not tell how much memory a process holds")
+
+
+def report_lines(args: argparse.Namespace, manifest: dict[str, Any]) -> Iterator[str]:
+    """Does what the arguments ask for; yields what there is to print."""
+    __import__(manifest["runtime"])  # so that --memory counts the model without its runtime
+    before = memory_mib("VmRSS") if args.memory else 0.0
+    model = OPENERS[manifest["runtime"]](HERE / manifest["runtime_file"], args.threads or manifest["n_threads"])
+    if args.inputs:
+        outputs = model.predict(dict(zip(model.names, map(np.load, args.inputs), strict=True)))
+        if args.output:
+            np.save(args.output, outputs)
+            yield f"outputs: {args.output}, shape {outputs.shape}"
+        yield f"largest output: {largest(outputs)}"
+        return
+    inputs = example_inputs(model.names)
+    if args.memory:
+        model.predict(inputs)
+        yield f"memory: {memory_mib('VmHWM') - before:.3f} MiB"
+    elif args.time:
+        yield f"time: {milliseconds(model, inputs):.4f} ms"
+    else:
+        found, expected = largest(model.predict(inputs)), manifest["examples"]["largest_output"]
+        yield f"largest output: {found}"
+        n_equal = sum(a == b for a, b in zip(found, expected, strict=True))
+        yield f"as measured: {n_equal} of {len(expected)}"
+
+
+def largest(outputs: Any) -> list[int]:
+    """For each sample the position of its largest output."""
+    return [int(i) for i in outputs.reshape(len(outputs), -1).argmax(1)]
+
+
+def main() -> None:
+    """Reads the arguments and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="*", metavar="INPUT.npy", help="one array for each input of the model")
+    parser.add_argument("-o", "--output", help="write the outputs to this .npy file")
+    parser.add_argument("--threads", type=int, help="threads of the runtime (default: as measured)")
+    parser.add_argument("--time", action="store_true", help="time one run")
+    parser.add_argument("--memory", action="store_true", help="measure the memory that the model adds")
+    args = parser.parse_args()
+    for line in report_lines(args, json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
