@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -11,6 +12,9 @@ import torch
 
 from autocompress.errors import MissingDataError
 from autocompress.tasks.data import CACHE_VARIABLE, DATA_VARIABLE, data_folder
+
+if TYPE_CHECKING:
+    from tests.walkaway.points import Point
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("suite")
@@ -47,3 +51,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def float_point(tmp_path_factory: pytest.TempPathFactory) -> Point:
+    """The uncompressed tiny model as a front point: its folder and its record. Not to be changed."""
+    from autocompress.candidate import Candidate
+    from tests.walkaway.points import tiny_point
+
+    folder = tmp_path_factory.mktemp("float") / "trial_0007"
+    return folder, tiny_point(folder, Candidate())
+
+
+@pytest.fixture(scope="session")
+def mixed_point(tmp_path_factory: pytest.TempPathFactory) -> Point:
+    """The tiny model pruned, factorized and partly quantized, as a front point. Not to be changed."""
+    from tests.walkaway.points import tiny_point
+
+    folder = tmp_path_factory.mktemp("mixed") / "trial_0007"
+    return folder, tiny_point(folder)

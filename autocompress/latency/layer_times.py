@@ -1,8 +1,8 @@
 """Where the time of one run goes: milliseconds of each node of a file, from the runtime's own profiler.
 
-Node names of exported files begin with the path of the module that they come from (see `module_of`), so that nodes can be
-told apart by layer. A profiler adds a microsecond or two to each node, which for small models is as much as the node itself:
-what the nodes sum to beyond the latency of an unwatched run is taken off all of them alike.
+Node names of exported files begin with the path of the module that they come from (see `module_of`), so that nodes can
+be told apart by layer. A profiler adds a microsecond or two to each node, which for small models is as much as the node
+itself: what the nodes sum to beyond the latency of an unwatched run is taken off all of them alike.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,13 @@ def _lines(manifest: Mapping[str, Any], uncompressed: FileNumbers | None) -> Ite
     license_name = manifest.get("license", UNKNOWN_LICENSE)
     runtime = str(manifest["runtime"])
     candidate = Candidate.from_dict(manifest["candidate"])
-    yield from ("---", f"license: {_plain(license_name)}", f"library_name: {runtime}")
+    yield from ("---", f"license: {json.dumps(license_name)}", f"library_name: {runtime}")
     yield from ("tags: [autocompress, compressed]", "---", "")
     yield from (f"# {_plain(manifest['task'])}, trial {manifest['trial']}", "")
     yield from ("## Run it", "", *_how_to_run(manifest, runtime), "")
     yield from ("## What was done", "")
-    yield f"To the uncompressed model ({manifest['uncompressed']['n_params']:,} parameters): {candidate_text(candidate)}."
+    n_params = manifest["uncompressed"]["n_params"]
+    yield f"To the uncompressed model ({n_params:,} parameters): {candidate_text(candidate)}."
     yield from ("", *_what_was_done(manifest["recipe"]), "")
     yield from ("## Numbers", "")
     numbers = FileNumbers.from_dict(manifest["numbers"])
@@ -54,8 +56,8 @@ def _lines(manifest: Mapping[str, Any], uncompressed: FileNumbers | None) -> Ite
         "",
         f"The task `{_plain(manifest['task'])}` names the data. The search compared candidates on the selection split "
         "only; the test split was looked at once, for this table.",
-        f"`{EXAMPLES}` holds {len(manifest['examples']['largest_output'])} samples of the calibration data: remove them "
-        "before you pass the folder on, if the data may not be passed on.",
+        f"`{EXAMPLES}` holds {len(manifest['examples']['largest_output'])} samples of the calibration data: remove "
+        "them before you pass the folder on, if the data may not be passed on.",
         "",
         "## Limits",
         "",
@@ -88,7 +90,8 @@ def _what_was_done(recipe: Mapping[str, Any]) -> Iterator[str]:
         parts = (f"{_plain(name)} {len(indices)}" for name, indices in recipe["removed"].items())
         yield f"- channels removed: {', '.join(parts)}"
     if recipe["ranks"]:
-        yield f"- split in two, of rank: {', '.join(f'{_plain(name)} {rank}' for name, rank in recipe['ranks'].items())}"
+        parts = (f"{_plain(name)} {rank}" for name, rank in recipe["ranks"].items())
+        yield f"- split in two, of rank: {', '.join(parts)}"
     if recipe.get("sparsity"):
         parts = (f"{_plain(name)} {level}" for name, level in recipe["sparsity"].items())
         yield f"- weights set to zero: {', '.join(parts)}"
