@@ -123,7 +123,10 @@ def test_pick_copies_the_point_and_report_prints_the_front(killed_and_resumed: P
         _command("pick", killed_and_resumed, "--latency-budget", "0.9x", "-o", picked),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert {path.name for path in picked.iterdir()} == {"manifest.json", "model.onnx", "weights.safetensors"}
+    files = {"manifest.json", "model.onnx", "weights.safetensors", "layer_times.json", "examples.npz", "run.py"}
+    assert {path.name for path in picked.iterdir()} == {*files, "README.md"}
+    ran = subprocess.run([sys.executable, picked / "run.py"], capture_output=True, text=True, check=True, cwd="/")
+    assert "as measured: 8 of 8" in ran.stdout
     assert "test accuracy" in done.stdout
     text = subprocess.run(
         _command("report", killed_and_resumed, "--text"), capture_output=True, text=True, check=True

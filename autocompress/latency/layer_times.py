@@ -12,78 +12,22 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from autocompress.errors import InputError
 from autocompress.latency.turns import Turns
+from autocompress.node_times import LayerTimes, NodeTime
 from autocompress.runtimes import runtime_named
 from autocompress.runtimes.node_names import module_of, modules_of_values
 from autocompress.task import Inputs
 
-SCHEMA_VERSION = 1
 _WARM_UP_RUNS = 5
-_MAX_RUNS, _SECONDS = 60, 1.5
+_SECONDS = 1.5
+_MAX_RUNS = 60  # where each run leaves events of its own, which a file takes
 _KERNEL = "_kernel_time"
 _BLOCKED = "_nchwc"  # ONNX Runtime names a layer in its blocked memory layout after its output
-
-
-@dataclass(frozen=True)
-class NodeTime:
-    """One node of a file as the runtime runs it, after its own fusions.
-
-    Attributes:
-        path: the module that the node comes from; "" for nodes that the runtime put in.
-        op: the kernel's name in the runtime, such as "Conv" or "QLinearConv".
-        ms: milliseconds in one run.
-    """
-
-    path: str
-    op: str
-    ms: float
-
-
-@dataclass(frozen=True)
-class LayerTimes:
-    """Where the time of one run goes.
-
-    Attributes:
-        runtime: its name.
-        n_runs: profiled runs.
-        run_ms: median latency of an unwatched run; what the nodes sum to.
-        profiled_ms: what the nodes summed to before the profiler's own cost was taken off.
-        nodes: in the order in which they run.
-    """
-
-    runtime: str
-    n_runs: int
-    run_ms: float
-    profiled_ms: float
-    nodes: tuple[NodeTime, ...]
-
-    def write(self, file: Path) -> None:
-        """Writes JSON."""
-        file.write_text(json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}), encoding="utf-8")
-
-    @classmethod
-    def read(cls, file: Path) -> LayerTimes:
-        """The inverse of `write`.
-
-        Raises:
-            InputError: damaged, or of another schema version.
-        """
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            schema = data.pop("schema")
-            nodes = tuple(NodeTime(str(node["path"]), str(node["op"]), float(node["ms"])) for node in data.pop("nodes"))
-            times = cls(nodes=nodes, **data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} must hold layer times, but: {error!r}") from error
-        if schema != SCHEMA_VERSION:
-            raise InputError(f"{file} has schema {schema!r}, but this version reads {SCHEMA_VERSION}")
-        return times
 
 
 def measure_layer_times(file: Path, inputs: Inputs, runtime: str, n_threads: int = 1) -> LayerTimes | None:
@@ -125,7 +69,7 @@ def _profile_onnxruntime(file: Path, inputs: Inputs, n_threads: int) -> tuple[in
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         feed = CpuSession(session).prepare(inputs)
-        n_runs = _repeat(lambda: session.run(None, feed))
+        n_runs = _repeat(lambda: session.run(None, feed), _MAX_RUNS)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     modules = modules_of_values(file)
     timings: dict[tuple[str, str, str], list[float]] = defaultdict(list)
@@ -137,10 +81,27 @@ def _profile_onnxruntime(file: Path, inputs: Inputs, n_threads: int) -> tuple[in
     return n_runs, [NodeTime(path, op, _mean(values)) for (_, path, op), values in timings.items()]
 
 
-def _repeat(run: Callable[[], object]) -> int:
-    """Runs for a while, after a few runs to warm up; returns the number of all runs."""
+def _profile_openvino(file: Path, inputs: Inputs, n_threads: int) -> tuple[int, list[NodeTime]]:
+    from openvino import Core
+
+    from autocompress.runtimes.compiled_session import CompiledSession, settings
+
+    core = Core()
+    compiled = core.compile_model(core.read_model(str(file)), "CPU", {**settings(n_threads), "PERF_COUNT": True})
+    session = CompiledSession(compiled)
+    fed = session.prepare(inputs)
+    # its counters hold the mean since the start: many runs make the first one, which is slow, count for little
+    n_runs = _repeat(lambda: session.run(fed))
+    executed = [item for item in session.node_times() if item.real_time]
+    return n_runs, [
+        NodeTime(module_of(item.node_name), item.node_type, item.real_time.total_seconds() * 1e3) for item in executed
+    ]
+
+
+def _repeat(run: Callable[[], object], most: float = float("inf")) -> int:
+    """Runs for a while, after a few runs to warm up; returns the number of all runs, `most` at most."""
     n_runs, end = 0, time.perf_counter() + _SECONDS
-    while n_runs < _WARM_UP_RUNS + 2 or (n_runs < _MAX_RUNS and time.perf_counter() < end):
+    while n_runs < _WARM_UP_RUNS + 2 or (n_runs < most and time.perf_counter() < end):
         run()
         n_runs += 1
     return n_runs
@@ -167,5 +128,5 @@ def _mean(values: list[float]) -> float:
 
 
 Profiler = Callable[[Path, Inputs, int], tuple[int, list[NodeTime]]]
-PROFILERS: dict[str, Profiler] = {"onnxruntime": _profile_onnxruntime}
+PROFILERS: dict[str, Profiler] = {"onnxruntime": _profile_onnxruntime, "openvino": _profile_openvino}
 """Name of a runtime -> its profiler."""

@@ -40,13 +40,14 @@ class OpenVino:
         """See `Runtime.load`."""
         try:
             core = ov.Core()
-            compiled = core.compile_model(core.read_model(str(file)), _DEVICE, _settings(n_threads))
+            compiled = core.compile_model(core.read_model(str(file)), _DEVICE, settings(n_threads))
         except Exception as error:
             raise ExportError(f"OpenVINO {ov.__version__} refuses {file}: {error}") from error
         return CompiledSession(compiled)
 
 
-def _settings(n_threads: int) -> dict[str, object]:
+def settings(n_threads: int) -> dict[str, object]:
+    """Settings with which every file is run, timed and profiled."""
     return {
         "INFERENCE_NUM_THREADS": n_threads,
         "NUM_STREAMS": 1,
@@ -85,6 +86,10 @@ class CompiledSession:
     def predict(self, inputs: Inputs) -> Tensor:
         """See `Session.predict`."""
         return self._signature.predict(inputs, self._first_output)
+
+    def node_times(self) -> list[ov.ProfilingInfo]:
+        """Each node with its mean time over the runs so far; of a model that was compiled to count them."""
+        return list(self._request.profiling_info)
 
     def _first_output(self, feed: Feed) -> NDArray[np.generic]:
         output: NDArray[np.generic] = self._request.infer(feed)[0]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 
 from autocompress.errors import InputError
-from autocompress.latency.layer_times import LayerTimes, NodeTime, _without_profiler, measure_layer_times
+from autocompress.latency.layer_times import _without_profiler, measure_layer_times
+from autocompress.node_times import LayerTimes, NodeTime
 from autocompress.runtimes.node_names import module_of, modules_of_values
 from autocompress.task import as_inputs
 from tests.automl.tasks import tiny_task
@@ -47,6 +48,15 @@ def test_module_names_survive_in_the_file(float_point: Point) -> None:
 
 def test_a_runtime_without_a_profiler_has_no_layer_times(tmp_path: Path) -> None:
     assert measure_layer_times(tmp_path / "any", as_inputs(tiny_task().example_inputs()), "other:Runtime") is None
+
+
+def test_openvino_profiles_the_same_file(mixed_point: Point) -> None:
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    inputs = as_inputs(tiny_task().example_inputs())
+    times = measure_layer_times(mixed_point[0] / "model.onnx", inputs, "openvino")
+    assert times is not None
+    assert {"conv1", "conv2.0", "conv2.1", "fc"} <= {node.path for node in times.nodes}
+    assert sum(node.ms for node in times.nodes) == pytest.approx(times.run_ms)
 
 
 @given(st.lists(st.floats(1e-4, 10), min_size=1, max_size=20), st.floats(1e-3, 10))
