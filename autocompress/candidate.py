@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.rank_choice import RANK_RULE, is_rank, parse_rank
 
 FULL_BITS = 32
 SPARSITY_RULE = '`0 <= sparsity < 1`, or "n:m" with `1 <= n < m` as "2:4",'
@@ -56,7 +57,8 @@ class Candidate:
     Attributes:
         prune_ratio: channel group name -> share of its channels removed, in [0, 1).
         drop: names of the residual branches that are removed whole.
-        rank_ratio: layer path -> rank as a share of the (pruned) layer's largest rank, in (0, 1].
+        rank_ratio: layer path -> rank as a share of the (pruned) layer's largest rank, in (0, 1], or text with a
+            scheme, an energy or a residual, as "spatial:0.5", "energy:0.95"; see `rank_choice`.
         weight_bits: layer path -> bits of weights and activations (8), or 32 for "not quantized".
         sparsity: layer path -> share of the weight's entries that become zero, in [0, 1), or "n:m": of every m
             neighbours along the input dimension n stay, as "2:4".
@@ -69,7 +71,7 @@ class Candidate:
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
     drop: frozenset[str] = frozenset()
-    rank_ratio: Mapping[str, float] = field(default_factory=dict)
+    rank_ratio: Mapping[str, float | str] = field(default_factory=dict)
     weight_bits: Mapping[str, int] = field(default_factory=dict)
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
 
@@ -78,8 +80,8 @@ class Candidate:
             if not 0.0 <= ratio < 1.0:
                 raise InputError(f"`0 <= prune_ratio < 1` must hold, but {name!r} has {ratio}")
         for name, share in self.rank_ratio.items():
-            if share is not None and not 0.0 < share <= 1.0:
-                raise InputError(f"`0 < rank_ratio <= 1` must hold (or null: not factorized), but {name!r} has {share}")
+            if share is not None and not is_rank(share):
+                raise InputError(f"{RANK_RULE} must hold, but {name!r} has {share!r}")
         for name, bits in self.weight_bits.items():
             if not (isinstance(bits, int) and 2 <= bits <= FULL_BITS):
                 raise InputError(f"`2 <= weight_bits <= 32` must hold, but {name!r} has {bits!r}")
@@ -89,7 +91,8 @@ class Candidate:
         freeze = object.__setattr__
         freeze(self, "prune_ratio", {k: float(v) for k, v in sorted(self.prune_ratio.items()) if v > 0})
         freeze(self, "drop", frozenset(self.drop))
-        freeze(self, "rank_ratio", {k: float(v) for k, v in sorted(self.rank_ratio.items()) if v is not None})
+        ranks = {k: parse_rank(v).value for k, v in sorted(self.rank_ratio.items()) if v is not None}
+        freeze(self, "rank_ratio", ranks)
         freeze(self, "weight_bits", {k: v for k, v in sorted(self.weight_bits.items()) if v < FULL_BITS})
         freeze(self, "sparsity", {k: _plain(v) for k, v in sorted(self.sparsity.items()) if sparsity_share(v) > 0})
 

@@ -73,6 +73,7 @@ class SearchSettings:
         sampler: name of the sampler.
         importance: name of the criterion that says which channels of a group matter.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
+        activation_aware: split layers so that their outputs on the calibration batches change least, not their weights.
         seed: of the sampler and of the training batches.
         ray_address: address of a running Ray cluster, or None for a local one that starts and stops by itself.
         fine_tune_margin: a candidate whose measured latency is above budget * (1 + margin) gets no fine-tune.
@@ -90,6 +91,7 @@ class SearchSettings:
     sampler: str = "tpe"
     importance: str = "l2"
     reconstruct: bool = True
+    activation_aware: bool = True
     seed: int = 0
     ray_address: str | None = None
     fine_tune_margin: float = 0.1

@@ -17,6 +17,8 @@ from autocompress.candidate import FULL_BITS, SPARSITY_RULE, Candidate, is_spars
 from autocompress.config import read_yaml_mapping, refuse_unknown_keys
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
+from autocompress.rank_choice import RANK_RULE, is_rank, parse_rank, rank_distance
+from autocompress.ranks import ranks_of_ratio, reason_against, split_of
 
 Choice = float | int | bool | str | None
 Rule = Mapping[str, Any]
@@ -30,9 +32,11 @@ AS_IT_IS: dict[str, Choice] = {
 }
 """The choice of each kind of knob that changes nothing."""
 
-KINDS_OF_KNOB: dict[str, frozenset[str]] = dict.fromkeys(
-    ("rank_ratio", "weight_bits", "sparsity"), frozenset({"linear", "conv2d"})
-)
+KINDS_OF_KNOB: dict[str, frozenset[str]] = {
+    "rank_ratio": frozenset({"linear", "conv1d", "conv2d", "embedding", "lstm", "gru"}),
+    "weight_bits": frozenset({"linear", "conv2d"}),
+    "sparsity": frozenset({"linear", "conv2d"}),
+}
 """Which kinds of layers each knob of a layer is offered for: those that its operation can change."""
 
 DEFAULT_GRID = 8
@@ -64,8 +68,19 @@ class Knob:
 
     def nearest(self, value: Choice) -> Choice:
         """The offered choice that is nearest to `value`; no factorization counts as rank ratio 1, "2:4" as 0.5."""
-        wanted = _number(value)
-        return min(self.choices, key=lambda choice: (abs(_number(choice) - wanted), choice != value))
+
+        def distance(choice: Choice) -> float:
+            if self.kind == "rank_ratio":
+                return rank_distance(choice, value)
+            return abs(_number(choice) - _number(value))
+
+        return min(self.choices, key=lambda choice: (distance(choice), choice != value))
+
+    def number(self, choice: Choice) -> float:
+        """How much of the target the choice leaves, or for "prune_ratio", "drop" and "sparsity" takes."""
+        if self.kind == "rank_ratio":
+            return 1.0 if choice is None else parse_rank(choice).share
+        return _number(choice)
 
 
 @dataclass(frozen=True)
@@ -208,7 +223,7 @@ class SearchSpace:
         self,
         *,
         prune_ratio: float = 0.0,
-        rank_ratio: float | None = None,
+        rank_ratio: float | str | None = None,
         weight_bits: int = FULL_BITS,
         sparsity: float | str = 0.0,
     ) -> Candidate:
@@ -244,9 +259,7 @@ def _space_folders() -> Iterable[Path]:
 
 
 def _number(choice: Choice) -> float:
-    if isinstance(choice, str):
-        return sparsity_share(choice)
-    return 1.0 if choice is None else float(choice)
+    return sparsity_share(choice) if isinstance(choice, str) else float(choice or 0.0)
 
 
 def _matches(rule: Rule, name: str) -> bool:
@@ -288,7 +301,7 @@ def _check_rule(rule: Rule) -> None:
 _RANGES = {
     "prune_ratio": "`0 <= prune_ratio < 1`",
     "drop": "`drop` in [false, true]",
-    "rank_ratio": "`0 < rank_ratio <= 1` or null",
+    "rank_ratio": RANK_RULE,
     "weight_bits": f"`weight_bits` in {list(BITS)}",
     "sparsity": SPARSITY_RULE,
 }
@@ -299,13 +312,13 @@ def _valid(kind: str, choice: Any) -> bool:
         return isinstance(choice, bool)
     if kind == "sparsity":
         return is_sparsity(choice)
-    if kind == "rank_ratio" and choice is None:
-        return True
+    if kind == "rank_ratio":
+        return choice is None or is_rank(choice)
     if isinstance(choice, bool) or not isinstance(choice, int | float):
         return False
     if kind == "weight_bits":
         return choice in BITS
-    return 0 <= choice < 1 if kind == "prune_ratio" else 0 < choice <= 1
+    return 0 <= choice < 1
 
 
 def _check_matches(graph: ModelGraph, rules: Sequence[Rule]) -> None:
@@ -337,12 +350,21 @@ def _useful(kind: str, choices: tuple[Choice, ...], layer: Layer) -> tuple[Choic
 
 
 def _useful_ranks(choices: Iterable[Choice], layer: Layer) -> tuple[Choice, ...]:
-    """Leaves out ranks at which two layers need as many multiplications as one (of the unpruned layer)."""
+    """Leaves out schemes that the layer does not take, and ranks at which the (unpruned) layer would not get cheaper.
+
+    Which rank keeps an energy shows only on data: such a choice stays, and the layer too where that rank does not pay.
+    """
 
     def pays(choice: Choice) -> bool:
-        return layer.groups == 1 and rank_pays(rank_on_grid(_number(choice), layer.max_rank), layer.weight_shape)
+        asked = parse_rank(choice)
+        if reason_against(layer, asked.scheme) is not None:
+            return False
+        if asked.ratio is None:
+            return True
+        return split_of(layer, asked, ranks_of_ratio(layer, asked.scheme, asked.ratio)) is not None
 
-    return tuple(choice for choice in choices if choice is None or pays(choice))
+    canonical = (None if choice is None else parse_rank(choice).value for choice in choices)
+    return tuple(dict.fromkeys(choice for choice in canonical if choice is None or pays(choice)))
 
 
 def _useful_sparsities(choices: Iterable[Choice], layer: Layer) -> tuple[Choice, ...]:
@@ -353,14 +375,3 @@ def _useful_sparsities(choices: Iterable[Choice], layer: Layer) -> tuple[Choice,
         return block is None or layer.weight_shape[1] >= block[1]
 
     return tuple(choice for choice in choices if fits(choice))
-
-
-def rank_on_grid(rank_ratio: float, max_rank: int) -> int:
-    """The rank of a ratio: the nearest multiple of 8, at least 8, at most `max_rank`."""
-    return min(max_rank, max(DEFAULT_GRID, round(rank_ratio * max_rank / DEFAULT_GRID) * DEFAULT_GRID))
-
-
-def rank_pays(rank: int, weight_shape: Sequence[int]) -> bool:
-    """True when two factors of that rank need fewer multiplications than the weight: r (out + in) < out in."""
-    n_out, n_in = weight_shape[0], math.prod(weight_shape[1:])
-    return rank * (n_out + n_in) < n_out * n_in

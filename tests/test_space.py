@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Coupling, Frozen, Layer, ModelGraph, ResidualBranch
-from autocompress.space import SearchSpace, find_space, rank_on_grid, rank_pays
+from autocompress.space import SearchSpace, find_space
 
 
 def _group(name: str, n_channels: int, width: int = 1) -> ChannelGroup:
@@ -137,11 +137,3 @@ def test_files_that_come_with_the_package(tmp_path: Path) -> None:
     file.write_text("rules: [{match: stem, weight_bits: [32, 8]}]\nchannel_gird: 4\n")
     with pytest.raises(InputError, match="did you mean channel_grid"):
         SearchSpace.load(str(file), GRAPH)
-
-
-@given(st.floats(0.01, 1), st.integers(1, 512), st.integers(1, 512))
-def test_ranks_are_possible_and_pay(rank_ratio: float, n_out: int, n_in: int) -> None:
-    rank = rank_on_grid(rank_ratio, min(n_out, n_in))
-    assert 1 <= rank <= min(n_out, n_in)
-    assert rank % 8 == 0 or rank == min(n_out, n_in)
-    assert rank_pays(rank, (n_out, n_in)) == (n_out * rank + rank * n_in < n_out * n_in)

@@ -188,13 +188,24 @@ class Trial:
         with self._phase("compress"), self._bench.turns.compute():
             job = self._job
             bench = self._bench
-            recipe = resolve(job.model, job.graph, self._candidate, job.settings.importance, bench.evidence)
+            settings = job.settings
+            recipe = resolve(
+                job.model, job.graph, self._candidate, settings.importance, bench.evidence, settings.activation_aware
+            )
             self._set_student(recipe, bench.calibration)
 
     def _set_student(self, recipe: Recipe, calibration: list[Inputs] | None) -> None:
         job = self._job
         self._recipe = recipe
-        self._student = rebuild(job.model, job.graph, recipe, calibration, job.settings.reconstruct)
+        self._student = rebuild(
+            job.model,
+            job.graph,
+            recipe,
+            calibration,
+            job.settings.reconstruct,
+            self._bench.evidence,
+            job.settings.activation_aware,
+        )
         self._fine_tune = FineTune(
             self._student,
             self._bench.teacher,

@@ -41,7 +41,7 @@ def single_drops(space: SearchSpace, n_trials: int) -> list[Candidate]:
 def _strongest(knob: Knob) -> Choice:
     """The highest prune ratio or drop, the lowest rank (none is rank ratio 1) or bits."""
     pick = max if knob.kind in ("prune_ratio", "drop") else min
-    return pick(knob.choices, key=lambda choice: 1.0 if choice is None else float(choice))
+    return pick(knob.choices, key=knob.number)
 
 
 def _distinct(candidates: list[Candidate]) -> list[Candidate]:

@@ -12,6 +12,8 @@ from autocompress.compression.drop import drop_branches_
 from autocompress.compression.evidence import Evidence
 from autocompress.compression.factorize import factorize_
 from autocompress.compression.importance import CRITERIA, criterion_named
+from autocompress.compression.low_rank import merge
+from autocompress.compression.low_rank.matrices import gone_slots
 from autocompress.compression.norms import reestimate_norms_
 from autocompress.compression.prune import remove_channels_
 from autocompress.compression.quantize import calibrate_, is_quantized, quantize_
@@ -28,6 +30,7 @@ __all__ = [
     "compress",
     "criterion_named",
     "is_quantized",
+    "merge",
     "rebuild",
     "resolve",
     "sparse_saving_bytes",
@@ -44,6 +47,7 @@ def compress(
     importance: str = "l2",
     task: Task | None = None,
     reconstruct: bool = True,
+    activation_aware: bool = True,
 ) -> nn.Module:
     """Applies a candidate to a copy of the model.
 
@@ -58,6 +62,8 @@ def compress(
         task: gives labelled batches and the loss; needed by the importance "taylor".
         reconstruct: refit the layers that lost inputs, so that they give on the calibration batches what they gave
             before; without such batches nothing is refitted.
+        activation_aware: split layers so that their outputs on the calibration batches change least; else, and without
+            such batches, so that their weights do (plain singular value decomposition).
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
@@ -68,8 +74,9 @@ def compress(
     """
     graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
     batches = [as_inputs(inputs) for inputs in calibration]
-    recipe = resolve(model, graph, candidate, importance, Evidence(model, graph, batches, task))
-    return rebuild(model, graph, recipe, batches, reconstruct)
+    evidence = Evidence(model, graph, batches, task)
+    recipe = resolve(model, graph, candidate, importance, evidence, activation_aware)
+    return rebuild(model, graph, recipe, batches, reconstruct, evidence, activation_aware)
 
 
 def rebuild(
@@ -78,6 +85,8 @@ def rebuild(
     recipe: Recipe,
     calibration: Sequence[Inputs] | None = None,
     reconstruct: bool = False,
+    evidence: Evidence | None = None,
+    activation_aware: bool = True,
 ) -> nn.Module:
     """Applies a recipe to a copy of the model.
 
@@ -85,9 +94,11 @@ def rebuild(
         model: the uncompressed model.
         graph: of the model.
         recipe: what to do.
-        calibration: batches from which batch-norm statistics and then 8-bit ranges follow, without training. None
-            leaves both unset, for weights that are loaded afterwards.
+        calibration: batches from which factors, batch-norm statistics and then 8-bit ranges follow, without training.
+            None leaves them unset, for weights that are loaded afterwards.
         reconstruct: refit the layers that lost inputs on the calibration batches.
+        evidence: of the model and these batches, kept from candidate to candidate; decompositions come from it.
+        activation_aware: see `compress`.
 
     Raises:
         CompressionError: the recipe does not fit the model, or 8-bit layers have no calibration batches.
@@ -97,8 +108,11 @@ def rebuild(
     remove_channels_(student, graph, recipe.removed)
     if reconstruct and calibration:
         reconstruct_(student, model, graph, recipe.removed, calibration)
-    for path, rank in recipe.ranks.items():
-        factorize_(student, path, rank)
+    if recipe.ranks:
+        source = None if calibration is None else (evidence or Evidence(model, graph, calibration)).low_rank
+        gone = gone_slots(graph, recipe.removed)
+        for path, split in recipe.ranks.items():
+            factorize_(student, graph.layer(path), split, source, gone, activation_aware)
     for path, sparsity in recipe.sparsity.items():
         sparsify_(student, path, sparsity)
     if calibration and (recipe.dropped or recipe.removed or recipe.ranks or recipe.sparsity):

@@ -1,4 +1,4 @@
-"""What importance is judged by: a model's weights, and statistics of its data that are collected on first use."""
+"""What channels and ranks are judged by: a model's weights, and statistics of its data, collected on first use."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.errors import CompressionError
 from autocompress.graph import Coupling, ModelGraph
 from autocompress.task import Inputs, Task, call_model
@@ -59,6 +60,11 @@ class Evidence:
         touched = {coupling.tensor for group in self.graph.groups for coupling in group.couplings}
         named = self.model.named_parameters()
         return {path: weight.detach() for path, weight in named if path in touched}
+
+    @cached_property
+    def low_rank(self) -> LowRankSource:
+        """Decompositions of the layers' weights under the second moments of their inputs."""
+        return LowRankSource(self.model, self.graph, self.calibration)
 
     @cached_property
     def saliency(self) -> Mapping[tuple[str, int], Tensor]:

@@ -1,84 +1,80 @@
-"""Replaces a layer by two thinner ones through a truncated singular value decomposition of its weight.
-
-Linear (out, in): in -> rank -> out. Conv2d, channel scheme (Zhang et al. 2015, arXiv:1505.06798): a k x k convolution
-to `rank` channels, then 1 x 1 to `out`. Singular values are split evenly between the factors.
-"""
+"""Replaces a layer by thinner ones in a row, in place."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Any
 
+from torch import nn
+
+from autocompress.compression.low_rank.layers import layers_of
+from autocompress.compression.low_rank.matrices import pruned_layer
+from autocompress.compression.low_rank.recurrent import split_recurrent
+from autocompress.compression.low_rank.source import (
+    NOTHING_GONE,
+    LowRankSource,
+    blank_factors,
+    can_split,
+    factors_at,
+)
 from autocompress.errors import CompressionError
+from autocompress.graph import Layer
+from autocompress.graph.shrink import GoneSlots
+from autocompress.ranks import Split, largest_ranks
 
 
-def can_factorize(module: nn.Module) -> str | None:
-    """None when the layer can be split in two, else the reason why not."""
-    if isinstance(module, nn.Linear):
-        return None
-    if isinstance(module, nn.Conv2d):
-        if module.groups != 1:
-            return f"grouped convolutions (groups={module.groups}) are not split into two"
-        if module.padding_mode != "zeros":
-            return f"padding mode {module.padding_mode!r} is not split into two"
-        return None
-    return f"{type(module).__name__} is not split into two"
+def factorize_(
+    student: nn.Module,
+    layer: Layer,
+    split: Split,
+    source: LowRankSource | None = None,
+    gone: GoneSlots = NOTHING_GONE,
+    activation_aware: bool = True,
+) -> None:
+    """Replaces one layer of `student` by its factors: plain torch layers in a `Sequential`, or a `StackedRecurrent`.
 
-
-def factorize_(model: nn.Module, path: str, rank: int) -> None:
-    """Replaces the layer at `path` by a `Sequential` of two with the best rank-`rank` weight (Eckart-Young), in place.
+    Args:
+        student: changed in place; these slots were removed from it before.
+        layer: of the uncompressed model.
+        split: scheme and ranks.
+        source: of the factors; None leaves them at zero, for weights that are loaded afterwards.
+        gone: slots that pruning removed.
+        activation_aware: see `LowRankSource.decompositions`.
 
     Raises:
-        CompressionError: the layer cannot be split, or the rank is outside [1, largest rank].
+        CompressionError: the layer does not take the scheme, a rank is out of range, the weight is shared with another
+            layer, or weights or activations are not finite.
     """
-    module = model.get_submodule(path)
-    reason = can_factorize(module)
+    module: Any = student.get_submodule(layer.path)
+    pruned = pruned_layer(layer, gone)
+    _check(student, module, pruned, split)
+    if source is None:
+        factors = blank_factors(pruned, split)
+    else:
+        factors = factors_at(source.decompositions(layer, split.scheme, gone, activation_aware, student), pruned, split)
+    if isinstance(module, nn.RNNBase):
+        made: nn.Module = split_recurrent(module, factors)
+    else:
+        assert factors[0] is not None
+        made = layers_of(module, split.scheme, factors[0])
+    parent, _, name = layer.path.rpartition(".")
+    setattr(student.get_submodule(parent), name, made)
+
+
+def _check(student: nn.Module, module: Any, layer: Layer, split: Split) -> None:
+    reason = can_split(module, layer, split.scheme)
     if reason is not None:
-        raise CompressionError(f"rank_ratio is for linear and plain conv layers; {path!r}: {reason}")
-    assert isinstance(module, nn.Linear | nn.Conv2d)
-    largest = min(module.weight.shape[0], module.weight[0].numel())
-    if not 1 <= rank <= largest:
-        raise CompressionError(f"`1 <= rank <= {largest}` must hold for {path!r}, but got {rank}")
-    first, second = _split_linear(module, rank) if isinstance(module, nn.Linear) else _split_conv(module, rank)
-    pair = nn.Sequential(first, second).train(module.training)
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, pair)
-
-
-def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(out, rank) and (rank, in) whose product is the best rank-`rank` approximation; computed in float64."""
-    u, s, vh = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return (u[:, :rank] * root).to(matrix.dtype), (root[:, None] * vh[:rank]).to(matrix.dtype)
-
-
-def _split_linear(layer: nn.Linear, rank: int) -> tuple[nn.Module, nn.Module]:
-    left, right = _factors(layer.weight, rank)
-    first = nn.Linear(layer.in_features, rank, bias=False).to(layer.weight)
-    second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None).to(layer.weight)
-    _fill(first.weight, right)
-    _fill(second.weight, left)
-    _fill(second.bias, layer.bias)
-    return first, second
-
-
-def _split_conv(layer: nn.Conv2d, rank: int) -> tuple[nn.Module, nn.Module]:
-    left, right = _factors(layer.weight.flatten(1), rank)
-    kernel, stride, dilation = (_pair(size) for size in (layer.kernel_size, layer.stride, layer.dilation))
-    padding = layer.padding if isinstance(layer.padding, str) else _pair(layer.padding)
-    first = nn.Conv2d(layer.in_channels, rank, kernel, stride, padding, dilation, bias=False).to(layer.weight)
-    second = nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None).to(layer.weight)
-    _fill(first.weight, right.reshape(first.weight.shape))
-    _fill(second.weight, left.reshape(second.weight.shape))
-    _fill(second.bias, layer.bias)
-    return first, second
-
-
-def _pair(size: tuple[int, ...]) -> tuple[int, int]:
-    return size[0], size[1]
-
-
-def _fill(parameter: Tensor | None, values: Tensor | None) -> None:
-    if parameter is not None and values is not None:
-        with torch.no_grad():
-            parameter.copy_(values)
+        raise CompressionError(f"layer {layer.path!r} cannot be split by the scheme {split.scheme!r}: {reason}")
+    largest = largest_ranks(layer, split.scheme)
+    lowest = 0 if layer.input_shapes else layer.groups
+    fits = len(split.ranks) == len(largest) and all(
+        lowest <= rank <= limit and rank % layer.groups == 0 for rank, limit in zip(split.ranks, largest, strict=True)
+    )
+    if not fits:
+        raise CompressionError(
+            f"`{lowest} <= rank <= largest` must hold for {layer.path!r}, in multiples of {layer.groups}, with the "
+            f"largest {list(largest)} of the scheme {split.scheme!r}, but got {list(split.ranks)}"
+        )
+    own = {id(weight) for weight in module.parameters(recurse=False)}
+    for name, parameter in student.named_parameters(remove_duplicate=False):
+        if id(parameter) in own and name.rpartition(".")[0] != layer.path:
+            raise CompressionError(f"layer {layer.path!r} shares a weight with {name}; tied layers are not split")

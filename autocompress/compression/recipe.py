@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,11 +10,12 @@ from torch import nn
 
 from autocompress.candidate import Candidate
 from autocompress.compression.evidence import Evidence
-from autocompress.compression.factorize import can_factorize
 from autocompress.compression.importance import criterion_named, least_important
+from autocompress.compression.low_rank.choose import choose_splits
+from autocompress.compression.low_rank.matrices import gone_slots
 from autocompress.errors import CompressionError
-from autocompress.graph import Layer, ModelGraph
-from autocompress.space import rank_on_grid, rank_pays
+from autocompress.graph import ModelGraph
+from autocompress.ranks import Split
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Recipe:
     Attributes:
         dropped: names of the residual branches that go.
         removed: channel group -> indices of the channels that go, ascending.
-        ranks: layer path -> rank of its two factors.
+        ranks: layer path -> how it is split.
         bits: layer path -> bits of weights and activations.
         sparsity: layer path -> share of its weight's smallest entries that are zero, or "n:m"; of saved weights, the
             zeros themselves are the mask.
@@ -34,14 +34,14 @@ class Recipe:
 
     dropped: tuple[str, ...] = ()
     removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    ranks: Mapping[str, Split] = field(default_factory=dict)
     bits: Mapping[str, int] = field(default_factory=dict)
     kept_dense: tuple[str, ...] = ()
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "ranks": {path: split.to_dict() for path, split in self.ranks.items()}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -54,6 +54,7 @@ class Recipe:
             values = dict(data)
             values["dropped"] = tuple(values["dropped"])
             values["kept_dense"] = tuple(values["kept_dense"])
+            values["ranks"] = {path: Split.from_dict(split) for path, split in values["ranks"].items()}
             values["removed"] = {name: tuple(indices) for name, indices in values["removed"].items()}
             return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -66,6 +67,7 @@ def resolve(
     candidate: Candidate,
     importance: str = "l2",
     evidence: Evidence | None = None,
+    activation_aware: bool = True,
 ) -> Recipe:
     """Turns ratios into integers: the least important channels, ranks relative to the pruned layer's largest rank.
 
@@ -77,6 +79,8 @@ def resolve(
         candidate: what is asked.
         importance: name of the criterion, see `CRITERIA`.
         evidence: of the model, kept from candidate to candidate; None where the weights alone decide.
+        activation_aware: whether a rank that is asked for by energy keeps that of the output on the calibration data,
+            or, as it does without such data, that of the weight.
 
     Raises:
         InputError: no such criterion.
@@ -91,33 +95,11 @@ def resolve(
         n_removed = round(candidate.prune_ratio.get(group.name, 0.0) * group.n_channels)
         if n_removed and not gone.issuperset(group.producers):
             removed[group.name] = least_important(evidence, group, min(n_removed, group.n_channels - 1), criterion)
-    ranks, kept_dense = {}, []
-    for layer in graph.layers:
-        if layer.path not in candidate.rank_ratio or layer.path in gone:
-            continue
-        reason = can_factorize(model.get_submodule(layer.path))
-        if reason is not None:
-            raise CompressionError(f"rank_ratio is for linear and plain conv layers; {layer.path!r}: {reason}")
-        shape = pruned_shape(layer, graph, removed)
-        rank = rank_on_grid(candidate.rank_ratio[layer.path], min(shape[0], math.prod(shape[1:])))
-        if rank_pays(rank, shape):
-            ranks[layer.path] = rank
-        else:
-            kept_dense.append(layer.path)
+    gone_tensors = gone_slots(graph, removed)
+    ranks, kept_dense = choose_splits(model, graph, candidate, gone_tensors, gone, evidence.low_rank, activation_aware)
     bits = {path: width for path, width in candidate.weight_bits.items() if path not in gone}
     sparsity = {path: level for path, level in candidate.sparsity.items() if path not in gone}
-    return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, tuple(kept_dense), sparsity)
-
-
-def pruned_shape(layer: Layer, graph: ModelGraph, removed: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of the layer's weight after these channels are gone."""
-    shape = list(layer.weight_shape)
-    for group in graph.groups:
-        indices = removed.get(group.name, ())
-        for coupling in group.couplings:
-            if coupling.tensor == f"{layer.path}.weight":
-                shape[coupling.dim] -= sum(len(coupling.slots[i]) for i in indices)
-    return tuple(shape)
+    return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, kept_dense, sparsity)
 
 
 def _check_names(graph: ModelGraph, candidate: Candidate) -> None:

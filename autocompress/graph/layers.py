@@ -99,6 +99,17 @@ def weight_shape(module: nn.Module) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
+def geometry(module: nn.Module) -> dict[str, Any]:
+    """The fields `groups`, `stride` and `input_shapes` of a layer."""
+    if isinstance(module, nn.RNNBase):
+        n_directions = 2 if module.bidirectional else 1
+        first = [getattr(module, f"weight_ih_l{level}").shape for level in range(module.num_layers)]
+        return {"input_shapes": tuple((n_directions * n_rows, n_inputs) for n_rows, n_inputs in first)}
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return {"groups": module.groups, "stride": tuple(module.stride)}
+    return {}
+
+
 def _readers_of(trace: Trace, tensor: str) -> list[fx.Node]:
     return [user for node, name in trace.states.items() if name == tensor for user in node.users]
 
@@ -131,7 +142,7 @@ def _layer(model: nn.Module, trace: Trace, node: fx.Node, unique: dict[fx.Node, 
         relu=relu,
         feeds=tuple(feeds),
         feeds_only_layers=only_layers,
-        groups=getattr(module, "groups", 1),
+        **geometry(module),
     )
 
 

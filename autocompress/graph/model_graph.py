@@ -91,6 +91,9 @@ class Layer:
             when `feeds_only_layers`.
         feeds_only_layers: True when nothing else reads that output.
         groups: of a grouped convolution; 1 otherwise.
+        stride: of a convolution, for each spatial dimension; () otherwise.
+        input_shapes: of a recurrent layer, for each of its levels the shape of its input weights, those of both
+            directions stacked; () otherwise.
     """
 
     path: str
@@ -103,15 +106,8 @@ class Layer:
     feeds: tuple[str, ...] = ()
     feeds_only_layers: bool = False
     groups: int = 1
-
-    @property
-    def max_rank(self) -> int:
-        """Largest rank of the weight seen as a matrix (out_channels, everything else)."""
-        out = self.weight_shape[0]
-        rest = 1
-        for size in self.weight_shape[1:]:
-            rest *= size
-        return min(out, rest)
+    stride: tuple[int, ...] = ()
+    input_shapes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.graph.layers import KINDS, is_plain, weight_shape, weight_tensors
+from autocompress.graph.layers import KINDS, geometry, is_plain, weight_shape, weight_tensors
 from autocompress.graph.model_graph import Frozen, Layer, ModelGraph
 from autocompress.graph.trace import ExampleInputs, split_inputs
 
@@ -79,6 +79,7 @@ def _layer(path: str, module: nn.Module, output: torch.Size, batch: int) -> Laye
         weight_shape=weight_shape(module),
         n_params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
         n_macs=_n_macs(module, output) // batch,
+        **geometry(module),
     )
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from autocompress.candidate import Candidate
 from autocompress.compression import compress, rebuild, resolve
+from autocompress.compression.low_rank.matrices import gone_slots, pruned_layer
 from autocompress.compression.norms import reestimate_norms_
-from autocompress.compression.recipe import Recipe, pruned_shape
+from autocompress.compression.recipe import Recipe
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.space import SearchSpace
@@ -96,7 +97,8 @@ def test_recipe_replays_to_the_same_structure(model: nn.Module, graph: ModelGrap
     for layer in graph.layers:
         module = dict(one.named_modules()).get(layer.path)
         if isinstance(module, nn.Conv2d | nn.Linear):
-            assert tuple(module.weight.shape) == pruned_shape(layer, graph, recipe.removed)
+            gone = gone_slots(graph, recipe.removed)
+            assert tuple(module.weight.shape) == pruned_layer(layer, gone).weight_shape
 
 
 def test_the_least_important_channels_go(model: nn.Module, graph: ModelGraph) -> None:

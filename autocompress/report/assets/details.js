@@ -144,13 +144,19 @@ function bar(share, kind, text) {
   return el("div", { class: `bar ${kind}` }, fill, el("span", {}, text));
 }
 
+/** A share of the largest rank as a bar; a scheme or an energy, like `spatial:0.5`, in its own words. */
+function rankCell(rank) {
+  if (typeof rank === "string") return el("div", {}, rank);
+  return known(rank) ? bar(rank, "rank", percent(rank)) : el("div");
+}
+
 function layerCells(line) {
   const name = el("bdi", { class: "path", title: line.detail }, line.path);
   if (line.gone) return [name, el("div", { class: "gone" }, "removed with its block")];
   return [
     name,
     known(line.prune) ? bar(1 - line.prune, "width", percent(1 - line.prune)) : el("div"),
-    known(line.rank) ? bar(line.rank, "rank", percent(line.rank)) : el("div"),
+    rankCell(line.rank),
     line.bits === null ? el("div") : el("div", { class: line.bits < 32 ? "bits low" : "bits" }, `${line.bits}-bit`),
   ];
 }

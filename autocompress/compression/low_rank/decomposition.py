@@ -1,0 +1,209 @@
+"""A layer's factors at every rank, from one decomposition: the channel, the spatial and the Tucker-2 scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from autocompress.compression.low_rank.algebra import (
+    Basis,
+    conditioned,
+    output_basis,
+    output_energy,
+    refit,
+    times,
+)
+
+Factors = tuple[Tensor, ...]
+"""Weights of the layers in a row, first one first, float64, each (groups, out, in, *kernel)."""
+
+
+class Decomposition(Protocol):
+    """What a scheme makes of a weight of shape (groups, out, in, *kernel) and its input's second moment.
+
+    Ranks are per group. Every scheme gives the weight itself at the largest ranks, and an output error that does not
+    rise with the ranks.
+    """
+
+    def factors(self, ranks: Sequence[int]) -> Factors:
+        """At the ranks of the scheme."""
+
+    def kept_energy(self, ranks: Sequence[int]) -> float:
+        """Share of the output's energy that the factors keep, at most 1."""
+
+
+class ChannelDecomposition:
+    """A layer to `rank` channels with the whole kernel, then 1 x 1 (Zhang et al. 2015, arXiv:1505.06798); optimal.
+
+    Singular values are split evenly between the factors. That is the split at which rounding the second factor and
+    rounding what is between the factors cost the same, and both are smallest together.
+    """
+
+    def __init__(self, weight: Tensor, second: Tensor | None) -> None:
+        self._kernel = weight.shape[3:]
+        flat = weight.flatten(2).double()
+        basis = output_basis(flat, conditioned(second))
+        self._basis = basis
+        self._inner = basis.vectors.mT @ flat
+
+    def factors(self, ranks: Sequence[int]) -> Factors:
+        """(in -> rank, rank -> out)."""
+        (rank,) = ranks
+        scale = _scale(self._basis, rank)
+        first = self._inner[:, :rank] / scale[:, :, None]
+        second = self._basis.vectors[:, :, :rank] * scale[:, None]
+        return first.unflatten(2, (-1, *self._kernel)), second.reshape(*second.shape, *(1 for _ in self._kernel))
+
+    def kept_energy(self, ranks: Sequence[int]) -> float:
+        """From the eigenvalues."""
+        (rank,) = ranks
+        whole = float(self._basis.energy.sum())
+        return float(self._basis.energy[:, :rank].sum()) / whole if whole > 0 else 1.0
+
+
+class SpatialDecomposition:
+    """k x 1 to `rank` channels, then 1 x k (Jaderberg et al. 2014, arXiv:1405.3866).
+
+    The columns are chosen under the second moment of the k x 1 windows, the rows are then the least-squares fit under
+    that of the whole windows.
+    """
+
+    def __init__(self, weight: Tensor, second: Tensor | None) -> None:
+        self._weight, self._second = weight.double(), conditioned(second)
+        n_groups, n_out, n_in, height, width = weight.shape
+        by_column = self._weight.permute(0, 1, 4, 2, 3).reshape(n_groups, n_out * width, n_in * height)
+        basis = output_basis(by_column, _of_columns(self._second, n_in, height, width))
+        self._basis = basis
+        self._columns = basis.vectors.mT @ by_column  # (groups, rank, in × height)
+
+    def factors(self, ranks: Sequence[int]) -> Factors:
+        """(k x 1, 1 x k)."""
+        (rank,) = ranks
+        n_groups, n_out, n_in, height, width = self._weight.shape
+        scale = _scale(self._basis, rank)
+        columns = self._columns[:, :rank] / scale[:, :, None]
+        start = (self._basis.vectors[:, :, :rank] * scale[:, None]).reshape(n_groups, n_out, width, rank)
+        rows = start.transpose(2, 3).flatten(2)
+        if self._second is not None:
+            seen = columns.reshape(n_groups, rank, n_in, height)
+            features = (
+                torch.einsum("grcy,xw->grxcyw", seen, torch.eye(width, dtype=seen.dtype)).flatten(3).flatten(1, 2)
+            )
+            rows = refit(self._weight.flatten(2), features, rows, self._second)
+        return (
+            columns.reshape(n_groups, rank, n_in, height, 1),
+            rows.reshape(n_groups, n_out, rank, 1, width),
+        )
+
+    def kept_energy(self, ranks: Sequence[int]) -> float:
+        """Of the composed weight."""
+        columns, rows = self.factors(ranks)
+        composed = torch.einsum("gorw,grcy->gocyw", rows[:, :, :, 0], columns[..., 0])
+        return _kept(self._weight, composed, self._second)
+
+
+class TuckerDecomposition:
+    """1 x 1 to `ranks[0]` channels, the kernel to `ranks[1]`, then 1 x 1 (Kim et al. 2016, arXiv:1511.06530).
+
+    The input channels' subspace is chosen under their own second moment; given it, core and output factor are optimal
+    (reduced-rank regression).
+    """
+
+    def __init__(self, weight: Tensor, second: Tensor | None) -> None:
+        self._weight, self._second = weight.double(), conditioned(second)
+        by_channel = self._weight.movedim(2, -1).flatten(1, -2)  # (groups, out × kernel, in)
+        self._basis = output_basis(by_channel, _of_channels(self._second, weight.shape[2]))
+        self._inputs = self._basis.vectors.mT @ by_channel
+
+    def factors(self, ranks: Sequence[int]) -> Factors:
+        """(in -> ranks[0], the core, ranks[1] -> out)."""
+        n_inner, n_outer = ranks
+        kernel = self._weight.shape[3:]
+        ones = (1,) * len(kernel)
+        scale = _scale(self._basis, n_inner)
+        inputs = self._inputs[:, :n_inner] / scale[:, :, None]
+        core, features = self._core(inputs, n_inner, scale)
+        basis = output_basis(core, _through(features, self._second))
+        balance = _scale(basis, n_outer)
+        outer = basis.vectors[:, :, :n_outer]
+        inner = (outer.mT @ core) / balance[:, :, None]
+        outer = outer * balance[:, None]
+        return (
+            inputs.reshape(*inputs.shape, *ones),
+            inner.unflatten(2, (n_inner, *kernel)),
+            outer.reshape(*outer.shape, *ones),
+        )
+
+    def _core(self, inputs: Tensor, rank: int, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The best weight (groups, out, rank × kernel) on the projected inputs, and these as features of the window."""
+        kernel = self._weight.shape[3:]
+        n_groups, n_out = self._weight.shape[:2]
+        start = (self._basis.vectors[:, :, :rank] * scale[:, None]).reshape(n_groups, n_out, -1, rank).mT.flatten(2)
+        if self._second is None:
+            return start, None
+        taps = torch.eye(kernel.numel(), dtype=inputs.dtype)
+        features = torch.einsum("grc,xw->grxcw", inputs, taps).flatten(3).flatten(1, 2)
+        return refit(self._weight.flatten(2), features, start, self._second), features
+
+    def kept_energy(self, ranks: Sequence[int]) -> float:
+        """Of the composed weight."""
+        inputs, core, outer = (factor.flatten(3) for factor in self.factors(ranks))
+        composed = torch.einsum("gob,gbak,gac->gock", outer[..., 0], core, inputs[..., 0])
+        return _kept(self._weight, composed, self._second)
+
+
+DECOMPOSITIONS: dict[str, Callable[[Tensor, Tensor | None], Decomposition]] = {
+    "channel": ChannelDecomposition,
+    "spatial": SpatialDecomposition,
+    "tucker": TuckerDecomposition,
+}
+
+
+def smallest_ranks(decomposition: Decomposition, energy: float, offered: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The first of the offered ranks, which rise, that keeps this share of the output's energy; else the last.
+
+    Kept energy does not fall along them, so that it is found by bisection.
+    """
+    low, high = 0, len(offered) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if decomposition.kept_energy(offered[middle]) >= energy:
+            high = middle
+        else:
+            low = middle + 1
+    return offered[low]
+
+
+def _scale(basis: Basis, rank: int) -> Tensor:
+    """The square root of each direction's singular value, (groups, rank); 1 where that is as good as zero."""
+    root = basis.energy[:, :rank] ** 0.25
+    return torch.where(root > 1e-6 * basis.energy[:, :1] ** 0.25, root, torch.ones_like(root))
+
+
+def _through(features: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Second moment of the features, (groups, k, k)."""
+    return None if features is None else times(features, second) @ features.mT
+
+
+def _of_columns(second: Tensor | None, n_in: int, height: int, width: int) -> Tensor | None:
+    """Mean second moment of the k x 1 windows, (groups, in × height, in × height)."""
+    if second is None:
+        return None
+    blocks = second.reshape(len(second), n_in * height, width, n_in * height, width)
+    return blocks.diagonal(dim1=2, dim2=4).mean(-1)
+
+
+def _of_channels(second: Tensor | None, n_in: int) -> Tensor | None:
+    """Mean second moment of the channels at one tap, (groups, in, in)."""
+    if second is None:
+        return None
+    return second.reshape(len(second), n_in, -1, n_in, second.shape[1] // n_in).diagonal(dim1=2, dim2=4).mean(-1)
+
+
+def _kept(weight: Tensor, composed: Tensor, second: Tensor | None) -> float:
+    whole = output_energy(weight.flatten(2), second)
+    lost = output_energy((weight - composed.reshape(weight.shape)).flatten(2), second)
+    return 1.0 - lost / whole if whole > 0 else 1.0

@@ -1,0 +1,87 @@
+"""Torch layers from factors: what a linear, convolution or embedding layer becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from autocompress.compression.low_rank.decomposition import Factors
+
+_BEARERS = {"channel": (0, 0), "spatial": (0, 1), "tucker": (1, 1)}
+"""Scheme -> for each spatial dimension the factor that has its kernel, stride, padding and dilation."""
+
+
+def layers_of(module: Any, scheme: str, factors: Factors) -> nn.Sequential:
+    """Plain layers in a row that do what `module` does with the composed weight; its bias goes to the last one.
+
+    Args:
+        module: `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` or `nn.Embedding`.
+        scheme: of the factors.
+        factors: first layer first, each (groups, out, in, *kernel).
+    """
+    if isinstance(module, nn.Linear):
+        first, second = factors
+        row: list[nn.Module] = [linear(first[0], None, module), linear(second[0], module.bias, module)]
+    elif isinstance(module, nn.Embedding):
+        first, second = factors
+        row = [_embedding(module, first[0].mT), linear(second[0], None, module)]
+    else:
+        row = [
+            _conv(module, weight, scheme, index, module.bias if index == len(factors) - 1 else None)
+            for index, weight in enumerate(factors)
+        ]
+    return nn.Sequential(*row).train(module.training)
+
+
+def linear(weight: Tensor, bias: Tensor | None, like: Any) -> nn.Linear:
+    """A linear layer of that weight (out, in), in the type and place of the first weight of `like`."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    _fill(layer, weight, bias, like)
+    return layer
+
+
+def _embedding(module: nn.Embedding, weight: Tensor) -> nn.Embedding:
+    layer = nn.Embedding(
+        module.num_embeddings,
+        weight.shape[1],
+        module.padding_idx,
+        scale_grad_by_freq=module.scale_grad_by_freq,
+        sparse=module.sparse,
+        device="meta",
+    )
+    _fill(layer, weight, None, module)
+    return layer
+
+
+def _conv(module: Any, weight: Tensor, scheme: str, index: int, bias: Tensor | None) -> nn.Module:
+    """The factor with what it bears of the convolution's geometry."""
+    n_groups, n_out, n_in, *kernel = weight.shape
+    bears = [bearer == index for bearer in _BEARERS[scheme][: len(kernel)]]
+
+    def borne(sizes: Sequence[int], otherwise: int) -> tuple[int, ...]:
+        return tuple(size if mine else otherwise for size, mine in zip(sizes, bears, strict=True))
+
+    layer = (nn.Conv1d if len(kernel) == 1 else nn.Conv2d)(
+        n_groups * n_in,
+        n_groups * n_out,
+        kernel,  # type: ignore[arg-type]
+        borne(module.stride, 1),  # type: ignore[arg-type]
+        module.padding if isinstance(module.padding, str) else borne(module.padding, 0),  # type: ignore[arg-type]
+        borne(module.dilation, 1),  # type: ignore[arg-type]
+        groups=n_groups,
+        bias=bias is not None,
+        padding_mode=module.padding_mode,
+        device="meta",
+    )
+    _fill(layer, weight.flatten(0, 1), bias, module)
+    return layer
+
+
+def _fill(layer: Any, weight: Tensor, bias: Tensor | None, like: Any) -> None:
+    """Gives a layer without storage its parameters; copies, so that nothing is shared with `like`."""
+    source: Tensor = next(parameter for parameter in like.parameters(recurse=False))
+    layer.weight = nn.Parameter(weight.detach().to(source).contiguous(), requires_grad=source.requires_grad)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)

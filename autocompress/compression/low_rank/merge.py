@@ -1,0 +1,112 @@
+"""The dense layer that factors multiply out to, for checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compression.low_rank.recurrent import StackedRecurrent
+from autocompress.errors import CompressionError
+
+
+def merge(module: nn.Module) -> nn.Module:
+    """One plain layer that computes what the layers computed which a layer was split into.
+
+    Args:
+        module: what `factorize_` put in a layer's place; not touched.
+
+    Raises:
+        CompressionError: it is nothing of that kind.
+    """
+    row = list(module.children()) if isinstance(module, nn.Sequential) else []
+    kinds = {type(layer) for layer in row}
+    if isinstance(module, StackedRecurrent):
+        merged = _merged_recurrent(module)
+    elif [type(layer) for layer in row] == [nn.Embedding, nn.Linear]:
+        merged = _merged_embedding(row[0], row[1])
+    elif len(row) > 1 and kinds == {nn.Linear}:
+        merged = _merged_linear(row)
+    elif len(row) > 1 and kinds in ({nn.Conv1d}, {nn.Conv2d}):
+        merged = _merged_conv(row)
+    else:
+        raise CompressionError(
+            f"only layers that were split can be merged, but a {type(module).__name__} is nothing that a split makes"
+        )
+    return merged.train(module.training)
+
+
+def _merged_linear(row: list[Any]) -> nn.Module:
+    weight = row[0].weight.double()
+    for layer in row[1:]:
+        weight = layer.weight.double() @ weight
+    merged = nn.Linear(weight.shape[1], weight.shape[0], bias=row[-1].bias is not None)
+    return _filled(merged, weight=weight, bias=row[-1].bias, like=row[0])
+
+
+def _merged_embedding(table: Any, outward: Any) -> nn.Module:
+    merged = nn.Embedding(table.num_embeddings, outward.out_features, table.padding_idx)
+    return _filled(merged, weight=table.weight.double() @ outward.weight.double().mT, bias=None, like=table)
+
+
+def _merged_conv(row: list[Any]) -> nn.Module:
+    """Along each dimension only one of the layers has a kernel, a stride, a padding or a dilation."""
+    n_groups = row[0].groups
+    weight = row[0].weight.double().unflatten(0, (n_groups, -1))
+    for layer in row[1:]:
+        weight = _composed(layer.weight.double().unflatten(0, (n_groups, -1)), weight)
+    weight = weight.flatten(0, 1)
+    kind: Any = type(row[0])
+    merged = kind(
+        weight.shape[1] * n_groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        _largest(row, "stride"),
+        row[0].padding if isinstance(row[0].padding, str) else _largest(row, "padding"),
+        _largest(row, "dilation"),
+        groups=n_groups,
+        bias=row[-1].bias is not None,
+        padding_mode=row[0].padding_mode,
+    )
+    return _filled(merged, weight=weight, bias=row[-1].bias, like=row[0])
+
+
+def _composed(outer: Tensor, inner: Tensor) -> Tensor:
+    """(groups, out, rank, *kernel) after (groups, rank, in, *kernel)."""
+    return torch.einsum("gor...,gri...->goi...", outer, inner)
+
+
+def _largest(row: list[Any], name: str) -> tuple[int, ...]:
+    return tuple(max(sizes) for sizes in zip(*(getattr(layer, name) for layer in row), strict=True))
+
+
+def _merged_recurrent(module: StackedRecurrent) -> nn.Module:
+    kind: Any = nn.LSTM if module.mode == "LSTM" else nn.GRU
+    merged = kind(
+        module.input_size,
+        module.hidden_size,
+        module.num_layers,
+        bias=module.levels[0].bias,
+        batch_first=module.batch_first,
+        dropout=module.dropout,
+        bidirectional=module.bidirectional,
+    )
+    values = {}
+    for index, (project, level) in enumerate(zip(module.inputs, module.levels, strict=True)):
+        for name, tensor in level.named_parameters():
+            whole = tensor.double()
+            if name.startswith("weight_ih") and isinstance(project, nn.Linear):
+                whole = whole @ project.weight.double()
+            values[name.replace("_l0", f"_l{index}")] = whole
+    return _filled(merged, **values, like=next(module.parameters()))
+
+
+def _filled(merged: nn.Module, *, like: Any, **values: Tensor | None) -> nn.Module:
+    source = like if isinstance(like, Tensor) else like.weight
+    merged = merged.to(source)
+    with torch.no_grad():
+        for name, value in values.items():
+            if value is not None:
+                getattr(merged, name).copy_(value)
+    return merged

@@ -1,0 +1,152 @@
+"""Second moments of what every layer reads, collected in one pass of the model over the calibration batches."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autocompress.compression.low_rank.recurrent import level_inputs
+from autocompress.errors import CompressionError
+from autocompress.task import Inputs, call_model
+
+Moments = Mapping[str, Tensor]
+"""Layer path -> mean of x x' over all positions, float64 (groups, n, n); of an embedding the diagonal, (1, n).
+
+What a convolution reads is a window, its entries in the order of the flattened weight. A recurrent layer has one entry
+`path:i` for what level i reads, and a last one for what the module gives.
+"""
+
+_MIN_ROWS, _ROWS_PER_FEATURE = 16384, 32
+
+
+def collect_moments(model: nn.Module, paths: Iterable[str], batches: Sequence[Inputs]) -> Moments:
+    """One pass in evaluation mode, every batch once.
+
+    A layer counts all positions of all batches up to max(16384, 32 × features) of them; beyond that, of each batch an
+    equal number of positions, chosen at random once and for all. Sums are in float64.
+
+    Args:
+        model: not touched.
+        paths: of linear, convolution, embedding and recurrent layers.
+        batches: at least one. A layer that they never reach has no entry.
+
+    Raises:
+        CompressionError: an input is not finite.
+    """
+    model = copy.deepcopy(model).eval()
+    sums: dict[str, _Sum] = {}
+    latest = _Latest()
+    with torch.no_grad(), ExitStack() as hooks:
+        for path in paths:
+            hooks.callback(_watch(model.get_submodule(path), path, sums, latest, len(batches)).remove)
+        for inputs in batches:
+            call_model(model, inputs)
+    return {name: item.mean(name) for name, item in sums.items()}
+
+
+class _Sum:
+    """A running sum of x x' and of its rows."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.n_rows = 0
+
+    def add(self, gram: Tensor, n_rows: int) -> None:
+        self.total = gram.clone() if self.total is None else self.total.add_(gram)
+        self.n_rows += n_rows
+
+    def mean(self, name: str) -> Tensor:
+        assert self.total is not None
+        if not bool(torch.isfinite(self.total).all()):
+            raise CompressionError(
+                f"the inputs of layer {name!r} must be finite on the calibration batches, but hold NaN or infinity; "
+                "check the batches and the model's weights, or set `activation_aware=False`"
+            )
+        return (self.total / max(1, self.n_rows)).cpu()
+
+
+class _Latest:
+    """The last input and its sum: query, key and value of an attention read one tensor."""
+
+    def __init__(self) -> None:
+        self._of: Callable[[], Tensor | None] = lambda: None
+        self._geometry: object = None
+        self._value: tuple[Tensor, int] | None = None
+
+    def gram(self, x: Tensor, geometry: object, compute: Callable[[], tuple[Tensor, int]]) -> tuple[Tensor, int]:
+        if self._value is None or self._of() is not x or self._geometry != geometry:
+            self._of, self._geometry, self._value = weakref.ref(x), geometry, compute()
+        return self._value
+
+
+def _watch(module: nn.Module, path: str, sums: dict[str, _Sum], latest: _Latest, n_batches: int) -> Any:
+    def add(name: str, value: tuple[Tensor, int]) -> None:
+        sums.setdefault(name, _Sum()).add(*value)
+
+    def read(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        if isinstance(module, nn.RNNBase):
+            given = args[1] if len(args) > 1 else kwargs.get("hx")
+            for level, rows in enumerate(level_inputs(module, x, given)):
+                add(f"{path}:{level}", _gram(_sample(rows, n_batches)[None]))
+        elif isinstance(module, nn.Embedding):
+            counts = torch.bincount(x.flatten(), minlength=module.num_embeddings)
+            add(path, (counts.double()[None], x.numel()))
+        elif isinstance(module, nn.Linear):
+            add(path, latest.gram(x, "linear", lambda: _gram(_sample(x.reshape(-1, x.shape[-1]), n_batches)[None])))
+        else:
+            geometry = tuple(getattr(module, name) for name in _GEOMETRY)
+            add(path, latest.gram(x, geometry, lambda: _gram(windows(module, x, n_batches))))
+
+    return module.register_forward_pre_hook(read, with_kwargs=True)
+
+
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
+def windows(conv: Any, x: Tensor, n_batches: int = 1) -> Tensor:
+    """What a convolution's outputs are computed from, (groups, n_rows, in / groups × kernel).
+
+    Args:
+        conv: `nn.Conv1d` or `nn.Conv2d`.
+        x: its input.
+        n_batches: how many such inputs share the limit on rows.
+    """
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = x if x.ndim == conv.weight.ndim else x[None]
+    x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
+    for axis, (size, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
+        x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    n_spatial = len(conv.kernel_size)
+    by_position = x.movedim(1, 1 + n_spatial)  # (samples, *positions, channels, *kernel)
+    places = by_position.shape[: 1 + n_spatial]
+    n_features = conv.weight[0].numel()
+    chosen = torch.unravel_index(_chosen(places.numel(), n_features, n_batches, x.device), places)
+    rows = by_position[chosen].reshape(-1, conv.groups, n_features)
+    return rows.transpose(0, 1)
+
+
+def _sample(rows: Tensor, n_batches: int) -> Tensor:
+    """Rows (n, features) that count."""
+    return rows[_chosen(len(rows), rows.shape[1], n_batches, rows.device)]
+
+
+def _chosen(n_rows: int, n_features: int, n_batches: int, device: torch.device) -> Tensor:
+    """Which of a batch's rows count: all of them, or its share of the limit at random."""
+    share = -(-max(_MIN_ROWS, _ROWS_PER_FEATURE * n_features) // n_batches)
+    if n_rows <= share:
+        return torch.arange(n_rows, device=device)
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(0))[:share].to(device)
+
+
+def _gram(rows: Tensor) -> tuple[Tensor, int]:
+    """Sum of x x' over rows (groups, n_rows, n), and how many there are."""
+    rows = rows.double()
+    return rows.mT @ rows, rows.shape[1]

@@ -1,0 +1,160 @@
+"""What a rank means for a layer: which schemes it takes, its largest ranks, the factors' shapes and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autocompress.graph import Layer
+from autocompress.rank_choice import SCHEMES, RankChoice, Residual, parse_rank
+
+RANK_GRID = 8
+"""Ranks are multiples of this: odd counts run slower than the next multiple on most kernels."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a layer is split, in integers.
+
+    Attributes:
+        scheme: one of `SCHEMES`.
+        ranks: channels between the factors, over all groups: one number, for "tucker" two. Of a recurrent layer one for
+            each level; 0 leaves that level's input weights as they are.
+        residual: what is added to the factors, or None.
+    """
+
+    scheme: str
+    ranks: tuple[int, ...]
+    residual: Residual | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        residual = str(self.residual) if self.residual is not None else None
+        return {"scheme": self.scheme, "ranks": list(self.ranks), "residual": residual}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Split:
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        residual = parse_rank(f"1.0+{data['residual']}").residual if data["residual"] is not None else None
+        if data["scheme"] not in SCHEMES:
+            raise ValueError(f"no scheme is called {data['scheme']!r}")
+        return cls(str(data["scheme"]), tuple(int(rank) for rank in data["ranks"]), residual)
+
+
+def parts(layer: Layer) -> list[Layer]:
+    """The matrices of a layer that are split each on its own: the input weights of a recurrent one, else the layer."""
+    if not layer.input_shapes:
+        return [layer]
+    return [replace(layer, kind="linear", weight_shape=shape, input_shapes=()) for shape in layer.input_shapes]
+
+
+def reason_against(layer: Layer, scheme: str) -> str | None:
+    """None when a layer of this kind and shape takes the scheme, else the reason why not."""
+    kernel = layer.weight_shape[2:]
+    if layer.kind not in ("linear", "conv1d", "conv2d", "embedding", "lstm", "gru"):
+        return f"a layer of kind {layer.kind} is not split"
+    if scheme == "spatial" and not (len(kernel) == 2 and min(kernel) > 1):
+        return f"the spatial scheme is for conv2d with a kernel larger than 1 x 1, not {layer.kind} {kernel}"
+    if scheme == "tucker" and math.prod(kernel) == 1:
+        return f"the tucker scheme is for convolutions with a kernel, not {layer.kind} {kernel}"
+    if (
+        scheme != "spatial"
+        and layer.groups > 1
+        and min(layer.weight_shape[0] // layer.groups, layer.weight_shape[1]) == 1
+    ):
+        return f"with {layer.groups} groups each has one channel (a depthwise convolution): only spatial splits it"
+    return None
+
+
+def largest_ranks(layer: Layer, scheme: str) -> tuple[int, ...]:
+    """The ranks at which the factors give the weight itself, over all groups."""
+    ranks = []
+    for part in parts(layer):
+        n_groups, (n_out, n_in, kernel) = part.groups, _sizes(part)
+        size = math.prod(kernel)
+        if scheme == "spatial":
+            ranks.append(n_groups * min(n_in * kernel[0], n_out // n_groups * kernel[1]))
+            continue
+        if scheme == "tucker":
+            ranks.append(n_groups * min(n_in, n_out // n_groups * size))
+        ranks.append(n_groups * min(n_out // n_groups, n_in * size))
+    return tuple(ranks)
+
+
+def ranks_of_ratio(layer: Layer, scheme: str, ratio: float, grid: int = RANK_GRID) -> tuple[int, ...]:
+    """The nearest ranks on the grid, at least one step and at most the largest; multiples of the groups."""
+    step = math.lcm(grid, layer.groups)
+    return tuple(
+        min(largest, max(step, round(ratio * largest / step) * step)) for largest in largest_ranks(layer, scheme)
+    )
+
+
+def offered_ranks(layer: Layer, scheme: str, grid: int = RANK_GRID) -> list[tuple[int, ...]]:
+    """Every rank of a layer that is one matrix, rising: on the grid, and the largest; Tucker's two rise together."""
+    largest = largest_ranks(layer, scheme)
+    n_steps = max(1, -(-max(largest) // math.lcm(grid, layer.groups)))
+    ratios = [step / n_steps for step in range(1, n_steps + 1)]
+    return list(dict.fromkeys(ranks_of_ratio(layer, scheme, ratio, grid) for ratio in ratios))
+
+
+def factor_shapes(layer: Layer, scheme: str, ranks: Sequence[int]) -> list[Shape]:
+    """Weight shapes of the layers in a row that a layer of one matrix becomes; an embedding's table is transposed."""
+    n_groups, (n_out, n_in, kernel) = layer.groups, _sizes(layer)
+    ones = (1,) * len(kernel)
+    if scheme == "spatial":
+        return [(ranks[0], n_in, kernel[0], 1), (n_out, ranks[0] // n_groups, 1, kernel[1])]
+    if scheme == "tucker":
+        inner, outer = ranks
+        return [(inner, n_in, *ones), (outer, inner // n_groups, *kernel), (n_out, outer // n_groups, *ones)]
+    return [(ranks[0], n_in, *kernel), (n_out, ranks[0] // n_groups, *ones)]
+
+
+def cost(layer: Layer, scheme: str | None, ranks: Sequence[int] = ()) -> int:
+    """Multiply-accumulates per position of the output; of an embedding, which has none, its parameters.
+
+    Args:
+        layer: one matrix.
+        scheme: None is the layer as it is.
+        ranks: of the scheme.
+    """
+    if scheme is None:
+        return math.prod(layer.weight_shape)
+    before_stride = [1] * 3
+    if layer.stride and scheme == "spatial":
+        before_stride[0] = layer.stride[1]  # columns are computed at every horizontal position
+    if layer.stride and scheme == "tucker":
+        before_stride[0] = math.prod(layer.stride)
+    shapes = factor_shapes(layer, scheme, ranks)
+    return sum(math.prod(shape) * n for shape, n in zip(shapes, before_stride, strict=False))
+
+
+def pays(layer: Layer, scheme: str, ranks: Sequence[int]) -> bool:
+    """True when the factors cost less than the layer, which is one matrix."""
+    return cost(layer, scheme, ranks) < cost(layer, None)
+
+
+def split_of(layer: Layer, choice: RankChoice, ranks: Sequence[int]) -> Split | None:
+    """The split at these ranks, without the levels of a recurrent layer that would cost more; None where nothing pays.
+
+    With a residual no multiplications are saved: then the factors' parameters must be fewer than the layer's.
+    """
+    if layer.input_shapes:
+        worth = tuple(
+            rank if pays(part, choice.scheme, [rank]) else 0 for part, rank in zip(parts(layer), ranks, strict=True)
+        )
+        return Split(choice.scheme, worth) if any(worth) else None
+    return Split(choice.scheme, tuple(ranks), choice.residual) if pays(layer, choice.scheme, ranks) else None
+
+
+def _sizes(layer: Layer) -> tuple[int, int, Shape]:
+    """Outputs, inputs of each group, kernel; an embedding reads one-hot rows."""
+    n_out, n_in, *kernel = layer.weight_shape
+    return (n_in, n_out, ()) if layer.kind == "embedding" else (n_out, n_in, tuple(kernel))
