@@ -69,13 +69,20 @@ class SearchSettings:
             not on the front, and the sampler is told so.
         n_trials: completed or failed trials after which the search ends.
         minutes: wall-clock budget for the trials; None is no limit.
-        n_workers: trials at the same time, one CPU core each; None is the number of cores.
+        n_workers: trials at the same time; None is as many as there are CPUs for.
+        cpus_per_trial, gpus_per_trial: what a trial reserves of its machine, fractions too; 0 reserves nothing.
+        trial_minutes: wall-clock limit of one trial; None is no limit. A trial beyond it is a failed one.
+        trial_retries: how often a trial is started again, from its last rung, after its worker or its machine died.
         sampler: name of the sampler.
         importance: name of the criterion that says which channels of a group matter.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         activation_aware: split layers so that their outputs on the calibration batches change least, not their weights.
         seed: of the sampler and of the training batches.
         ray_address: address of a running Ray cluster, or None for a local one that starts and stops by itself.
+        latency_resource: name of the Ray resource of the machine that the model is for: the uncompressed model and the
+            files of the front are timed and judged there. None is the driver's machine.
+        dashboard: whether a local Ray shows its dashboard, on the loopback address.
+        loggers: where trials are also logged: "tensorboard", "mlflow", "wandb".
         fine_tune_margin: a candidate whose measured latency is above budget * (1 + margin) gets no fine-tune.
         distill: the fine-tune.
     """
@@ -88,12 +95,19 @@ class SearchSettings:
     n_trials: int = 40
     minutes: float | None = None
     n_workers: int | None = None
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    trial_minutes: float | None = None
+    trial_retries: int = 3
     sampler: str = "tpe"
     importance: str = "l2"
     reconstruct: bool = True
     activation_aware: bool = True
     seed: int = 0
     ray_address: str | None = None
+    latency_resource: str | None = None
+    dashboard: bool = False
+    loggers: tuple[str, ...] = ()
     fine_tune_margin: float = 0.1
     distill: DistillSettings = field(default_factory=DistillSettings)
 
@@ -102,6 +116,15 @@ class SearchSettings:
         _check(self.n_threads >= 1, "n_threads >= 1", self.n_threads)
         _check(self.minutes is None or self.minutes > 0, "minutes > 0", self.minutes)
         _check(self.n_workers is None or self.n_workers >= 1, "n_workers >= 1", self.n_workers)
+        _check(self.cpus_per_trial >= 0, "cpus_per_trial >= 0", self.cpus_per_trial)
+        _check(self.gpus_per_trial >= 0, "gpus_per_trial >= 0", self.gpus_per_trial)
+        _check(self.trial_minutes is None or self.trial_minutes > 0, "trial_minutes > 0", self.trial_minutes)
+        _check(self.trial_retries >= 0, "trial_retries >= 0", self.trial_retries)
+        if self.latency_resource is not None and self.ray_address is None:
+            raise InputError(
+                f"latency_resource {self.latency_resource!r} names a machine of a cluster, so it needs ray_address"
+            )
+        object.__setattr__(self, "loggers", tuple(self.loggers))
         _check(self.fine_tune_margin >= 0, "fine_tune_margin >= 0", self.fine_tune_margin)
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,6 +148,19 @@ class SearchSettings:
             values["distill"] = _build(DistillSettings, distill)
         return _build(cls, values)
 
+
+CHANGEABLE = (
+    "n_trials",
+    "minutes",
+    "n_workers",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "trial_minutes",
+    "trial_retries",
+    "ray_address",
+    "dashboard",
+)
+"""Settings that `resume` may change: none of them decides what a trial's numbers mean."""
 
 _T = TypeVar("_T")
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,8 +72,8 @@ def choose_mode(model: nn.Module, inputs: Inputs) -> FastMode:
 class Teacher:
     """The uncompressed model, whose outputs on a stream of batches are computed once and kept.
 
-    Outputs are kept by position in the stream and given again only for the very same inputs (shape and checksum), so
-    that a task whose batches differ each time is still right, just slower.
+    Outputs are kept by position in the stream and given again only for the very same inputs (shape and checksum) in the
+    same mode, so that a task whose batches differ each time is still right, just slower.
     """
 
     def __init__(self, model: nn.Module, mode: FastMode | None = None) -> None:
@@ -80,22 +81,28 @@ class Teacher:
         self.mode = mode
         self._kept: dict[int, tuple[bytes, Tensor]] = {}
 
-    def outputs(self, position: int, inputs: Inputs) -> Tensor:
-        """float32 outputs for the batch at `position` of the stream."""
-        key = _checksum(inputs)
+    def outputs(self, position: int, inputs: Inputs, mode: FastMode | None = None) -> Tensor:
+        """float32 outputs for the batch at `position` of the stream; see `run` for the mode."""
+        mode = mode or self.mode_for(inputs)
+        key = _checksum(inputs) + bytes([mode.enabled])
         kept = self._kept.get(position)
         if kept is None or kept[0] != key:
-            kept = (key, self.run(inputs))
+            kept = (key, self.run(inputs, mode))
             self._kept[position] = kept
         return kept[1]
 
-    def run(self, inputs: Inputs) -> Tensor:
-        """float32 outputs, without gradients."""
+    def run(self, inputs: Inputs, mode: FastMode | None = None) -> Tensor:
+        """float32 outputs, without gradients; in that mode, by default in the one that is faster here."""
+        mode = mode or self.mode_for(inputs)
+        with torch.no_grad(), mode():
+            outputs: Tensor = call_model(self.model, mode.layout(inputs)).float()
+        return outputs
+
+    def mode_for(self, inputs: Inputs) -> FastMode:
+        """The mode that is faster on this machine, chosen on these inputs the first time."""
         if self.mode is None:
             self.mode = choose_mode(self.model, inputs)
-        with torch.no_grad(), self.mode():
-            outputs: Tensor = call_model(self.model, self.mode.layout(inputs)).float()
-        return outputs
+        return self.mode
 
 
 def _checksum(inputs: Inputs) -> bytes:
@@ -131,6 +138,7 @@ class FineTune:
     ) -> None:
         self.student, self.teacher, self.task, self.settings, self.turn = student, teacher, task, settings, turn
         self.step = 0
+        self.mode: FastMode | None = None  # chosen at the first step, then kept: also on another machine
         self._seed = seed
         self._batches = _stream(task, seed)
         decayed = [p for p in student.parameters() if p.requires_grad and p.ndim >= 2]
@@ -157,9 +165,10 @@ class FineTune:
         self.student.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Student, optimizer, position and random state (dropout); plain tensors and numbers."""
+        """Student, optimizer, position, mode and random state (dropout); plain tensors and numbers."""
         return {
             "step": self.step,
+            "fast": None if self.mode is None else self.mode.enabled,
             "student": self.student.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
@@ -171,6 +180,7 @@ class FineTune:
         self._masks = _zero_masks(self.student)
         self._optimizer.load_state_dict(dict(state["optimizer"]))
         self.step = int(state["step"])
+        self.mode = None if state["fast"] is None else FastMode(bool(state["fast"]))
         self._batches = _stream(self.task, self._seed)
         for _ in range(self.step):
             next(self._batches)
@@ -179,12 +189,13 @@ class FineTune:
     def _train_one(self, batch: Batch) -> None:
         inputs, _ = batch
         settings = self.settings
+        mode = self.mode = self.mode or self.teacher.mode_for(inputs)
         for group in self._optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(self.step, settings.rungs[-1])
         with _features(self.student, settings) as ours, _features(self.teacher.model, settings) as theirs:
             # features need a forward pass of the teacher each time; outputs alone are computed once and kept
-            soft = self.teacher.run(inputs) if settings.feature_weight else self.teacher.outputs(self.step, inputs)
-            mode = self.teacher.mode or FastMode(False)
+            ask = self.teacher.run if settings.feature_weight else partial(self.teacher.outputs, self.step)
+            soft = ask(inputs, mode)
             with mode():
                 outputs = call_model(self.student, mode.layout(inputs)).float()
             loss = self._loss(outputs, soft, batch) + settings.feature_weight * _feature_loss(ours, theirs)

@@ -27,3 +27,11 @@ class ExportError(AutocompressError, RuntimeError):
 
 class MeasurementError(AutocompressError, RuntimeError):
     """A latency or a metric could not be measured in a way that can be trusted."""
+
+
+class StorageError(AutocompressError, OSError):
+    """The disk of a run takes no more; what is on it is whole, and `resume` goes on from there."""
+
+
+class WorkerError(AutocompressError, RuntimeError):
+    """A worker cannot run trials on its machine; the message names the machine and why."""

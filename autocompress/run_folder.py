@@ -3,6 +3,8 @@
 run.json          RunInfo: settings, task, machine, versions, reference latency
 study.journal     the study, the one source of truth
 trials.jsonl      a TrialRecord per line, rewritten from the study on resume
+states/           from which cut-off trials go on, by candidate; empty when the search is done
+events.jsonl      what happened to each trial: a line per start, rung, restart and end
 trials/           trial_0042/weights.safetensors and recipe.json of each complete trial
 front.csv         the front as a table
 front/            trial_0042/: manifest.json, weights.safetensors, the runtime's file, layer_times.json, examples.npz,
@@ -14,8 +16,12 @@ report.html       the report
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +136,16 @@ class RunFolder:
         return self.path / "reference.file"
 
     @property
+    def states(self) -> Path:
+        """States from which cut-off trials go on."""
+        return self.path / "states"
+
+    @property
+    def events(self) -> Path:
+        """An event per line."""
+        return self.path / "events.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Held by the driver."""
         return self.path / ".lock"
@@ -141,6 +157,39 @@ class RunFolder:
     def point(self, name: str) -> Path:
         """Where a front point's artifact lies."""
         return self.front / name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One driver a run; the kernel drops the lock of a killed one.
+
+        Raises:
+            InputError: another driver holds it; the message names its process and host.
+        """
+        with self.lock.open("a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"{self.path} is in use by another search ({self._noted_driver()}); wait for it, or stop it"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.flush()
+            yield
+
+    def driver(self) -> str | None:
+        """The process and host of the driver that holds the run at this moment; None when there is none."""
+        if not self.lock.is_file():
+            return None
+        with self.lock.open(encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return self._noted_driver()
+        return None
+
+    def _noted_driver(self) -> str:
+        return self.lock.read_text(encoding="utf-8") or "process unknown"
 
     def write_info(self, info: RunInfo) -> None:
         """Writes `run.json`."""

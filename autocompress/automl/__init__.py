@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from autocompress.config import SearchSettings
+from autocompress.config import CHANGEABLE, SearchSettings, refuse_unknown_keys
 from autocompress.pareto import ParetoFront
 from autocompress.space import SearchSpace
 from autocompress.task import Task
@@ -27,11 +27,18 @@ def search(
     n_trials: int = 40,
     minutes: float | None = None,
     n_workers: int | None = None,
+    cpus_per_trial: float = 1.0,
+    gpus_per_trial: float = 0.0,
+    trial_minutes: float | None = None,
+    trial_retries: int = 3,
     sampler: str = "tpe",
     importance: str = "l2",
     reconstruct: bool = True,
     seed: int = 0,
     ray_address: str | None = None,
+    latency_resource: str | None = None,
+    dashboard: bool = False,
+    loggers: Sequence[str] = (),
     distill: Mapping[str, Any] | None = None,
     run_dir: str | Path,
     show_progress: bool = True,
@@ -48,13 +55,20 @@ def search(
         min_accuracy: smallest useful value of the metric; None is half of the uncompressed model's.
         n_trials: complete or failed trials after which the search ends; the uncompressed model is the first.
         minutes: time limit of the trials; None is no limit.
-        n_workers: trials at the same time; None is the number of cores.
+        n_workers: trials at the same time; None is as many as there are CPUs for.
+        cpus_per_trial: CPUs that a trial reserves of its machine, fractions too.
+        gpus_per_trial: GPUs, likewise.
+        trial_minutes: limit of one trial, which fails beyond it; None is no limit.
+        trial_retries: how often a trial is started again after its worker or its machine died.
         sampler: "tpe", "nsga2", "random" or `package.module:function`.
         importance: which channels of a group matter: "l2", "l1", "fpgm", "bn_scale", "taylor", "activation",
             "entropy", "random" or `package.module:function`.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         seed: of the sampler and of the training batches.
-        ray_address: of a running cluster; None starts and stops a local one.
+        ray_address: of a running cluster, or "auto"; None starts and stops a local one.
+        latency_resource: the Ray resource of the machine that the model is for; files are timed and judged there.
+        dashboard: whether a local Ray shows its dashboard, on the loopback address.
+        loggers: where trials are also logged: "tensorboard", "mlflow", "wandb".
         distill: settings of the fine-tune by name, see `autocompress.config.DistillSettings`.
         run_dir: new folder for everything that the search writes.
         show_progress: draw a live line in the terminal.
@@ -75,11 +89,18 @@ def search(
             "n_trials": n_trials,
             "minutes": minutes,
             "n_workers": n_workers,
+            "cpus_per_trial": cpus_per_trial,
+            "gpus_per_trial": gpus_per_trial,
+            "trial_minutes": trial_minutes,
+            "trial_retries": trial_retries,
             "sampler": sampler,
             "importance": importance,
             "reconstruct": reconstruct,
             "seed": seed,
             "ray_address": ray_address,
+            "latency_resource": latency_resource,
+            "dashboard": dashboard,
+            "loggers": tuple(loggers),
             "distill": dict(distill or {}),
         }
     )
@@ -108,25 +129,26 @@ def resume(
     run_dir: str | Path,
     *,
     task: Task | None = None,
-    n_trials: int | None = None,
-    minutes: float | None = None,
     show_progress: bool = True,
+    **changes: Any,
 ) -> ParetoFront:
-    """Goes on with a search that was stopped or killed; trials that were cut off run again.
+    """Goes on with a search that was stopped or killed; trials that were cut off go on from their last rung.
 
     Args:
         run_dir: folder of the search.
         task: needed when the search was given a task object rather than the text that names one.
-        n_trials: a new total; None keeps the old one.
-        minutes: a new time limit of the trials.
         show_progress: draw a live line in the terminal.
+        changes: settings that may differ from the first start's: n_trials (a new total), minutes (a limit of this
+            start), n_workers, cpus_per_trial, gpus_per_trial, trial_minutes, trial_retries, ray_address, dashboard.
 
     Raises:
-        InputError: not a run folder, in use by another search, or the task's model is another one.
+        InputError: not a run folder, in use by another search, the task's model is another one, or a setting that
+            cannot change.
     """
     from autocompress.automl.driver import resume as go_on
 
-    return go_on(Path(run_dir), task, Console() if show_progress else None, n_trials, minutes)
+    refuse_unknown_keys("resume", changes, list(CHANGEABLE))
+    return go_on(Path(run_dir), task, Console() if show_progress else None, changes)
 
 
 def _absolute(spec: str) -> str:

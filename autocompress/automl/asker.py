@@ -11,7 +11,9 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from autocompress.automl.stop import Stop
 from autocompress.automl.study import SearchStudy
+from autocompress.errors import StorageError, WorkerError
 from autocompress.records import Latency, Rung, TrialRecord, append_record
 
 Listener = Callable[[TrialRecord], None]
@@ -25,18 +27,32 @@ class StudySearcher(Searcher):
         records: `trials.jsonl`, to which each finished trial is added.
         clock: seconds since the run's first start.
         listener: told of each finished trial.
+        stop: told when the disk takes no more, or a worker can run no trial; nothing is asked or told after that.
+        why: how the worker of a trial died, by the trial's id in Tune.
     """
 
-    def __init__(self, study: SearchStudy, records: Path, clock: Callable[[], float], listener: Listener) -> None:
+    def __init__(
+        self,
+        study: SearchStudy,
+        records: Path,
+        clock: Callable[[], float],
+        listener: Listener,
+        stop: Stop | None = None,
+        why: Callable[[str], str] = lambda trial_id: "killed, or out of memory",
+    ) -> None:
         super().__init__()
         self._study, self._records, self._clock, self._listener = study, records, clock, listener
+        self._stop, self._why = stop or Stop(), why
         self._running: dict[str, TrialRecord] = {}
         self.seconds = 0.0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's config; `FINISHED` when the space is exhausted."""
         begin = time.perf_counter()
-        asked = self._study.ask()
+        asked = None
+        if self._stop.reason is None:
+            with self._stop.on_full_disk():
+                asked = self._study.ask()
         if asked is None:
             return Searcher.FINISHED  # type: ignore[return-value]  # as Tune documents it
         number, candidate, origin = asked
@@ -59,11 +75,16 @@ class StudySearcher(Searcher):
         elif "failed" in result:
             record = replace(asked, error=str(result["failed"]))
         elif error:
-            record = replace(asked, error="the worker process died (killed, or out of memory) and the retry died too")
+            record = replace(asked, error=f"the worker process died, and so did every retry: {self._why(trial_id)}")
         else:
+            if "unusable" in result:
+                self._stop.because(WorkerError(str(result["unusable"])))
             return
-        self._study.tell(record)
-        append_record(self._records, record)
+        if self._stop.reason is not None and isinstance(self._stop.reason, StorageError):
+            return  # what is on disk is whole and stays so; the trial runs again on resume
+        with self._stop.on_full_disk():
+            self._study.tell(record)
+            append_record(self._records, record)
         self.seconds += time.perf_counter() - begin
         self._listener(record)
 

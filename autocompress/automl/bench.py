@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.artifact import save_student
+from autocompress.automl.scratch import Scratch
 from autocompress.candidate import Candidate
 from autocompress.compression import Evidence, Recipe, rebuild, resolve, sparse_saving_bytes
 from autocompress.config import SearchSettings
@@ -44,7 +45,6 @@ class Job:
         budget: largest feasible latency ratio, or None.
         min_score: smallest useful value of the metric, or None.
         metric: name of the metric to maximise.
-        trials: folder in which each complete trial leaves its weights; on a cluster, a shared one.
     """
 
     task: Task
@@ -55,7 +55,6 @@ class Job:
     reference_ms: float
     budget: float | None
     metric: str
-    trials: Path
     min_score: float | None = None
 
 
@@ -86,26 +85,26 @@ class Bench:
         self.evidence = Evidence(job.model, job.graph, self.calibration, job.task, job.settings.seed)
         self.example_inputs = as_inputs(job.task.example_inputs())
         self.runtime = runtime_named(job.settings.runtime)
-        self._folder = tempfile.TemporaryDirectory(prefix="autocompress-")
-        self.folder = Path(self._folder.name)
+        self._scratch = Scratch()
+        self.folder = self._scratch.path
         reference = self.folder / "reference"
         reference.write_bytes(job.reference)
         self.reference = self.runtime.load(reference, job.settings.n_threads)
 
     def close(self) -> None:
         """Removes the worker's scratch folder."""
-        self._folder.cleanup()
+        self._scratch.close()
 
 
 class Trial:
     """One candidate on a bench; each `step` is one rung.
 
     Attributes:
-        done: True after the last rung, when the best student's weights lie in the trial's folder.
+        done: True after the last rung, when `files` gives the best student's weights.
     """
 
-    def __init__(self, bench: Bench, candidate: Candidate, name: str) -> None:
-        self._bench, self._job, self._name = bench, bench.job, name
+    def __init__(self, bench: Bench, candidate: Candidate) -> None:
+        self._bench, self._job = bench, bench.job
         self._candidate = candidate
         self._seconds: dict[str, float] = {}
         self._rungs: list[Rung] = []
@@ -125,9 +124,20 @@ class Trial:
         self._judge(target)
         if len(self._rungs) == len(rung_steps) or not self._worth_training:
             self._student.load_state_dict(self._best)
-            with self._phase("save"):
-                save_student(self._job.trials / self._name, self._student, self._recipe)
             self.done = True
+
+    def files(self) -> dict[str, bytes]:
+        """The finished student as `save_student` writes it: file name -> content. It travels to the driver."""
+        with tempfile.TemporaryDirectory(dir=self._bench.folder) as name, self._phase("save"):
+            folder = Path(name)
+            save_student(folder, self._student, self._recipe)
+            return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The last rung in numbers: `steps`, `latency_ratio` and the metrics by name."""
+        rung = self._rungs[-1]
+        return {"steps": rung.steps, "latency_ratio": self._latency.ratio, "metrics": dict(rung.metrics)}
 
     def outcome(self) -> Outcome:
         """What is known of the finished trial; the metrics are the best rung's (training can hurt)."""

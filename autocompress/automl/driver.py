@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from autocompress.artifact import model_digest, save_student
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
-from autocompress.automl.engine import run_trials
+from autocompress.automl.engine import n_concurrent, ray_cluster, run_trials
+from autocompress.automl.event_log import EventLog
 from autocompress.automl.finalists import finalize
+from autocompress.automl.keeper import Keeper
+from autocompress.automl.loggers import loggers_named
 from autocompress.automl.preparation import make_job, prepare
 from autocompress.automl.progress import SearchProgress
 from autocompress.automl.proposals import single_drops, uniform_candidates
 from autocompress.automl.samplers import sampler_named
+from autocompress.automl.stop import Stop
 from autocompress.automl.study import SearchStudy
 from autocompress.compression import Recipe
 from autocompress.config import SearchSettings
-from autocompress.errors import InputError
+from autocompress.errors import InputError, StorageError
 from autocompress.graph import inspect_model
 from autocompress.pareto import ParetoFront
 from autocompress.records import TrialRecord, write_records
@@ -54,9 +56,10 @@ def start(
         way_out = f"`autocompress resume {run_dir}` goes on with it" if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
     _say(console, "checking the task, reading the model, timing the uncompressed model")
-    prepared = prepare(task, space, settings, spec, folder)
+    loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
+    prepared = prepare(task, space, settings, spec)
     run_dir.mkdir(parents=True)
-    with _locked(folder):
+    with folder.locked():
         folder.reference.write_bytes(prepared.job.reference)
         save_student(folder.trial(prepared.baseline.name), prepared.job.model, Recipe())
         study = _study(folder, prepared.space, prepared.info)
@@ -71,8 +74,7 @@ def resume(
     run_dir: Path,
     task: Task | None,
     console: Console | None,
-    n_trials: int | None = None,
-    minutes: float | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> ParetoFront:
     """Goes on with a run; trials that were cut off run again. See `autocompress.resume`.
 
@@ -81,9 +83,8 @@ def resume(
     """
     folder = RunFolder(run_dir)
     info = folder.read_info()
-    if n_trials is not None or minutes is not None:
-        settings = replace(info.settings, n_trials=n_trials or info.settings.n_trials, minutes=minutes)
-        info = replace(info, settings=settings)
+    settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
+    info = replace(info, settings=settings)
     if task is None:
         if info.task_spec is None:
             raise InputError(
@@ -95,10 +96,10 @@ def resume(
         raise InputError(
             f"{run_dir} searched another model (or other weights) than the task gives now; start a new search"
         )
-    with _locked(folder):
+    with folder.locked():
         folder.write_info(info)
         graph = inspect_model(model, as_inputs(task.example_inputs()))
-        job = make_job(task, model, graph, folder, info, folder.reference.read_bytes())
+        job = make_job(task, model, graph, info, folder.reference.read_bytes())
         knobs = tuple(Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"]) for knob in info.knobs)
         space = SearchSpace(knobs, info.settings.space)
         if space.digest != info.space_digest:
@@ -127,14 +128,28 @@ def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, conso
         console,
         info.min_score,
     )
+    stop = Stop()
+    events = EventLog(folder.events, stop)
+    keeper = Keeper(folder, stop)
     searcher = StudySearcher(
-        study, folder.records, lambda: (datetime.now(UTC) - began).total_seconds(), progress.finished
+        study,
+        folder.records,
+        lambda: (datetime.now(UTC) - began).total_seconds(),
+        progress.finished,
+        stop,
+        events.reason,
     )
     n_more = settings.n_trials - study.n_finished
+    n_workers = 1
     if n_more > 0:
-        with progress:
-            run_trials(searcher, job, n_more, folder.path / "ray")
+        with ray_cluster(settings), progress:
+            n_workers = n_concurrent(settings)
+            run_trials(searcher, job, n_more, stop, [keeper, events, *loggers_named(settings.loggers, folder)])
     seconds = time.perf_counter() - begin
+    if isinstance(stop.reason, StorageError):
+        raise stop.reason  # there is no room for the front's files either
+    if study.n_finished >= settings.n_trials:
+        keeper.clear()
     _say(console, "measuring the front's files with the workers idle")
     facts = {
         "task": info.task,
@@ -152,12 +167,13 @@ def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, conso
     write_front_table(run)
     write_report(run)
     if n_more > 0:
-        _say(console, _share_at_work(records[n_before:], seconds, settings))
+        _say(console, _share_at_work(records[n_before:], seconds, n_workers))
+    if stop.reason is not None:
+        raise stop.reason
     return front
 
 
-def _share_at_work(records: list[TrialRecord], seconds: float, settings: SearchSettings) -> str:
-    n_workers = settings.n_workers or os.cpu_count() or 1
+def _share_at_work(records: list[TrialRecord], seconds: float, n_workers: int) -> str:
     spent = sum(sum(record.seconds.values()) for record in records)
     return f"trials took {seconds:.0f} s; workers were at work for {100 * spent / (seconds * n_workers):.0f} % of it"
 
@@ -165,17 +181,6 @@ def _share_at_work(records: list[TrialRecord], seconds: float, settings: SearchS
 def _study(folder: RunFolder, space: SearchSpace, info: RunInfo) -> SearchStudy:
     sampler = sampler_named(info.settings.sampler, info.settings.seed)
     return SearchStudy(folder.study, space, sampler, info.metric, info.budget_ratio, info.min_score)
-
-
-@contextmanager
-def _locked(folder: RunFolder) -> Iterator[None]:
-    """One driver a run; the kernel drops the lock of a killed one."""
-    with folder.lock.open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder.path} is in use by another search; wait for it, or stop it") from None
-        yield
 
 
 def _say(console: Console | None, text: str) -> None:

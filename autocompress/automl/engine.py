@@ -1,78 +1,144 @@
-"""Runs trials with Ray Tune: starts Ray, keeps workers busy from the study, and leaves nothing behind."""
+"""Runs trials with Ray Tune: joins or starts Ray, keeps workers busy from the study, and leaves nothing behind."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Tune's own snapshots of all trials are never read: the study on the driver's disk is the truth
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")
 
 import ray
 from ray import tune
 
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
+from autocompress.automl.scratch import Scratch
+from autocompress.automl.stop import Stop
 from autocompress.automl.worker import Worker
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError
 
-_MAX_RETRIES = 1
+
+@contextmanager
+def ray_cluster(settings: SearchSettings) -> Iterator[None]:
+    """Ray for the time of a search: the cluster at `ray_address`, or a local one that starts and stops here.
+
+    A local Ray listens on the loopback address only, and its files lie in a scratch folder that is removed.
+
+    Raises:
+        InputError: there is no cluster at the address, or it has no machine with the latency resource.
+    """
+    if ray.is_initialized():
+        _check_resource(settings)
+        yield
+        return
+    with Scratch() as scratch:
+        if settings.ray_address is not None:
+            _join(settings.ray_address)
+        else:
+            _start_local(settings, scratch.path)
+        try:
+            _check_resource(settings)
+            yield
+        finally:
+            ray.shutdown()
 
 
-def run_trials(searcher: StudySearcher, job: Job, n_trials: int, folder: Path) -> None:
-    """Runs up to `n_trials` more trials; returns early on Ctrl-C, at the time limit, or when the searcher has no more.
+def n_concurrent(settings: SearchSettings) -> int:
+    """Trials at the same time: as set, else as many as Ray has CPUs for."""
+    if settings.n_workers is not None:
+        return settings.n_workers
+    n_cpus = ray.cluster_resources().get("CPU", 1.0)
+    return max(1, int(n_cpus / settings.cpus_per_trial)) if settings.cpus_per_trial > 0 else int(n_cpus)
 
-    Ray keeps its own state in `folder` while it runs; nobody reads it afterwards, and it is removed.
+
+def run_trials(
+    searcher: StudySearcher, job: Job, n_trials: int, stop: Stop, callbacks: Sequence[tune.Callback] = ()
+) -> None:
+    """Runs up to `n_trials` more trials on the Ray that is initialized.
+
+    Returns early on Ctrl-C, at the time limit, when there is a reason to stop, or when the searcher has no more.
 
     Args:
         searcher: gives the trials and takes their results.
-        job: what the trials share.
+        job: what the trials share; it goes to the object store once, and from there to each worker once.
         n_trials: how many more.
-        folder: for Ray, inside the run's folder.
+        stop: looked at all the time.
+        callbacks: told of what happens to each trial.
     """
     settings = job.settings
-    n_workers = settings.n_workers or os.cpu_count() or 1
-    own_ray = not ray.is_initialized()
-    if own_ray:
-        _start_ray(settings.ray_address, n_workers)
-    try:
-        trainable = tune.with_resources(tune.with_parameters(Worker, job=job), {"cpu": 1})
+    resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
+    with Scratch() as scratch:
         tuner = tune.Tuner(
-            trainable,
+            tune.with_resources(tune.with_parameters(Worker, job=job), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=n_trials,
-                max_concurrent_trials=n_workers,
+                max_concurrent_trials=n_concurrent(settings),
                 reuse_actors=True,
+                trial_name_creator=_name_of,
+                trial_dirname_creator=_name_of,
                 time_budget_s=None if settings.minutes is None else 60 * settings.minutes,
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(folder.resolve()),
+                storage_path=str(scratch.path),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=_MAX_RETRIES),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
+                stop=stop,
+                callbacks=list(callbacks),
+                failure_config=tune.FailureConfig(max_failures=settings.trial_retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # `Keeper` has the states
             ),
         )
         tuner.fit()
-    finally:
-        if own_ray:
-            ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_ray(address: str | None, n_workers: int) -> None:
-    if address is not None:
-        ray.init(address=address, log_to_driver=False)
-        return
+def _name_of(trial: Any) -> str:
+    return str(trial.config["name"])
+
+
+def _start_local(settings: SearchSettings, folder: Path) -> None:
     ray.init(
-        num_cpus=n_workers,
-        num_gpus=0,
-        include_dashboard=False,
+        num_cpus=_local_cpus(settings),
+        num_gpus=None if settings.gpus_per_trial else 0,
+        include_dashboard=settings.dashboard,
         log_to_driver=False,
         logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder),
     )
+
+
+def _local_cpus(settings: SearchSettings) -> int:
+    """So many that the trials asked for run at the same time, even on a machine of fewer cores."""
+    if settings.n_workers is None:
+        return os.cpu_count() or 1
+    return max(1, round(settings.n_workers * settings.cpus_per_trial + 0.499))
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            f"ray_address must be that of a running cluster, but {address!r} is not ({error}); "
+            "`ray start --head` starts one, docs/cluster.md says more"
+        ) from error
+
+
+def _check_resource(settings: SearchSettings) -> None:
+    name = settings.latency_resource
+    if name is not None and name not in ray.cluster_resources():
+        raise InputError(
+            f"latency_resource must be a resource of the cluster, but no machine has {name!r}; on the device: "
+            f"""ray start --address=HEAD:6379 --num-cpus=0 --resources='{{"{name}": 1}}'"""
+        )

@@ -26,7 +26,7 @@ from autocompress.latency import time_sessions
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import budget_ratio
 from autocompress.records import Latency, TrialRecord
-from autocompress.run_folder import RunFolder, RunInfo
+from autocompress.run_folder import RunInfo
 from autocompress.runtimes import Runtime, Session, runtime_named
 from autocompress.space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
@@ -53,9 +53,7 @@ class Prepared:
     baseline: TrialRecord
 
 
-def prepare(
-    task: Task, space: str | SearchSpace, settings: SearchSettings, spec: str | None, folder: RunFolder
-) -> Prepared:
+def prepare(task: Task, space: str | SearchSpace, settings: SearchSettings, spec: str | None) -> Prepared:
     """Checks the task, the space and the budget, and measures the uncompressed model; writes nothing.
 
     Args:
@@ -63,7 +61,6 @@ def prepare(
         space: a name, a path, or a space.
         settings: of the search.
         spec: text that loads the task again, or None.
-        folder: where the run will be.
 
     Raises:
         InputError: whatever does not fit, with the way out.
@@ -87,7 +84,7 @@ def prepare(
         timing = time_sessions(session, session, inputs, _REFERENCE_ROUNDS)
         floor = _floor(settings, metrics[metric])
         info = _info(task, spec, settings, metric, model, graph, space, timing.reference_ms, floor)
-        job = make_job(task, model, graph, folder, info, reference)
+        job = make_job(task, model, graph, info, reference)
         _check_reachable(job, space, runtime, session, scratch)
     baseline = TrialRecord(
         number=0,
@@ -104,9 +101,7 @@ def prepare(
     return Prepared(job, space, info, baseline)
 
 
-def make_job(
-    task: Task, model: nn.Module, graph: ModelGraph, folder: RunFolder, info: RunInfo, reference: bytes
-) -> Job:
+def make_job(task: Task, model: nn.Module, graph: ModelGraph, info: RunInfo, reference: bytes) -> Job:
     """What the trials of a run share; `reference` is the uncompressed model's file."""
     return Job(
         task=task,
@@ -118,7 +113,6 @@ def make_job(
         budget=info.budget_ratio,
         metric=info.metric,
         min_score=info.min_score,
-        trials=(folder.path / "trials").resolve(),
     )
 
 

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
+import platform
 import traceback
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
 from autocompress.automl.bench import Bench, Job, Trial
+from autocompress.automl.time_limit import TimeLimit, TimeLimitError
 from autocompress.candidate import Candidate
 
-_CHECKPOINT = "trial.pt"
+FILES, STATE = "files", "state"
+
+
+class UnusableWorkerError(Exception):
+    """This machine cannot run any trial, whatever the candidate."""
 
 
 class Worker(tune.Trainable):
     """See `tune.Trainable`; reused from trial to trial, so the teacher and the data are loaded once per process.
 
-    The config of a trial has `number`, `name` and `candidate` (canonical JSON). A trial that raises reports its
-    traceback instead of killing the process.
+    The config of a trial has `number`, `name` and `candidate` (canonical JSON). A step reports
+
+    - after each rung, the trial's `progress`, and under `STATE` the bytes from which another process can go on;
+    - after the last, its `outcome`, and under `FILES` the compressed model's files by name;
+    - `failed`, the traceback of a trial that raised or took too long: that does not kill the process;
+    - `unusable`, one line, when this machine cannot run any trial (no data, a full disk).
+
+    Files and states travel to the driver in the report: a worker shares no disk with it.
     """
 
     def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
-        """Called once per process: makes the bench."""
+        """Called once per process; the bench is made by the first step, whose report can say what failed."""
         assert job is not None
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
+        torch.set_num_threads(max(1, int(job.settings.cpus_per_trial)))
         self._bench: Bench | None = None
-        self._trial: Trial | None = None
+        self._state: bytes | None = None
         self._job = job
         self._start(config)
 
@@ -42,25 +55,19 @@ class Worker(tune.Trainable):
         self._start(new_config)
         return True
 
+    def go_on_from(self, state: bytes) -> None:
+        """Called before the first step of a trial that another process began."""
+        self._state = state
+
     def step(self) -> dict[str, Any]:
         """One rung."""
         try:
-            return self._step()
-        except Exception:
-            self._trial = None  # half a trial cannot be saved
+            with self._limit.running():
+                return self._step(self._ready_bench())
+        except UnusableWorkerError as error:
+            return {"unusable": str(error), "done": True}
+        except (Exception, TimeLimitError):
             return {"failed": traceback.format_exc(), "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Tensors, numbers and text; read back with `weights_only=True`."""
-        if self._trial is not None and not self._trial.done:
-            torch.save(self._trial.state_dict(), Path(checkpoint_dir) / _CHECKPOINT)
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
-        """Goes on after the last rung, on another process than the one that saved."""
-        file = Path(str(checkpoint)) / _CHECKPOINT
-        if file.is_file():
-            self._trial = self._new_trial()
-            self._trial.load_state_dict(torch.load(file, weights_only=True))
 
     def cleanup(self) -> None:
         """Called when the process ends."""
@@ -69,19 +76,49 @@ class Worker(tune.Trainable):
 
     def _start(self, config: dict[str, Any]) -> None:
         self._candidate = Candidate.from_dict(json.loads(config["candidate"]))
-        self._name = str(config["name"])
-        self._trial = None
+        self._limit = TimeLimit(self._job.settings.trial_minutes)
+        self._trial: Trial | None = None
+        self._state = None
 
-    def _new_trial(self) -> Trial:
+    def _ready_bench(self) -> Bench:
         if self._bench is None:
-            self._bench = Bench(self._job)
-        torch.manual_seed(self._job.settings.seed)
-        return Trial(self._bench, self._candidate, self._name)
+            try:
+                self._bench = Bench(self._job)
+            except Exception as error:
+                raise _unusable(error) from error
+        return self._bench
 
-    def _step(self) -> dict[str, Any]:
-        if self._trial is None:
-            self._trial = self._new_trial()
-        self._trial.step()
-        if not self._trial.done:
-            return {"done": False}
-        return {"outcome": json.dumps(asdict(self._trial.outcome())), "done": True}
+    def _step(self, bench: Bench) -> dict[str, Any]:
+        try:
+            if self._trial is None:
+                self._trial = self._new_trial(bench)
+            trial = self._trial
+            trial.step()
+            if not trial.done:
+                return {**trial.progress, STATE: _to_bytes(trial.state_dict()), "done": False}
+            files = trial.files()
+            return {**trial.progress, "outcome": json.dumps(asdict(trial.outcome())), FILES: files, "done": True}
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise _unusable(error) from error
+            raise
+
+    def _new_trial(self, bench: Bench) -> Trial:
+        torch.manual_seed(self._job.settings.seed)
+        trial = Trial(bench, self._candidate)
+        if self._state is not None:
+            trial.load_state_dict(torch.load(io.BytesIO(self._state), weights_only=True))
+            self._state = None
+        return trial
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    """Tensors, numbers and text; read back with `weights_only=True`."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _unusable(error: Exception) -> UnusableWorkerError:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UnusableWorkerError(f"the worker on {platform.node()} cannot run trials: {line}")

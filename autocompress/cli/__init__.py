@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from autocompress.cli import inspecting, reporting, searching
+from autocompress.cli import inspecting, reporting, searching, watching
 from autocompress.errors import AutocompressError
 
 _EXAMPLES = """\
@@ -15,6 +15,7 @@ examples:
   autocompress inspect my_model.py:task                  layers, channel groups, what is frozen and why
   autocompress search my_model.py:task --latency-budget 0.5x --trials 100
   autocompress resume runs/my_model                      goes on after Ctrl-C, a crash or a power cut
+  autocompress status runs/my_model --watch              how it stands, from another terminal
   autocompress report runs/my_model                      one HTML page, CSV
   autocompress pick runs/my_model --latency-budget 1.5ms -o model/
 
@@ -46,6 +47,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (searching, inspecting, reporting):
+    for group in (searching, watching, inspecting, reporting):
         group.add_commands(commands)
     return parser

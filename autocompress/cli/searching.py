@@ -33,13 +33,20 @@ def add_commands(commands: Any) -> None:
     )
     search.add_argument("--trials", dest="n_trials", type=int, help="trials in all (default: 40)")
     search.add_argument("--minutes", type=float, help="time limit of the trials (default: none)")
-    search.add_argument("--workers", dest="n_workers", type=int, help="trials at the same time (default: one per core)")
+    _add_resources(search)
     search.add_argument("--runtime", help="target runtime (default: onnxruntime)")
     search.add_argument("--threads", dest="n_threads", type=int, help="threads of the target runtime (default: 1)")
     search.add_argument("--sampler", help="tpe, nsga2, random or package.module:function (default: tpe)")
     search.add_argument("--importance", help="which channels matter: l2, l1, fpgm, bn_scale, taylor, ... (default: l2)")
     search.add_argument("--seed", type=int, help="of the sampler and the training batches (default: 0)")
-    search.add_argument("--ray-address", help="of a running Ray cluster, or auto (default: a local one)")
+    search.add_argument(
+        "--latency-resource",
+        metavar="NAME",
+        help="Ray resource of the machine that the model is for: files are timed there (default: this machine)",
+    )
+    search.add_argument(
+        "--log-to", dest="loggers", type=_names, metavar="NAMES", help="tensorboard, mlflow, wandb (with commas)"
+    )
     search.add_argument(
         "--rungs", type=_integers, help="fine-tune steps at which a student is judged (default: 0,20,60,180)"
     )
@@ -49,6 +56,26 @@ def add_commands(commands: Any) -> None:
     resume.add_argument("run_dir", metavar="RUN", type=Path)
     resume.add_argument("--trials", dest="n_trials", type=int, help="a new total of trials (default: as before)")
     resume.add_argument("--minutes", type=float, help="a new time limit of the trials (default: none)")
+    _add_resources(resume)
+
+
+def _add_resources(command: argparse.ArgumentParser) -> None:
+    """What may be another one on each start: where trials run, on what, and how long."""
+    command.add_argument(
+        "--workers",
+        "--max-concurrent",
+        dest="n_workers",
+        type=int,
+        help="trials at the same time (default: as many as there are CPUs for)",
+    )
+    command.add_argument("--cpus-per-trial", type=float, help="CPUs that a trial reserves (default: 1)")
+    command.add_argument("--gpus-per-trial", type=float, help="GPUs that a trial reserves, fractions too (default: 0)")
+    command.add_argument("--trial-minutes", type=float, help="a trial fails after so long (default: no limit)")
+    command.add_argument("--trial-retries", type=int, help="restarts of a trial whose worker died (default: 3)")
+    command.add_argument("--ray-address", help="of a running Ray cluster, or auto (default: a local one)")
+    command.add_argument(
+        "--dashboard", action="store_true", default=None, help="show the dashboard of a local Ray (default: off)"
+    )
 
 
 def _integers(text: str) -> list[int]:
@@ -56,6 +83,10 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"whole numbers with commas like 0,20,60, but got {text!r}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _demo(run_dir: Path | None, trials: int, workers: int) -> None:
@@ -100,8 +131,8 @@ def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:
     show(run_dir)
 
 
-def _resume(run_dir: Path, n_trials: int | None, minutes: float | None) -> None:
+def _resume(run_dir: Path, **changes: Any) -> None:
     from autocompress.automl import resume
 
-    resume(run_dir, n_trials=n_trials, minutes=minutes)
+    resume(run_dir, **{name: value for name, value in changes.items() if value is not None})
     show(run_dir)

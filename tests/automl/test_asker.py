@@ -13,8 +13,10 @@ from ray.tune.search import Searcher
 
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Outcome
+from autocompress.automl.stop import Stop
 from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
+from autocompress.errors import StorageError
 from autocompress.records import Latency, Rung, TrialRecord, read_records
 from autocompress.space import Knob, SearchSpace
 
@@ -29,7 +31,8 @@ class Run:
         self.study = SearchStudy(self.journal, SPACE, RandomSampler(seed=0), "accuracy", 0.5)
         self.heard: list[TrialRecord] = []
         self.now = 0.0
-        self.searcher = StudySearcher(self.study, self.file, lambda: self.now, self.heard.append)
+        self.stop = Stop()
+        self.searcher = StudySearcher(self.study, self.file, lambda: self.now, self.heard.append, self.stop)
 
     def suggest(self, trial_id: str) -> dict[str, object]:
         config = self.searcher.suggest(trial_id)
@@ -98,7 +101,7 @@ def test_a_dead_worker_is_a_failed_trial(run: Run, result: dict[str, object] | N
     run.searcher.on_trial_complete("a", result, error=True)
     (record,) = read_records(run.file)
     assert record.state == "failed"
-    assert "worker process died" in str(record.error)
+    assert str(record.error) == "the worker process died, and so did every retry: killed, or out of memory"
 
 
 @pytest.mark.parametrize("result", [None, {}, {"done": False}])
@@ -114,6 +117,35 @@ def test_a_trial_that_a_time_limit_cut_off_stays_open_and_runs_again(
     asked = again.ask()
     assert asked is not None
     assert asked[1].to_json() == config["candidate"]
+
+
+def test_a_worker_that_can_run_no_trial_stops_the_search_and_its_trial_runs_again(run: Run) -> None:
+    config = run.suggest("a")
+    run.searcher.on_trial_complete("a", {"unusable": "the worker on pi5 cannot run trials: no data", "done": True})
+    assert str(run.stop.reason) == "the worker on pi5 cannot run trials: no data"
+    last: object = run.searcher.suggest("b")
+    assert last == Searcher.FINISHED
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), "accuracy", 0.5)
+    assert again.requeue_interrupted() == 1
+    asked = again.ask()
+    assert asked is not None
+    assert asked[1].to_json() == config["candidate"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_stops_the_search_and_nothing_is_told_after_it(run: Run) -> None:
+    run.suggest("a")
+    run.suggest("b")
+    run.file.symlink_to("/dev/full")
+    run.searcher.on_trial_complete("a", {"failed": "x"})
+    assert isinstance(run.stop.reason, StorageError)
+    assert "No space left on device" in str(run.stop.reason)
+    told = run.journal.read_bytes()
+    run.searcher.on_trial_complete("b", {"failed": "x"})
+    assert run.journal.read_bytes() == told
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), "accuracy", 0.5)
+    assert [record.error for record in again.records()] == ["x"], "told before its line was written"
+    assert again.requeue_interrupted() == 1
 
 
 def test_trials_at_the_same_time_are_kept_apart(run: Run) -> None:

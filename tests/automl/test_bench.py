@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import math
+import platform
+import signal
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +29,7 @@ from autocompress.candidate import Candidate
 from autocompress.compression import CRITERIA, Recipe, resolve
 from autocompress.config import DistillSettings, SearchSettings
 from autocompress.distillation import FastMode
-from autocompress.errors import AutocompressError, InputError, MeasurementError
+from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.graph import inspect_model
 from autocompress.latency import PairedTiming
 from autocompress.runtimes import runtime_named
@@ -66,7 +73,6 @@ def job_of(
         reference_ms=REFERENCE_MS,
         budget=budget,
         metric="accuracy",
-        trials=folder / "trials",
     )
 
 
@@ -86,19 +92,31 @@ def bench_of() -> Iterator[MakeBench]:
 
     yield make
     for bench in benches:
-        bench._folder.cleanup()
+        bench.close()
 
 
-def finished(bench: Bench, candidate: Candidate, name: str = "trial_0001") -> Trial:
-    trial = Trial(bench, candidate, name)
+_SENT: dict[int, dict[str, bytes]] = {}
+"""Files of the trial that finished last, by job."""
+
+
+def finished(bench: Bench, candidate: Candidate) -> Trial:
+    trial = Trial(bench, candidate)
     while not trial.done:
         trial.step()
+    _SENT[id(bench.job)] = trial.files()
     return trial
 
 
-def saved_student(job: Job, name: str = "trial_0001") -> nn.Module:
-    student, _ = load_student(job.trials / name, job.model, job.graph)
+def student_in(files: Mapping[str, bytes], job: Job) -> nn.Module:
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            (Path(name) / file).write_bytes(content)
+        student, _ = load_student(Path(name), job.model, job.graph)
     return student
+
+
+def saved_student(job: Job) -> nn.Module:
+    return student_in(_SENT[id(job)], job)
 
 
 def judged(model: nn.Module) -> Mapping[str, float]:
@@ -112,7 +130,7 @@ def judged(model: nn.Module) -> Mapping[str, float]:
 
 def test_a_trial_goes_through_its_rungs_and_leaves_the_best_student(tmp_path: Path, bench_of: MakeBench) -> None:
     job = job_of(tmp_path)
-    trial = Trial(bench_of(job), EVERYTHING, "trial_0007")
+    trial = Trial(bench_of(job), EVERYTHING)
     done = []
     for _ in range(3):
         trial.step()
@@ -123,7 +141,7 @@ def test_a_trial_goes_through_its_rungs_and_leaves_the_best_student(tmp_path: Pa
     assert outcome.fine_tuned
     best = max(rung.metrics["accuracy"] for rung in outcome.rungs)
     assert outcome.metrics["accuracy"] == best > outcome.rungs[0].metrics["accuracy"]
-    assert judged(saved_student(job, "trial_0007")) == outcome.metrics
+    assert judged(student_in(trial.files(), job)) == outcome.metrics
     assert judged(job.model) == judged(trained_model()), "the job's model is as it was"
 
 
@@ -195,9 +213,9 @@ def test_no_fine_tune_for_what_is_over_the_budget(
 def test_a_saved_state_goes_on_exactly(tmp_path: Path, bench_of: MakeBench) -> None:
     job = job_of(tmp_path)
     bench = bench_of(job)
-    whole = finished(bench, EVERYTHING, "whole")
+    whole = finished(bench, EVERYTHING)
     for n_before in (1, 2):
-        first, second = (Trial(bench, EVERYTHING, f"after{n_before}") for _ in range(2))
+        first, second = (Trial(bench, EVERYTHING) for _ in range(2))
         for _ in range(n_before):
             first.step()
         torch.save(first.state_dict(), tmp_path / "trial.pt")
@@ -211,7 +229,7 @@ def test_a_saved_state_goes_on_exactly(tmp_path: Path, bench_of: MakeBench) -> N
         for different in ("latency", "seconds"):
             del expected[different], found[different]
         assert found == expected
-        ours, theirs = (saved_student(job, name).state_dict() for name in (f"after{n_before}", "whole"))
+        ours, theirs = (student_in(trial.files(), job).state_dict() for trial in (second, whole))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -255,9 +273,9 @@ class Counting(nn.Module):
 def test_the_next_trial_on_a_bench_asks_the_teacher_nothing(tmp_path: Path, bench_of: MakeBench) -> None:
     bench = bench_of(job_of(tmp_path, rungs=(0, 3, 6)))
     bench.teacher.model = teacher = Counting(bench.teacher.model)
-    finished(bench, EVERYTHING, "one")
+    finished(bench, EVERYTHING)
     assert teacher.n_calls == 6
-    finished(bench, Candidate(weight_bits={"fc": 8}), "two")
+    finished(bench, Candidate(weight_bits={"fc": 8}))
     assert teacher.n_calls == 6
 
 
@@ -285,7 +303,6 @@ def test_a_metric_that_is_no_figure(
     job = job_of(tmp_path, task=task)
     with pytest.raises(kind, match=message):
         finished(bench_of(job), EVERYTHING)
-    assert not job.trials.exists()
 
 
 MakeWorker = Callable[[Job, Candidate], Worker]
@@ -322,8 +339,6 @@ def test_a_trial_that_raised_reports_its_traceback_and_can_be_saved(
     result = worker.step()
     assert result["done"] is True
     assert "CompressionError" in result["failed"]
-    # Tune saves after every result, also the last: what is raised here would replace the traceback
-    worker.save_checkpoint(str(tmp_path))
     assert worker.reset_config({"number": 4, "name": "trial_0004", "candidate": Candidate().to_json()})
     assert "outcome" in worker.step()
 
@@ -340,21 +355,85 @@ def test_a_trial_that_cannot_be_exported_reports_its_traceback_and_can_be_saved(
     monkeypatch.setattr(bench_module, "time_sessions", fails)
     result = worker.step()
     assert "MeasurementError: no clock" in result["failed"]
-    worker.save_checkpoint(str(tmp_path))
 
 
-def test_a_worker_goes_on_from_anothers_checkpoint(tmp_path: Path, worker_of: MakeWorker) -> None:
+def test_a_worker_goes_on_from_anothers_state_and_sends_what_the_other_would_have(
+    tmp_path: Path, worker_of: MakeWorker
+) -> None:
     job = job_of(tmp_path, rungs=(0, 2))
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
     first, second = worker_of(job, EVERYTHING), worker_of(job, EVERYTHING)
-    assert first.step() == {"done": False}
-    first.save_checkpoint(str(checkpoint))
-    second.load_checkpoint(str(checkpoint))
+    rung = first.step()
+    assert (rung["steps"], rung["done"]) == (0, False)
+    second.go_on_from(rung["state"])
     result = second.step()
     assert result["done"] is True
-    assert '"steps": 2' in result["outcome"]
-    assert (job.trials / "trial_0003" / "weights.safetensors").is_file()
+    outcome, whole = json.loads(result["outcome"]), first.step()
+    assert [rung["steps"] for rung in outcome["rungs"]] == [0, 2]
+    assert outcome["metrics"] == json.loads(whole["outcome"])["metrics"]
+    assert set(result["files"]) == {"weights.safetensors", "recipe.json"}
+    assert result["files"]["weights.safetensors"] == whole["files"]["weights.safetensors"]
+
+
+def test_the_mode_of_the_fine_tune_travels_with_the_state(tmp_path: Path, worker_of: MakeWorker) -> None:
+    job = job_of(tmp_path, rungs=(0, 2, 4))
+    first, second = worker_of(job, EVERYTHING), worker_of(job, EVERYTHING)
+    for _ in range(2):
+        state = first.step()["state"]
+    other = second._ready_bench()
+    other.teacher.mode = FastMode(True)  # as if the other machine were faster with it
+    second.go_on_from(state)
+    ours, theirs = first.step()["files"], second.step()["files"]
+    assert ours["weights.safetensors"] == theirs["weights.safetensors"]
+
+
+def test_a_machine_without_the_data_says_so_in_one_line(
+    tmp_path: Path, worker_of: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoData(SupervisedTask):
+        def calibration_batches(self) -> Iterator[Inputs]:
+            raise MissingDataError("the images must lie in the folder AUTOCOMPRESS_DATA names\nand more")
+
+    monkeypatch.setattr(worker_module, "Bench", Bench)
+    job = replace(job_of(tmp_path), task=NoData(trained_model(), batches(64, 1), [], []))
+    result = worker_of(job, EVERYTHING).step()
+    assert result == {
+        "unusable": f"the worker on {platform.node()} cannot run trials: "
+        "the images must lie in the folder AUTOCOMPRESS_DATA names",
+        "done": True,
+    }
+
+
+def test_a_full_disk_is_no_fault_of_the_candidate(
+    tmp_path: Path, worker_of: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bench_module, "save_student", full)
+    worker = worker_of(job_of(tmp_path, rungs=(0,)), EVERYTHING)
+    assert "No space left on device" in worker.step()["unusable"]
+
+
+class Slow(SupervisedTask):
+    """Hangs when it judges, and takes every exception for a small matter."""
+
+    def evaluate(self, predict: Predict, split: str) -> dict[str, float]:
+        while True:
+            with suppress(Exception):
+                time.sleep(60)
+
+
+def test_a_trial_that_hangs_fails_at_its_limit_and_says_where(tmp_path: Path, worker_of: MakeWorker) -> None:
+    job = job_of(tmp_path, rungs=(0,))
+    job = replace(
+        job,
+        task=Slow(trained_model(), batches(64, 1), [], []),
+        settings=replace(job.settings, trial_minutes=0.02),
+    )
+    worker = worker_of(job, EVERYTHING)
+    failed = worker.step()["failed"]
+    assert "in evaluate" in failed and "trial_minutes = 0.02" in failed
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("importance", sorted(CRITERIA))
@@ -362,9 +441,9 @@ def test_a_bench_judges_by_the_chosen_importance_and_keeps_its_evidence(
     importance: str, tmp_path: Path, bench_of: MakeBench
 ) -> None:
     bench = bench_of(job_of(tmp_path, rungs=(0,), importance=importance))
-    for number, ratio in enumerate((0.25, 0.5)):
+    for ratio in (0.25, 0.5):
         candidate = Candidate(prune_ratio={"conv1": ratio, "conv2": ratio})
-        trial = Trial(bench, candidate, f"trial_{number}")
+        trial = Trial(bench, candidate)
         trial.step()
         assert trial.done and 0 <= trial.outcome().metrics["accuracy"] <= 1
         recipe = Recipe.from_dict(trial.state_dict()["recipe"])
@@ -379,9 +458,8 @@ def test_a_bench_refits_where_the_settings_say_so(tmp_path: Path, bench_of: Make
     losses = []
     for reconstruct in (False, True):
         bench = bench_of(job_of(tmp_path, rungs=(0,), reconstruct=reconstruct))
-        trial = Trial(bench, Candidate(prune_ratio={"conv1": 0.5, "conv2": 0.5}), f"trial_{int(reconstruct)}")
-        trial.step()
-        student, _ = load_student(tmp_path / "trials" / f"trial_{int(reconstruct)}", bench.job.model, bench.job.graph)
+        finished(bench, Candidate(prune_ratio={"conv1": 0.5, "conv2": 0.5}))
+        student = saved_student(bench.job)
         inputs = bench.calibration[0]
         losses.append((call_model(student, inputs) - call_model(bench.job.model, inputs)).square().mean().item())
     assert losses[1] < 0.7 * losses[0]

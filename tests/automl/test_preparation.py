@@ -17,7 +17,6 @@ from autocompress.automl import search
 from autocompress.automl.preparation import Prepared, prepare
 from autocompress.config import SearchSettings
 from autocompress.errors import AutocompressError, InputError, MissingExtraError
-from autocompress.run_folder import RunFolder
 from autocompress.space import SearchSpace
 from autocompress.task import Predict, SupervisedTask, Task
 from tests.automl.tasks import STUB, batches, images, tiny_space, tiny_task, trained_model
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("brief_clock")
 
 def prepared(folder: Path, task: Task | None = None, space: str | SearchSpace = "default", **settings: Any) -> Prepared:
     given = SearchSettings.from_dict({"runtime": STUB, **settings})
-    return prepare(task if task is not None else tiny_task(), space, given, None, RunFolder(folder / "run"))
+    return prepare(task if task is not None else tiny_task(), space, given, None)
 
 
 def refused(

@@ -1,0 +1,114 @@
+"""How a run stands, read from its files while another process may be writing them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from autocompress.errors import InputError
+from autocompress.pareto import score
+from autocompress.run_folder import Run, RunFolder
+
+_ENDS = {"complete", "failed", "unusable"}
+_MAX_SHOWN = 8
+_RECENT = 20  # trials whose rate tells the time left
+
+
+def status_lines(folder: RunFolder, now: datetime | None = None) -> list[str]:
+    """What `autocompress status` prints: who runs it, trials, front, time left, what runs, the last trouble.
+
+    Args:
+        folder: of the run.
+        now: by default the present.
+
+    Raises:
+        InputError: not a run folder, or a damaged file.
+    """
+    run, driver = folder.read(), folder.driver()
+    events = list(_events(folder))
+    lines = [
+        f"{folder.path}: {run.info.task}, {_state(run, driver)}",
+        f"trials   {_trials(run)}",
+        f"front    {_front(run)}",
+    ]
+    if driver is not None:
+        lines += [f"pace     {_pace(run)}", *_running(events, now or datetime.now(UTC))]
+    troubles = [event for event in events if event["event"] in ("restarted", "failed", "unusable")]
+    if troubles:
+        last = troubles[-1]
+        lines.append(
+            f"trouble  {len(troubles)} in all; last: trial {last['trial']} {last['event']}, {last.get('reason')}"
+        )
+    return lines
+
+
+def _state(run: Run, driver: str | None) -> str:
+    n_done, n_trials = len(run.records), run.info.settings.n_trials
+    if driver is not None:
+        return f"{'searching' if n_done < n_trials else 'measuring the front'} ({driver})"
+    if n_done >= n_trials and run.folder.report.is_file():
+        return "done"
+    return f"not running; `autocompress resume {run.folder.path}` goes on"
+
+
+def _trials(run: Run) -> str:
+    n_failed = sum(record.state == "failed" for record in run.records)
+    return f"{len(run.records)} of {run.info.settings.n_trials}" + (f", {n_failed} failed" if n_failed else "")
+
+
+def _front(run: Run) -> str:
+    front = run.front
+    if front.reason or not front.points:
+        return front.reason or "no trial yet"
+    best = max(front.points, key=lambda point: score(point, front.metric))
+    return f"{len(front.points)} points, best {front.metric} {score(best, front.metric):.4f} ({best.name})"
+
+
+def _pace(run: Run) -> str:
+    ends = sorted(record.ended for record in run.records)[-_RECENT:]
+    if len(ends) < 3 or ends[-1] <= ends[0]:
+        return "not known yet"
+    seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
+    left = seconds * (run.info.settings.n_trials - len(run.records))
+    return f"{3600 / seconds:.0f} trials an hour, about {_duration(left)} left"
+
+
+def _running(events: list[dict[str, Any]], now: datetime) -> list[str]:
+    """A line for each trial that has started and not ended, the oldest first."""
+    last: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] in _ENDS:
+            last.pop(event["trial"], None)
+        else:
+            last[event["trial"]] = {**last.get(event["trial"], {}), **event}
+    lines = [f"running  trial {number}, {_doing(event, now)}" for number, event in last.items()]
+    more = [f"         and {len(lines) - _MAX_SHOWN} more"] if len(lines) > _MAX_SHOWN else []
+    return lines[:_MAX_SHOWN] + more
+
+
+def _doing(event: Mapping[str, Any], now: datetime) -> str:
+    since = _duration((now - datetime.fromisoformat(event["time"])).total_seconds())
+    where = f" on {event['host']} (process {event['pid']})" if "host" in event else ""
+    what = f"after {event['steps']} steps" if "steps" in event else "first rung"
+    return f"{'waits for a worker' if event['event'] == 'restarted' else what}{where}, {since} ago"
+
+
+def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """The log's lines; a last one that is being written is left out."""
+    if not folder.events.is_file():
+        return
+    lines = folder.events.read_text(encoding="utf-8").splitlines()
+    for i, line in enumerate(lines):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if i < len(lines) - 1:
+                raise InputError(f"{folder.events}, line {i + 1} is not JSON: {error}") from error
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
