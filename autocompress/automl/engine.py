@@ -108,6 +108,7 @@ def _name_of(trial: Any) -> str:
 
 def _start_local(settings: SearchSettings, folder: Path) -> None:
     ray.init(
+        address="local",  # without it Ray would join whatever cluster was started last on this machine
         num_cpus=_local_cpus(settings),
         num_gpus=None if settings.gpus_per_trial else 0,
         include_dashboard=settings.dashboard,
