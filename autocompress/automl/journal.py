@@ -29,23 +29,24 @@ class StudyJournal(BaseJournalBackend):
         self._known: list[bytes] = path.read_bytes().splitlines()
         self._first = 0  # number of the oldest entry in `_known`
         self._pending: list[bytes] = []
-        self._in_batch = False
+        self._n_batches = 0  # open ones, one inside the other
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """Entries made inside are written when it ends, also by an exception."""
-        self._in_batch = True
+        """Entries made inside are written when the outermost one ends, also by an exception."""
+        self._n_batches += 1
         try:
             yield
         finally:
-            self._in_batch = False
-            self._write()
+            self._n_batches -= 1
+            if not self._n_batches:
+                self._write()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Adds entries; see `BaseJournalBackend`."""
         lines = [json.dumps(log, separators=(",", ":")).encode() for log in logs]
         self._pending += lines
-        if not self._in_batch:
+        if not self._n_batches:
             self._write()
         self._known += lines
 

@@ -36,18 +36,17 @@ class Repeatable(BaseSampler):
         self._make, self._seed, self._make_long = make, seed, make_long
         self._inner = make(seed)
         self._window: Window | None = None
-        self._n_again = -1
+        self._n_again: int | None = None
 
     def reseed_rng(self) -> None:
         """Nothing to do: no proposal uses the random state of another."""
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Makes the sampler of this proposal."""
-        if self._n_again < 0:
+        if self._n_again is None:  # they are all queued before the first proposal of a start
             self._n_again = sum("again" in other.user_attrs for other in study.get_trials(deepcopy=False))
-        elif "again" in trial.user_attrs:
-            self._n_again += 1
-        seed = int(np.random.SeedSequence([self._seed, max(0, trial.number - self._n_again)]).generate_state(1)[0])
+        position = max(0, trial.number - self._n_again)
+        seed = int(np.random.SeedSequence([self._seed, position]).generate_state(1)[0])
         make = self._make
         if self._make_long is not None:
             self._window = self._window or Window(study)

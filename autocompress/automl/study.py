@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
 
+from autocompress.automl.journal import StudyJournal
 from autocompress.candidate import Candidate
 from autocompress.pareto import ratio, score
 from autocompress.records import TrialRecord
@@ -55,13 +56,15 @@ class SearchStudy:
         self._predict = predict
         self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(
-            study_name=_NAME,
-            storage=_storage(path),
-            sampler=sampler,
-            directions=["maximize", "minimize"],
-            load_if_exists=True,
-        )
+        self._journal = None if path is None else _journal(path)
+        with self._written_at_once():
+            self._study = optuna.create_study(
+                study_name=_NAME,
+                storage=InMemoryStorage() if self._journal is None else JournalStorage(self._journal),
+                sampler=sampler,
+                directions=["maximize", "minimize"],
+                load_if_exists=True,
+            )
         self._distributions: dict[str, BaseDistribution] = {
             knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs
         }
@@ -108,17 +111,19 @@ class SearchStudy:
 
     def enqueue(self, candidates: Iterable[Candidate], origin: str) -> None:
         """Queues candidates of the space, to be asked for before the sampler proposes."""
-        for candidate in candidates:
-            choices = self.space.choices_of(candidate)
-            params = {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
-            self._study.enqueue_trial(params, user_attrs={"origin": origin})
+        with self._written_at_once():
+            for candidate in candidates:
+                choices = self.space.choices_of(candidate)
+                params = {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
+                self._study.enqueue_trial(params, user_attrs={"origin": origin})
 
     def add(self, record: TrialRecord) -> None:
         """Adds a trial that is finished already, such as the uncompressed model."""
-        self.enqueue([record.candidate], record.origin)
-        trial, candidate = self._propose()
-        self._open[trial.number] = trial, candidate.digest
-        self.tell(record)
+        with self._written_at_once():
+            self.enqueue([record.candidate], record.origin)
+            trial, candidate = self._propose()
+            self._open[trial.number] = trial, candidate.digest
+            self.tell(record)
 
     def ask(self) -> tuple[int, Candidate, str] | None:
         """Number, candidate and origin of the next trial, one that was neither judged before nor is running.
@@ -129,6 +134,10 @@ class SearchStudy:
         Returns:
             None when no new candidate is found: the space is exhausted.
         """
+        with self._written_at_once():
+            return self._ask()
+
+    def _ask(self) -> tuple[int, Candidate, str] | None:
         running = {digest for _, digest in self._open.values()}
         for i in range(_MAX_REPEATS):
             if i >= _PATIENCE:
@@ -155,6 +164,10 @@ class SearchStudy:
         choices = {knob.name: knob.choices[trial.params[knob.name]] for knob in self.space.knobs}
         return trial, self.space.candidate(choices)
 
+    def _written_at_once(self) -> AbstractContextManager[None]:
+        """What happens inside reaches the disk in one write."""
+        return nullcontext() if self._journal is None else self._journal.batch()
+
     def _predicted_excess(self, candidate: Candidate) -> float:
         if self._predict is None or self.budget is None:
             return 0.0
@@ -163,8 +176,9 @@ class SearchStudy:
     def tell(self, record: TrialRecord) -> None:
         """Ends an asked trial with its record, which must be on disk before the study says that the trial is over."""
         trial, _ = self._open.pop(record.number)
-        trial.set_user_attr("record", record.to_dict())
-        self._tell(trial, record)
+        with self._written_at_once():
+            trial.set_user_attr("record", record.to_dict())
+            self._tell(trial, record)
         self._records[record.number] = record
         self._known[record.candidate.digest] = record
 
@@ -186,7 +200,7 @@ class SearchStudy:
 
     def _n_drawn(self) -> int:
         """A seed that no earlier draw of this study had, the same in a repeated run."""
-        return len(self._study.get_trials(deepcopy=False))
+        return sum("again" not in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
 
     def _tell(self, trial: optuna.Trial, record: TrialRecord, constrained: bool = False) -> None:
         if record.state == "failed" or not all(map(math.isfinite, (score(record, self.metric), ratio(record)))):
@@ -198,11 +212,9 @@ class SearchStudy:
         self._study.tell(trial, [score(record, self.metric), ratio(record)])
 
 
-def _storage(path: Path | None) -> BaseStorage:
-    if path is None:
-        return InMemoryStorage()
+def _journal(path: Path) -> StudyJournal:
     _mend(path)
-    return JournalStorage(JournalFileBackend(str(path)))
+    return StudyJournal(path)
 
 
 def _mend(path: Path) -> None:

@@ -179,7 +179,8 @@ def test_a_candidate_that_is_known_is_answered_from_its_record(path: Path) -> No
     study.enqueue([wanted], "uniform")
     first = record_of(study.ask(), 0.45, 0.91)
     study.tell(first)
-    for reopened in (study, opened(path)):
+    for make in (lambda: study, lambda: opened(path)):  # one writer at a time, as the run's lock has it
+        reopened = make()
         reopened.enqueue([wanted], "uniform")
         asked = reopened.ask()
         assert asked is not None
