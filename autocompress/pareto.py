@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate
+from autocompress.columns import row
 from autocompress.errors import InputError
-from autocompress.records import Latency, TrialRecord
+from autocompress.records import TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +89,7 @@ class ParetoFront:
         latency_budget: str | None = None,
         min_accuracy: float | None = None,
         trial: int | None = None,
+        knee: bool = False,
     ) -> TrialRecord:
         """The one point asked for: that trial, the fastest of at least an accuracy, or the most accurate in a budget.
 
@@ -95,10 +97,15 @@ class ParetoFront:
             latency_budget: "1.5ms" or "0.5x" of the uncompressed latency.
             min_accuracy: smallest value of the metric.
             trial: number of a trial on the front.
+            knee: the point of `knee()`; goes with none of the others.
 
         Raises:
             InputError: no point fits; names the nearest.
         """
+        if knee:
+            if (latency_budget, min_accuracy, trial) != (None, None, None):
+                raise InputError("knee stands alone: the knee does not depend on a budget, an accuracy or a trial")
+            return self.knee()
         if not self.points:
             raise InputError("the front has no points; run or resume the search first")
         points = list(self.points)
@@ -126,12 +133,30 @@ class ParetoFront:
             return min(points, key=ratio)
         return max(points, key=lambda point: score(point, self.metric))
 
+    def knee(self) -> TrialRecord:
+        """The point where giving up more of one objective stops paying: farthest from the line between the ends.
+
+        Both axes are scaled to [0, 1] between the fastest and the best point; of a front of one or two points, the
+        fastest.
+
+        Raises:
+            InputError: the front has no points.
+
+        Source: Das 1999, "On characterizing the knee of the Pareto curve based on normal-boundary intersection".
+        """
+        if not self.points:
+            raise InputError("the front has no points; run or resume the search first")
+        xs = np.array([ratio(point) for point in self.points])
+        ys = np.array([score(point, self.metric) for point in self.points])
+        across, up = np.ptp(xs) or 1.0, np.ptp(ys) or 1.0
+        return self.points[int(np.argmax((ys - ys.min()) / up - (xs - xs.min()) / across))]
+
     def to_frame(self) -> pd.DataFrame:
-        """One row per point, fastest first; columns documented in `docs/results.md`."""
+        """One row per point, fastest first; `columns.COLUMNS` and `docs/results.md` say what the columns mean."""
         import pandas as pd
 
-        rows = [_row(point, self.metric) for point in self.points]
-        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(_row(_NO_POINT, self.metric)))
+        rows = [row(point, self.metric) for point in self.points]
+        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(row(_NO_POINT, self.metric)))
 
 
 def ratio(record: TrialRecord) -> float:
@@ -212,29 +237,4 @@ def budget_ratio(text: str, reference_ms: float) -> float:
     return value if unit == "x" else value / reference_ms
 
 
-_NO_POINT = TrialRecord(0, "complete", "baseline", Candidate(), latency=Latency(1.0, 0.0, 0.0, 0))
-
-
-def _row(point: TrialRecord, metric: str) -> dict[str, object]:
-    latency = point.file.latency if point.file is not None else point.latency
-    assert latency is not None
-    sparse_size = point.file.sparse_size_mib if point.file is not None else point.sparse_size_mib
-    row: dict[str, object] = {
-        "trial": point.number,
-        "origin": point.origin,
-        "latency_ratio": latency.ratio,
-        "latency_spread": latency.spread,
-        "latency_ms": latency.ms,
-        f"{metric}_search": point.metrics.get(metric),
-        "latency_ratio_search": None if point.latency is None else point.latency.ratio,
-        "size_mib": point.file.size_mib if point.file is not None else point.size_mib,
-        "sparse_size_mib": float("nan") if sparse_size is None else sparse_size,
-        "n_params": point.n_params,
-        "n_macs": point.n_macs,
-        "feasible": point.feasible,
-    }
-    if point.file is not None:
-        for split, metrics in point.file.metrics.items():
-            row |= {f"{name}_{split}": value for name, value in metrics.items()}
-        row |= {"max_abs_diff": point.file.max_abs_diff, "agreement": point.file.agreement}
-    return row
+_NO_POINT = TrialRecord(0, "complete", "baseline", Candidate())

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from autocompress.candidate import FULL_BITS, Candidate
-from autocompress.pareto import hypervolume, ratio, score
+from autocompress.pareto import ratio, score
 from autocompress.records import FileNumbers, Latency, TrialRecord
+from autocompress.report.commands import commands
+from autocompress.report.history import hypervolume_history
 from autocompress.report.interval import interval_of
-from autocompress.report.wording import candidate_text, failure_text, is_number, is_share, over_budget, over_budget_text
+from autocompress.report.point_files import PointFiles, read_point_files
+from autocompress.report.sensitivity import sensitivity_map
+from autocompress.report.time_shares import time_shares
+from autocompress.report.why import why_not_faster
+from autocompress.report.wording import candidate_text, is_number, is_share, reason_text
 from autocompress.run_folder import Run, RunInfo
 
 Json = dict[str, Any]
 
 
-def page_data(run: Run) -> Json:
-    """The run as the page's data: `info`, `layers`, `names` (of the choices), `trials`, `hypervolume`, `reason`."""
+def page_data(run: Run, live: bool = False) -> Json:
+    """The run as the page's data: `info`, `layers`, `names` (of the choices), `trials`, `points` (files), and so on.
+
+    Args:
+        run: read from its folder.
+        live: True for a page that watches a running search.
+    """
     info = run.info
+    paths = [str(layer["path"]) for layer in info.layers]
     names = _choice_names(info, [record.candidate for record in run.records])
     on_front = {record.number for record in run.front.points}
     return {
@@ -32,8 +40,42 @@ def page_data(run: Run) -> Json:
         "trials": [_trial(record, run, names, record.number in on_front) for record in run.records],
         "baseline": None if run.front.baseline is None else run.front.baseline.number,
         "front": [record.number for record in run.front.points],
+        "knee": None if len(run.front.points) < 2 else run.front.knee().number,
+        "points": _points(run, paths),
+        "sensitivity": sensitivity_map(run.folder.sensitivity, paths),
+        "live": live,
         "reason": run.front.reason,
         "hypervolume": hypervolume_history(run.records, info.metric, info.budget_ratio),
+    }
+
+
+def _points(run: Run, paths: list[str]) -> Json:
+    """What lies beside each exported point, by trial number; lists are in the order of `paths`."""
+    exported = [record for record in run.records if record.file is not None]
+    files = {record.number: read_point_files(run.folder.point(record.name), paths) for record in exported}
+    whole = PointFiles() if run.front.baseline is None else files.get(run.front.baseline.number, PointFiles())
+    return {
+        str(record.number): {
+            "shapes": [list(map(list, files[record.number].shapes.get(path, ()))) for path in paths],
+            "times": _times(files[record.number], paths),
+            "why": [asdict(f) for f in why_not_faster(record.candidate, whole, files[record.number], paths)],
+            "answers": list(files[record.number].answers),
+        }
+        for record in exported
+    }
+
+
+def _times(files: PointFiles, paths: list[str]) -> Json | None:
+    if files.times is None:
+        return None
+    shares = time_shares(files.times, paths)
+    return {
+        "layers": [shares.layers.get(path) for path in paths],
+        "conversions": [shares.conversions_ms, shares.n_conversions],
+        "layout": [shares.layout_ms, shares.n_layout],
+        "other": [shares.other_ms, shares.n_other],
+        "run_ms": files.times.run_ms,
+        "n_runs": files.times.n_runs,
     }
 
 
@@ -44,6 +86,7 @@ def _info(info: RunInfo) -> Json:
         "metric": info.metric,
         "is_share": is_share(info.metric),
         "reference_ms": _number(info.reference_ms),
+        "runtime": info.settings.runtime,
         "budget_ratio": info.budget_ratio,
         "settings": _flat(info.settings.to_dict()),
         "frozen": [dict(item) for item in info.frozen],
@@ -70,12 +113,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _choice_names(info: RunInfo, candidates: Iterable[Candidate]) -> dict[str, list[str]]:
     """The names that any candidate uses, by choice, in network order; a trial then holds values only."""
     order = {str(layer["path"]): i for i, layer in enumerate(info.layers)}
-    used: dict[str, set[str]] = {"prune": set(), "drop": set(), "rank": set(), "bits": set()}
+    used: dict[str, set[str]] = {"prune": set(), "drop": set(), "rank": set(), "bits": set(), "sparsity": set()}
     for candidate in candidates:
         used["prune"] |= candidate.prune_ratio.keys()
         used["drop"] |= candidate.drop
         used["rank"] |= candidate.rank_ratio.keys()
         used["bits"] |= candidate.weight_bits.keys()
+        used["sparsity"] |= candidate.sparsity.keys()
     return {key: sorted(names, key=lambda name: (order.get(name, len(order)), name)) for key, names in used.items()}
 
 
@@ -85,15 +129,17 @@ def _choices(candidate: Candidate, names: Mapping[str, list[str]]) -> Json:
         "drop": [int(name in candidate.drop) for name in names["drop"]],
         "rank": [candidate.rank_ratio.get(name) for name in names["rank"]],
         "bits": [candidate.weight_bits.get(name, FULL_BITS) for name in names["bits"]],
+        "sparsity": [candidate.sparsity.get(name, 0) for name in names["sparsity"]],
     }
 
 
 def _trial(record: TrialRecord, run: Run, names: Mapping[str, list[str]], on_front: bool) -> Json:
     info = run.info
+    why = reason_text(record, info.metric, info.budget_ratio, info.min_score)
     trial: Json = {
         "number": record.number,
         "name": record.name,
-        "kind": _kind(record, on_front, info.budget_ratio),
+        "kind": _kind(record, on_front, why is not None),
         "state": record.state,
         "origin": record.origin,
         "feasible": record.feasible,
@@ -107,31 +153,38 @@ def _trial(record: TrialRecord, run: Run, names: Mapping[str, list[str]], on_fro
         "n_params": record.n_params,
         "n_macs": record.n_macs,
         "size_mib": _number(record.size_mib if record.file is None else record.file.size_mib),
+        "predicted": _predicted(record),
         "rungs": [[rung.steps, _number(rung.metrics.get(info.metric))] for rung in record.rungs],
         "seconds": _numbers(record.seconds),
         "ended": record.ended,
         "file": None if record.file is None else _file(record.file, info.metric),
     }
+    if why is not None:
+        trial["why"] = why
     if record.state == "failed":
-        trial |= {"why": failure_text(record), "error": record.error or ""}
-    elif info.budget_ratio is not None and not record.candidate.is_baseline and over_budget(record, info.budget_ratio):
-        trial["why"] = over_budget_text(record, info.budget_ratio)
+        trial["error"] = record.error or ""
     if record.file is not None:
-        trial["commands"] = _commands(record, run)
+        trial["commands"] = commands(record, run)
     return trial
 
 
-def _kind(record: TrialRecord, on_front: bool, budget_ratio: float | None) -> str:
+def _predicted(record: TrialRecord) -> list[float | None] | None:
+    """[ms, low, high] from the latency profile; None where none was used."""
+    predicted = getattr(record, "predicted", None)
+    return None if predicted is None else [_number(value) for value in predicted]
+
+
+def _kind(record: TrialRecord, on_front: bool, infeasible: bool) -> str:
     """How a point is drawn; the first that holds."""
-    if record.state == "failed":
-        return "failed"
+    if record.state != "complete":
+        return record.state
     if record.candidate.is_baseline:
         return "baseline"
     if on_front:
         return "front"
     if record.origin == "uniform":
         return "uniform"
-    return "infeasible" if over_budget(record, budget_ratio) else "trial"
+    return "infeasible" if infeasible else "trial"
 
 
 def _file(file: FileNumbers, metric: str) -> Json:
@@ -142,49 +195,9 @@ def _file(file: FileNumbers, metric: str) -> Json:
         "latency": _latency(file.latency),
         "max_abs_diff": _number(file.max_abs_diff),
         "agreement": _number(file.agreement),
+        "memory_mib": _number(file.memory_mib),
+        "sparse_size_mib": _number(file.sparse_size_mib),
     }
-
-
-def _commands(record: TrialRecord, run: Run) -> Json:
-    """What to type to leave with this point; paths are quoted for Python and for a shell."""
-    folder, point = str(run.folder.path), str(run.folder.point(record.name))
-    lines = ["import autocompress", ""]
-    if run.info.task_spec is not None:
-        lines.append(f"task = autocompress.load_task({run.info.task_spec!r})")
-    lines.append(f"model = autocompress.load({point!r}, task)")
-    return {
-        "folder": point,
-        "load": "\n".join(lines),
-        "pick": f"autocompress pick {shlex.quote(folder)} --trial {record.number} -o model/",
-    }
-
-
-def hypervolume_history(
-    records: Iterable[TrialRecord], metric: str, budget_ratio: float | None
-) -> list[tuple[int, float, float]]:
-    """How the front grew: (trials ended, seconds since the start, hypervolume) after each trial that ended.
-
-    From the search's own numbers: the exported files' exist for the last front only, and one curve needs one clock.
-    The reference point is (1.0, 0.0), as in `ParetoFront.hypervolume`.
-    """
-    front = np.empty((0, 2))
-    area, history = 0.0, []
-    for n_ended, record in enumerate(sorted(records, key=lambda record: record.ended), start=1):
-        cost = _search_cost(record, metric, budget_ratio)
-        if cost is not None and not (front <= cost).all(axis=1).any():
-            front = np.vstack([front[~(front >= cost).all(axis=1)], cost])
-            area = hypervolume(front, (1.0, 0.0))
-        history.append((n_ended, record.ended, area))
-    return history
-
-
-def _search_cost(record: TrialRecord, metric: str, budget_ratio: float | None) -> tuple[float, float] | None:
-    """(latency ratio, -metric) of a complete trial within the budget."""
-    value = record.metrics.get(metric)
-    if record.state != "complete" or record.latency is None or value is None or not is_number(value):
-        return None
-    latency = record.latency.ratio
-    return (latency, -value) if latency <= (math.inf if budget_ratio is None else budget_ratio) else None
 
 
 def _latency(latency: Latency | None) -> Json | None:

@@ -1,16 +1,32 @@
-"""Writes what a reader opens: `front.csv` and `report.html` in the run folder."""
+"""Writes what a reader opens: `front.csv`, `front.json` and `report.html` in the run folder."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from autocompress.columns import describe
 from autocompress.report.page import page
 from autocompress.run_folder import Run
 
+SCHEMA_VERSION = 1
+
 
 def write_front_table(run: Run) -> Path:
-    """Writes the front as `front.csv`, one row per point, fastest first; the columns are in `docs/results.md`."""
-    return _write(run.folder.table, run.front.to_frame().to_csv(index=False))
+    """Writes the front as `front.csv` and `front.json`, one row per point, fastest first; returns the first.
+
+    The JSON also holds each column's unit and meaning; a figure that is not known is null.
+    """
+    frame = run.front.to_frame()
+    table = {
+        "schema": SCHEMA_VERSION,
+        "task": run.info.task,
+        "reason": run.front.reason,
+        "columns": describe([str(name) for name in frame.columns], run.info.metric),
+        "rows": json.loads(frame.to_json(orient="records", double_precision=15)),
+    }
+    _write(run.folder.table_json, json.dumps(table, indent=1, allow_nan=False))
+    return _write(run.folder.table, frame.to_csv(index=False))
 
 
 def write_report(run: Run) -> Path:

@@ -13,22 +13,22 @@ from typing import Any
 from autocompress.report.data import page_data
 from autocompress.run_folder import Run
 
-SCRIPTS = ("draw.js", "plot.js", "details.js", "page.js")
+SCRIPTS = ("draw.js", "plot.js", "details.js", "layers.js", "search.js", "page.js")
 
 
-def page(run: Run) -> str:
+def page(run: Run, live: bool = False) -> str:
     """The whole page as text.
 
     Names, tracebacks and metrics travel as JSON inside a script element of a type that no browser runs, and the
     page's own script puts them in place as text. A content security policy allows that one script, by its digest,
-    and no connection at all.
+    and no connection at all; a page that watches a running search may ask the server that it came from.
     """
     style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     return Template(_asset("page.html")).substitute(
         title=html.escape(f"{run.info.task}: Pareto front"),
-        policy=_policy(style, script),
+        policy=_policy(style, script, live),
         style=style,
-        data=embed(page_data(run)),
+        data=embed(page_data(run, live)),
         script=script,
     )
 
@@ -47,9 +47,10 @@ def _asset(name: str) -> str:
     return resources.files("autocompress.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _policy(style: str, script: str) -> str:
+def _policy(style: str, script: str, live: bool) -> str:
     own = f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
-    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
+    connect = "connect-src 'self'; " if live else ""
+    return f"default-src 'none'; {own}; {connect}base-uri 'none'; form-action 'none'"
 
 
 def _digest(text: str) -> str:

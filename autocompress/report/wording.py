@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from autocompress.candidate import Candidate
-from autocompress.pareto import ratio
+from autocompress.pareto import ratio, score
 from autocompress.records import TrialRecord
 
 NOTHING = "–"
@@ -69,9 +69,21 @@ def failure_text(record: TrialRecord) -> str:
     return lines[-1] if lines else "failed without a message"
 
 
-def over_budget(record: TrialRecord, budget_ratio: float | None) -> bool:
-    """True when the record's latency, from its file where there is one, is not within the budget."""
-    return budget_ratio is not None and not ratio(record) <= budget_ratio
+def reason_text(
+    record: TrialRecord, metric: str, budget_ratio: float | None, min_score: float | None = None
+) -> str | None:
+    """Why a trial cannot be on the front; None for one that could, and for the uncompressed model."""
+    if record.state == "failed":
+        return failure_text(record)
+    if record.state != "complete":
+        return record.error or f"{record.state} before its last rung: too little to gain"
+    if record.candidate.is_baseline:
+        return None
+    if budget_ratio is not None and not ratio(record) <= budget_ratio:
+        return over_budget_text(record, budget_ratio)
+    if min_score is not None and not score(record, metric) >= min_score:
+        return f"{metric} {metric_text(score(record, metric), metric)} is below the smallest useful {min_score:.4g}"
+    return None
 
 
 def over_budget_text(record: TrialRecord, budget_ratio: float) -> str:

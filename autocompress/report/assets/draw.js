@@ -21,11 +21,23 @@ const byId = (id) => document.getElementById(id);
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 const significant = (value, digits = 3) => (known(value) ? String(Number(value.toPrecision(digits))) : DASH);
 const percent = (share, digits = 0) => (known(share) ? (100 * share).toFixed(digits) + "%" : DASH);
+const milliseconds = (value) => (!known(value) ? DASH : value < 0.1 ? `${significant(1000 * value)} µs` : `${significant(value)} ms`);
 const times = (ratio) => (known(ratio) ? ratio.toFixed(3) + "×" : DASH);
 
 function counted(value) {
   const [divisor, unit] = value >= 1e9 ? [1e9, " G"] : value >= 1e6 ? [1e6, " M"] : value >= 1e3 ? [1e3, " k"] : [1, ""];
   return significant(value / divisor) + unit;
+}
+
+/* Of any number of values: spreading thousands into Math.min is slow and may overflow the stack. */
+const least = (values) => values.reduce((low, value) => (value < low ? value : low), Infinity);
+const most = (values) => values.reduce((high, value) => (value > high ? value : high), -Infinity);
+
+/** [low, high] of the values with a share of their span as room at both ends. */
+function spanned(values, room) {
+  const [low, high] = values.length ? [least(values), most(values)] : [0, 1];
+  const span = high - low || Math.abs(high) * 0.1 || 1;
+  return [low - room * span, high + room * span];
 }
 
 /** A linear scale from [low, high] to pixels, with round ticks about `apart` pixels from each other. */
@@ -53,8 +65,8 @@ function axes(x, y, size, xTitle, yTitle, xText, yText) {
     group.append(svg("line", { class: "grid", x1: size.left, x2: size.right, y1: at, y2: at }));
     group.append(svg("text", { x: size.left - 6, y: at + 4, "text-anchor": "end" }, yText(tick, y.step)));
   }
-  group.append(svg("text", { x: size.right, y: size.bottom + 34, "text-anchor": "end" }, xTitle));
-  group.append(svg("text", { x: 2, y: 12 }, yTitle));
+  group.append(svg("text", { class: "axis", x: size.right, y: size.bottom + 34, "text-anchor": "end" }, xTitle));
+  group.append(svg("text", { class: "axis", x: 2, y: 12 }, yTitle));
   return group;
 }
 
@@ -68,8 +80,18 @@ function table(head, rows) {
 const numberCell = (text) => el("td", { class: "number" }, text);
 const numberHead = (text) => el("th", { class: "number" }, text);
 
-function copyButton(text) {
-  const button = el("button", { type: "button" }, "Copy");
+const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
+
+/** A folded part that stays as the reader left it while points are chosen. */
+const openParts = new Map();
+function opened(key, title, make, atFirst = false) {
+  const part = el("details", { open: openParts.get(key) ?? atFirst }, el("summary", {}, title), ...make());
+  part.addEventListener("toggle", () => openParts.set(key, part.open));
+  return part;
+}
+
+function copyButton(text, what) {
+  const button = el("button", { type: "button", "aria-label": `Copy: ${what}` }, "Copy");
   button.addEventListener("click", async () => {
     const done = await copyText(text);
     button.textContent = done ? "Copied" : "Select and copy";

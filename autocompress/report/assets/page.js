@@ -8,19 +8,22 @@ const front = data.front.map((number) => byNumber.get(number));
 const whole = byNumber.get(data.baseline) ?? null;
 
 const failed = trials.filter((trial) => trial.state === "failed");
-const late = trials.filter((trial) => trial.state !== "failed" && trial.why);
+const stopped = trials.filter((trial) => trial.kind === "stopped");
+const late = trials.filter((trial) => trial.state === "complete" && trial.why);
+const splits = [...new Set(trials.flatMap((trial) => Object.keys(trial.file?.metrics ?? {})))];
 
 const X_AXES = [
-  { title: "latency, share of the uncompressed model →", name: "latency", value: (trial) => trial.ratio, text: times, tick: tickText, budget: info.budget_ratio },
-  { title: "latency, ms →", name: "latency", value: (trial) => latencyOf(trial)?.ms, text: (value) => `${significant(value)} ms`, tick: tickText, budget: known(info.budget_ratio) ? info.budget_ratio * info.reference_ms : null },
-  { title: "size of the file, MiB →", name: "size", value: (trial) => trial.size_mib, text: (value) => `${significant(value)} MiB`, tick: tickText, budget: null },
-  { title: "multiply-accumulates →", name: "multiply-accumulates", value: (trial) => trial.n_macs || null, text: counted, tick: counted, budget: null },
-  { title: "parameters →", name: "parameters", value: (trial) => trial.n_params || null, text: counted, tick: counted, budget: null },
-];
+  { key: "latency", label: "latency", title: "latency, share of the uncompressed model (faster is left) →", short: "latency, share →", name: "latency", value: (trial) => trial.ratio, text: (value) => `${times(value)} (${milliseconds(value * info.reference_ms)})`, tick: (value, step) => tickText(value, step) + "×", budget: info.budget_ratio },
+  { key: "ms", label: "ms", title: "latency, ms →", short: "latency, ms →", name: "latency", value: (trial) => latencyOf(trial)?.ms, text: milliseconds, tick: tickText, budget: known(info.budget_ratio) ? info.budget_ratio * info.reference_ms : null },
+  { key: "size", label: "file size", title: "size of the file, MiB →", short: "file, MiB →", name: "size", value: (trial) => trial.size_mib, text: (value) => `${significant(value)} MiB`, tick: tickText, budget: null },
+  { key: "memory", label: "memory", title: "memory to run it, MiB (exported points only) →", short: "memory, MiB →", name: "memory", value: (trial) => trial.file?.memory_mib, text: (value) => `${significant(value)} MiB`, tick: tickText, budget: null },
+  { key: "macs", label: "multiplications", title: "multiply-accumulates →", short: "multiply-accumulates →", name: "multiply-accumulates", value: (trial) => trial.n_macs || null, text: counted, tick: counted, budget: null },
+  { key: "params", label: "parameters", title: "parameters →", short: "parameters →", name: "parameters", value: (trial) => trial.n_params || null, text: counted, tick: counted, budget: null },
+].filter((axis) => axis.key === "latency" || trials.some((trial) => known(axis.value(trial))));
 const yTick = (value, step) => (info.is_share ? tickText(100 * value, 100 * step) + "%" : tickText(value, step));
 const Y_AXES = [
-  { title: `↑ ${info.metric}, selection split (all trials)`, name: `${info.metric} on selection`, value: (trial) => trial.score, text: metricText, tick: yTick, interval: () => null },
-  { title: `↑ ${info.metric}, test split (exported points only)`, name: `${info.metric} on test`, value: (trial) => trial.file?.metrics.test?.[info.metric], text: metricText, tick: yTick, interval: (trial) => trial.file?.intervals.test },
+  { key: "search", label: `${info.metric}, selection split`, title: `↑ ${info.metric} on the selection split (all trials)`, short: `↑ ${info.metric}, selection`, name: `${info.metric} on selection`, value: (trial) => trial.score, text: metricText, tick: yTick, interval: () => null },
+  ...splits.map((split) => ({ key: split, label: `${info.metric}, ${split} split, from files`, title: `↑ ${info.metric} on the ${split} split (exported points, with 95% interval)`, short: `↑ ${info.metric}, ${split}`, name: `${info.metric} on ${split}`, value: (trial) => trial.file?.metrics[split]?.[info.metric], text: metricText, tick: yTick, interval: (trial) => trial.file?.intervals[split] })),
 ];
 
 const state = { x: X_AXES[0], y: Y_AXES[0], budget: null, selected: null, beside: null };
@@ -30,35 +33,46 @@ const plot = new Plot(byId("plot"), choose);
 function choose(number) {
   const trial = byNumber.get(number) ?? null;
   const beside = byNumber.get(state.beside) ?? null;
-  showDetails(trial, beside, keep);
+  showDetails(trial);
+  showSideBySide(trial, beside, compareWith);
+  showWhy(trial);
   showLayers(trial, beside);
   rowOf.get(state.selected)?.classList.remove("chosen");
   rowOf.get(number)?.classList.add("chosen");
   state.selected = number;
   plot.update(state.budget, number, state.beside);
+  remember();
 }
 
-function keep() {
-  state.beside = state.beside === state.selected ? null : state.selected;
+function compareWith(number) {
+  state.beside = number;
   choose(state.selected);
+  byId("compare").focus();
+}
+
+/** What is chosen stands in the address, so that a page can be passed on as it is, and survives a refresh. */
+function remember() {
+  const parts = { trial: state.selected, beside: state.beside, x: state.x.key, y: state.y.key };
+  const text = Object.entries(parts).filter(([, value]) => value !== null && value !== undefined).map(([key, value]) => `${key}=${value}`).join("&");
+  history.replaceState(null, "", `#${text}`);
+}
+
+function recalled() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const trial = (key) => (parts.has(key) && byNumber.has(Number(parts.get(key))) ? Number(parts.get(key)) : null);
+  return { x: X_AXES.find((axis) => axis.key === parts.get("x")), y: Y_AXES.find((axis) => axis.key === parts.get("y")), selected: trial("trial"), beside: trial("beside") };
 }
 
 function drawPlot() {
-  plot.draw({ trials, front: new Set(data.front), x: state.x, y: state.y, zoom: byId("zoom").checked, runBudget: state.x.budget });
+  plot.draw({ trials, front: new Set(data.front), knee: data.knee, x: state.x, y: state.y, zoom: byId("zoom").checked, runBudget: state.x.budget });
   byId("outside").textContent = plot.nOutside ? `${plot.nOutside} of ${plot.nOutside + plot.points.length} trials lie outside this picture.` : "";
   plot.update(state.budget, state.selected, state.beside);
 }
 
-/** Points that a budget can choose: the front and the uncompressed model, with a place on this axis. */
-const choosable = () => [...new Set([...front, whole])].filter((trial) => trial && known(state.x.value(trial)) && known(trial.score));
+const choosableTrials = () => [...new Set([...front, whole])].filter(Boolean);
 
-function sliderRange() {
-  const values = choosable().map(state.x.value);
-  if (known(state.x.budget)) values.push(state.x.budget);
-  const [low, high] = [Math.min(...values), Math.max(...values)];
-  const room = (high - low || high) * 0.03;
-  return [low - room, high + room];
-}
+/** Points that a budget can choose: the front and the uncompressed model, with a place on this axis. */
+const choosable = () => choosableTrials().filter((trial) => known(state.x.value(trial)) && known(trial.score));
 
 /** Puts the slider at a budget and chooses the best point within it. */
 function setBudget(budget) {
@@ -66,114 +80,115 @@ function setBudget(budget) {
   state.budget = budget;
   const best = fits.reduce((best, trial) => (best === null || trial.score > best.score ? trial : best), null);
   const limit = `${state.x.name} up to ${state.x.text(budget)}`;
-  byId("budget-value").textContent = best ? `${limit} → trial ${best.number}, ${metricText(best.score)}` : `${limit}: no point of the front is that small`;
+  byId("budget-value").textContent = best ? `${limit} → ${best === whole ? "the uncompressed model" : `trial ${best.number}`}, ${metricText(best.score)}` : `${limit}: no point of the front is that small`;
   if (best) choose(best.number);
   else plot.update(budget, state.selected, state.beside);
 }
 
+/** The slider spans the plot's axis, so that its thumb stands under the line that it moves. */
 function readSlider() {
-  const [low, high] = sliderRange();
-  setBudget(low + (Number(byId("budget").value) / 1000) * (high - low));
+  setBudget(plot.x.low + (Number(byId("budget").value) / 1000) * (plot.x.high - plot.x.low));
+}
+
+function placeSlider(budget) {
+  byId("budget").value = Math.round((1000 * (budget - plot.x.low)) / (plot.x.high - plot.x.low));
 }
 
 function resetSlider() {
   const slider = byId("budget");
   slider.disabled = !choosable().length;
   if (slider.disabled) return void (byId("budget-value").textContent = "there is no point to choose");
-  const [low, high] = sliderRange();
-  const budget = known(state.x.budget) ? state.x.budget : high;
-  slider.value = Math.round((1000 * (budget - low)) / (high - low || 1));
+  const budget = known(state.x.budget) ? state.x.budget : plot.x.high;
+  placeSlider(budget);
   setBudget(budget);
 }
 
 function fillHeader() {
-  byId("title").textContent = `${info.task}: pick a compressed model`;
-  const count = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-  const counts = [count(trials.length, "trial", "trials"), `${front.length} on the front`, `${late.length} over the budget`, `${failed.length} failed`];
-  const goal = known(info.budget_ratio) ? `Budget: ${times(info.budget_ratio)} of the uncompressed latency, ${significant(info.budget_ratio * info.reference_ms)} ms.` : "No latency budget was set.";
-  const meaning = front.length ? `No other trial${known(info.budget_ratio) ? " within the budget" : ""} is both faster and better than a point on the front.` : "";
-  byId("lead").textContent = `${counts.join(", ")}. ${goal} ${meaning}`;
+  const kept = front.filter((trial) => trial !== whole);
+  const task = info.task.split("/").at(-1);
+  byId("title").textContent = kept.length ? `${task}: ${kept.length} compressed ${kept.length === 1 ? "model" : "models"} to choose from` : `${task}: compressed models`;
+  const goal = known(info.budget_ratio) ? ` The search was asked for at most ${times(info.budget_ratio)} of the uncompressed latency, ${milliseconds(info.budget_ratio * info.reference_ms)}.` : "";
+  byId("lead").textContent = kept.length ? `Each diamond is a model that is ready to run, measured from its file by ${info.runtime} on the machine named below. Further left is faster, further up is better; the black square is the model as it was. Drag the budget or click a diamond.${goal}` : "";
+  const count = (list, text) => (list.length ? [`${list.length.toLocaleString("en")} ${text}`] : []);
+  byId("counts").textContent = [...count(trials, trials.length === 1 ? "trial" : "trials"), ...count(front, "on the front"), ...count(late, "outside the limits"), ...count(stopped, "stopped early"), ...count(failed, "failed")].join(" · ");
   const missing = trials.length ? "No trial has both a latency and a score yet, so there is no front." : "No trial has ended yet. Run the search, or resume it.";
   byId("reason").textContent = data.reason || (front.length ? "" : missing);
   byId("reason").hidden = !byId("reason").textContent;
 }
 
 function fillControls() {
-  for (const [id, axis, choices] of [["x-axis", "x", X_AXES], ["y-axis", "y", Y_AXES]]) {
-    const select = byId(id);
-    select.append(...choices.map((choice, i) => el("option", { value: i }, choice.title.replace(/[→↑]/g, "").trim())));
-    select.addEventListener("change", () => {
-      state[axis] = choices[select.value];
-      drawPlot();
-      if (axis === "x") resetSlider();
-    });
-  }
-  byId("zoom").addEventListener("change", drawPlot);
+  X_AXES.forEach((axis) => {
+    const input = el("input", { type: "radio", name: "x", value: axis.key, checked: axis === state.x });
+    input.addEventListener("change", () => { state.x = axis; drawPlot(); resetSlider(); });
+    byId("x-axis").append(el("label", {}, input, el("span", {}, axis.label)));
+  });
+  const select = byId("y-axis");
+  select.append(...Y_AXES.map((axis) => el("option", { value: axis.key, selected: axis === state.y }, axis.label)));
+  select.addEventListener("change", () => { state.y = Y_AXES.find((axis) => axis.key === select.value); drawPlot(); remember(); });
+  byId("zoom").addEventListener("change", () => { drawPlot(); placeSlider(state.budget); });
   byId("budget").addEventListener("input", readSlider);
   const present = new Set(trials.map((trial) => trial.kind));
-  byId("legend").append(...Object.keys(SHAPES).filter((kind) => present.has(kind)).map((kind) =>
+  byId("legend").append(...["front", "baseline", "uniform", "trial", "stopped", "infeasible"].filter((kind) => present.has(kind)).map((kind) =>
     el("li", {}, svg("svg", { width: 18, height: 18, viewBox: "-9 -9 18 18", "aria-hidden": "true" }, svg("path", { d: SHAPES[kind], class: `point ${kind}` })), KIND_TEXT[kind])));
 }
 
 function fillFrontTable() {
-  const rows = [...new Set([whole, ...front])].filter(Boolean).map((trial) => {
+  const further = splits.filter((split) => !["test", "selection"].includes(split));
+  const ofSplit = (trial, split) => numberCell(metricText(trial.file?.metrics[split]?.[info.metric]));
+  const rows = choosableTrials().map((trial) => {
     const latency = latencyOf(trial);
-    const button = el("button", { type: "button", onclick: () => choose(trial.number) }, `${trial.number}`);
+    const button = el("button", { type: "button", onclick: () => choose(trial.number) }, trial === whole ? "uncompressed" : `${trial.number}`);
     const row = el("tr", {}, el("td", {}, button),
-      numberCell(metricText(trial.file?.metrics.test?.[info.metric])), numberCell(metricText(trial.score)), numberCell(latency ? significant(latency.ms) : DASH),
-      numberCell(latency ? `${times(latency.ratio)} ± ${significant(latency.spread, 2)}` : DASH), numberCell(significant(trial.size_mib)), el("td", {}, trial.what));
+      ofSplit(trial, "test"), ...further.map((split) => ofSplit(trial, split)), numberCell(metricText(trial.score)), numberCell(trial.file ? gapText(trial) : DASH),
+      numberCell(latency ? milliseconds(latency.ms) : DASH), numberCell(latency ? `${times(latency.ratio)} ± ${significant(latency.spread, 1)}` : DASH),
+      numberCell(significant(trial.size_mib)), numberCell(significant(trial.file?.memory_mib)), el("td", {}, trial.what + (trial.number === data.knee ? " (good trade)" : "")));
     rowOf.set(trial.number, row);
     return row;
   });
-  const heads = ["trial", numberHead(`${info.metric} on test`), numberHead("on selection"), numberHead("latency, ms"), numberHead("share"), numberHead("MiB"), "what was done"];
+  const heads = ["trial", numberHead(`${info.metric}, test`), ...further.map((split) => numberHead(split)), numberHead("selection"), numberHead("gap"), numberHead("latency"), numberHead("share"), numberHead("file, MiB"), numberHead("memory, MiB"), "what was done"];
   byId("front-table").append(rows.length ? table(heads, rows) : el("p", {}, "The front is empty."));
 }
 
-function drawProgress() {
-  const place = byId("progress");
-  const history = data.hypervolume;
-  if (!history.length) return place.replaceChildren(el("p", {}, "No trial has ended yet."));
-  const width = Math.max(280, place.clientWidth);
-  const size = { left: 52, right: width - 14, top: 24, bottom: 158 };
-  const x = scale(0, history.at(-1)[0], size.left, size.right);
-  const y = scale(0, Math.max(...history.map((step) => step[2])) * 1.05 || 1, size.bottom, size.top, 40);
-  const steps = history.map(([n, , area], i) => `${i ? "H" + x.toPixel(n) : "M" + x.toPixel(0) + "," + y.toPixel(0) + "H" + x.toPixel(n)}V${y.toPixel(area)}`).join("");
-  const summary = `Hypervolume ${significant(history.at(-1)[2], 4)} after ${history.length} trials and ${significant(history.at(-1)[1] / 60)} minutes`;
-  place.replaceChildren(svg("svg", { viewBox: `0 0 ${width} 200`, height: 200, role: "img", "aria-label": summary },
-    axes(x, y, size, "trials ended →", "↑ hypervolume", (n) => (Number.isInteger(n) ? n : ""), tickText), svg("path", { class: "front-line", d: steps })), el("p", { class: "quiet" }, summary + "."));
+/** A page that is served asks now and then whether the run went on, and draws itself again. */
+function watch() {
+  const badge = byId("live");
+  badge.hidden = false;
+  badge.textContent = `watching the run: ${trials.length} trials so far`;
+  let stamp = null;
+  setInterval(async () => {
+    try {
+      const now = await (await fetch("stamp", { cache: "no-store" })).text();
+      if (stamp !== null && now !== stamp) location.reload();
+      stamp = now;
+    } catch {
+      badge.textContent = "the server has ended: this is the last it showed";
+    }
+  }, 2000);
 }
 
-/** A folded part whose content is made when it is first opened. */
-function folded(title, make) {
-  const part = el("details", {}, el("summary", {}, title));
-  part.addEventListener("toggle", () => part.append(make()), { once: true });
-  return part;
-}
-
-const pairs = (values) => el("div", { class: "scroll" }, table(["", ""], Object.entries(values).map(([key, value]) => [named(key), value])));
-
-function fillRest() {
-  const place = byId("rest");
-  const listed = (rows) => el("div", { class: "scroll" }, table(["trial", "why", "what was asked"], rows));
-  if (failed.length) place.append(folded(`Failed trials: ${failed.length}`, () => listed(failed.map((trial) => [trial.number, el("details", {}, el("summary", {}, trial.why), el("pre", {}, trial.error)), trial.what]))));
-  if (late.length) place.append(folded(`Trials that are not within the budget: ${late.length}`, () => listed(late.map((trial) => [trial.number, trial.why, trial.what]))));
-  if (info.frozen.length) place.append(folded(`Parts of the model that are left as they are: ${info.frozen.length}`, () => table(["part", "what stays", "why"], info.frozen.map((item) => [named(item.name), item.what, item.reason]))));
-  place.append(folded("Settings", () => pairs(info.settings)));
-  place.append(folded("Machine and versions", () => pairs({ ...info.machine, ...info.versions })));
-  place.append(folded("This run", () => pairs({ started: info.started || DASH, "uncompressed latency": `${significant(info.reference_ms, 4)} ms`, "digest of the model": info.digests.model, "digest of the space": info.digests.space })));
-  if (info.command) place.append(command("The command that started this search", info.command));
-}
-
+const from = recalled();
+state.x = from.x ?? state.x;
+state.y = from.y ?? state.y;
+state.beside = from.beside;
 fillHeader();
 fillControls();
 fillFrontTable();
 fillRest();
+showSensitivity();
 drawPlot();
 drawProgress();
+drawPredicted();
 choose((front[0] ?? whole ?? trials[0])?.number ?? null);
 resetSlider();
+if (from.selected !== null) choose(from.selected);
+if (data.live) watch();
 let redraw = null;
+let drawnWidth = innerWidth;
 addEventListener("resize", () => {
   clearTimeout(redraw);
-  redraw = setTimeout(() => { drawPlot(); drawProgress(); }, 120);
+  redraw = setTimeout(() => {
+    if (innerWidth === drawnWidth) return;
+    drawnWidth = innerWidth;
+    for (const draw of [drawPlot, drawProgress, drawPredicted]) draw();
+  }, 120);
 });

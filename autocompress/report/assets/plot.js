@@ -1,10 +1,11 @@
 /* The scatter of all trials, the front as a line, and the budget. */
 
 const SHAPES = {
-  front: "M0,-7L7,0L0,7L-7,0Z",
+  front: "M0,-8L8,0L0,8L-8,0Z",
   baseline: "M-6,-6H6V6H-6Z",
   uniform: "M0,-6L6,5H-6Z",
   trial: "M-3.5,0A3.5,3.5 0 1 0 3.5,0A3.5,3.5 0 1 0 -3.5,0Z",
+  stopped: "M-4,-1H4M-4,2H4",
   infeasible: "M-3.5,-3.5L3.5,3.5M-3.5,3.5L3.5,-3.5",
 };
 const KIND_TEXT = {
@@ -12,12 +13,13 @@ const KIND_TEXT = {
   baseline: "uncompressed model",
   uniform: "same choice everywhere",
   trial: "other trial",
-  infeasible: "over the latency budget",
+  stopped: "stopped early",
+  infeasible: "outside the limits of the search",
   failed: "failed",
 };
 /** A uniform trial on the front is both. */
 const kindText = (trial) => KIND_TEXT[trial.kind] + (trial.kind === "front" && trial.origin === "uniform" ? `, ${KIND_TEXT.uniform}` : "");
-const DRAWN_LAST = ["infeasible", "trial", "uniform", "baseline", "front"];
+const DRAWN_LAST = ["infeasible", "stopped", "trial", "uniform", "baseline", "front"];
 
 class Plot {
   /** `frame`: element to draw in; `onChoose(number)`: called when a reader picks a point. */
@@ -35,11 +37,11 @@ class Plot {
     this.picture.addEventListener("focusout", () => this.hover(null));
   }
 
-  /** Draws everything; `view` has trials, front (numbers), x and y axes, zoom, runBudget. */
+  /** Draws everything; `view` has trials, front (numbers), knee, x and y axes, zoom, runBudget. */
   draw(view) {
     this.view = view;
     const width = Math.max(280, this.frame.clientWidth);
-    const height = Math.max(300, Math.min(480, width * 0.68));
+    const height = Math.max(280, Math.min(440, width * 0.6));
     this.size = { left: 52, right: width - 14, top: 24, bottom: height - 42 };
     this.picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.picture.setAttribute("height", height);
@@ -51,34 +53,38 @@ class Plot {
     const inside = (point) => point.x >= this.x.low && point.x <= this.x.high && point.y >= this.y.low && point.y <= this.y.high;
     this.points = all.filter(inside).sort((a, b) => DRAWN_LAST.indexOf(a.trial.kind) - DRAWN_LAST.indexOf(b.trial.kind));
     for (const point of this.points) [point.left, point.top] = [this.x.toPixel(point.x), this.y.toPixel(point.y)];
+    this.byNumber = new Map(this.points.map((point) => [point.trial.number, point]));
     this.nOutside = all.length - this.points.length;
-    this.budgetLine = svg("g");
+    this.budgetLine = svg("g", { "aria-hidden": "true" });
     this.marks = svg("g", { "aria-hidden": "true" });
+    const titles = width < 480 && view.y.short ? [view.x.short, view.y.short] : [view.x.title, view.y.title];
     this.picture.replaceChildren(
-      axes(this.x, this.y, this.size, view.x.title, view.y.title, view.x.tick, view.y.tick),
-      this.runBudget(), this.budgetLine, this.frontLine(), this.whiskers(), this.marks, ...this.points.map((point) => this.mark(point)));
+      axes(this.x, this.y, this.size, ...titles, view.x.tick, view.y.tick),
+      this.budgetLine, this.runBudget(), this.frontLine(), this.whiskers(), this.marks, ...this.points.map((point) => this.mark(point)), this.labels());
     if (!all.length) this.picture.replaceChildren(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "No trial has both of these numbers."));
   }
 
   /** Ranges of both axes: of all points, or of what matters for choosing, with room around it. */
   ranges(all) {
     const main = all.filter((point) => point.trial.kind === "front" || point.trial.kind === "baseline");
-    const shown = this.view.zoom && main.length > 1 ? main : all;
-    const range = (values, below, above) => {
-      const [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
-      const span = high - low || Math.abs(high) * 0.1 || 1;
-      return [low - below * span, high + above * span];
-    };
-    const xs = shown.map((point) => point.x);
+    const zoomed = this.view.zoom && main.length > 0;
+    const xs = (zoomed ? main : all).map((point) => point.x);
     if (known(this.view.runBudget)) xs.push(this.view.runBudget);
-    const [left, right] = range(xs, 0.08, 0.08);
-    return [[xs.every((x) => x >= 0) ? Math.max(0, left) : left, right], range(shown.map((point) => point.y), this.view.zoom ? 0.5 : 0.06, 0.1)];
+    const [left, right] = spanned(xs, 0.08);
+    const ys = (zoomed ? main : all).map((point) => point.y);
+    if (zoomed) {
+      // what lies a little below the front shows what the search passed over
+      const [low, high] = [Math.min(...ys), Math.max(...ys)];
+      const floor = low - 1.2 * Math.max(high - low, 0.01 * Math.abs(high));
+      ys.push(Math.max(floor, least(all.map((point) => point.y))));
+    }
+    return [[xs.every((x) => x >= 0) ? Math.max(0, left) : left, right], spanned(ys, 0.1)];
   }
 
   mark(point) {
     const { trial } = point;
     point.node = svg("path", {
-      d: SHAPES[trial.kind], class: `point ${trial.kind} from-${trial.origin}`, transform: `translate(${point.left},${point.top})`, tabindex: "-1", role: "button", "aria-pressed": "false",
+      d: SHAPES[trial.kind], class: `point ${trial.kind} from-${trial.origin.replace(/\W/g, "-")}`, transform: `translate(${point.left},${point.top})`, tabindex: "-1", role: "button", "aria-pressed": "false",
       "aria-label": this.describe(point).join(", "), "data-trial": trial.number,
     });
     return point.node;
@@ -94,7 +100,20 @@ class Plot {
     return svg("path", { class: "front-line", d: front.map((point, i) => `${i ? "L" : "M"}${point.left},${point.top}`).join("") });
   }
 
-  /** The Wilson interval of each exported point, where the picture shows the split that it belongs to. */
+  /** Names beside the two points that everything else is compared with. */
+  labels() {
+    const group = svg("g", { "aria-hidden": "true" });
+    const whole = this.points.find((point) => point.trial.kind === "baseline");
+    const knee = this.byNumber.get(this.view.knee);
+    for (const [point, text] of [[whole, "uncompressed"], [knee, "good trade"]]) {
+      if (!point || (point === knee && whole && Math.hypot(point.left - whole.left, point.top - whole.top) < 60)) continue;
+      const right = point.left > this.size.right - 90;
+      group.append(svg("text", { class: "label", x: point.left + (right ? -13 : 13), y: point.top - 10, "text-anchor": right ? "end" : "start" }, text));
+    }
+    return group;
+  }
+
+  /** The interval of each exported point, where the picture shows the split that it belongs to. */
   whiskers() {
     const group = svg("g", { "aria-hidden": "true" });
     for (const point of this.points) {
@@ -116,20 +135,21 @@ class Plot {
     return group;
   }
 
-  /** Moves the slider's line, and rings the chosen point (`selected`) and the one kept beside it. */
+  /** Moves the slider's line, and rings the chosen point (`selected`) and the one beside it. */
   update(budget, selected, beside) {
     const line = this.budgetLine;
     line.replaceChildren();
     if (known(budget) && budget >= this.x.low && budget <= this.x.high) {
       const at = this.x.toPixel(budget);
-      line.append(svg("line", { class: "slider-budget", x1: at, x2: at, y1: this.size.top, y2: this.size.bottom }));
+      line.append(svg("rect", { class: "beyond", x: at, y: this.size.top, width: this.size.right - at, height: this.size.bottom - this.size.top }));
+      line.append(svg("line", { class: "slider-budget", x1: at, x2: at, y1: this.size.top, y2: this.size.bottom + 8 }));
     }
     this.marks.replaceChildren();
     for (const [number, kind] of [[beside, "halo"], [selected, "ring"]]) {
-      const point = this.points.find((item) => item.trial.number === number);
-      if (point) this.marks.append(svg("circle", { class: kind, cx: point.left, cy: point.top, r: 12 }));
+      const point = this.byNumber.get(number);
+      if (point) this.marks.append(svg("circle", { class: kind, cx: point.left, cy: point.top, r: 13 }));
     }
-    const chosen = this.points.find((point) => point.trial.number === selected);
+    const chosen = this.byNumber.get(selected);
     this.pressed?.node.setAttribute("aria-pressed", "false");
     chosen?.node.setAttribute("aria-pressed", "true");
     this.pressed = chosen;
@@ -152,11 +172,11 @@ class Plot {
     const box = this.picture.getBoundingClientRect();
     const [left, top] = [event.clientX - box.left, event.clientY - box.top];
     let best = null;
-    let least = reach;
+    let shortest = reach;
     for (const point of this.points) {
       const lead = point.trial.kind === "front" || point.trial.kind === "baseline" ? 6 : 0;
       const distance = Math.hypot(point.left - left, point.top - top) - lead;
-      if (distance < least) [best, least] = [point, distance];
+      if (distance < shortest) [best, shortest] = [point, distance];
     }
     return best;
   }

@@ -1,0 +1,40 @@
+"""How the front grew while the search ran."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from autocompress.pareto import hypervolume
+from autocompress.records import TrialRecord
+from autocompress.report.wording import is_number
+
+
+def hypervolume_history(
+    records: Iterable[TrialRecord], metric: str, budget_ratio: float | None
+) -> list[tuple[int, float, float]]:
+    """How the front grew: (trials ended, seconds since the start, hypervolume) after each trial that ended.
+
+    From the search's own numbers: the exported files' exist for the last front only, and one curve needs one clock.
+    The reference point is (1.0, 0.0), as in `ParetoFront.hypervolume`.
+    """
+    front = np.empty((0, 2))
+    area, history = 0.0, []
+    for n_ended, record in enumerate(sorted(records, key=lambda record: record.ended), start=1):
+        cost = _search_cost(record, metric, budget_ratio)
+        if cost is not None and not (front <= cost).all(axis=1).any():
+            front = np.vstack([front[~(front >= cost).all(axis=1)], cost])
+            area = hypervolume(front, (1.0, 0.0))
+        history.append((n_ended, record.ended, area))
+    return history
+
+
+def _search_cost(record: TrialRecord, metric: str, budget_ratio: float | None) -> tuple[float, float] | None:
+    """(latency ratio, -metric) of a complete trial within the budget."""
+    value = record.metrics.get(metric)
+    if record.state != "complete" or record.latency is None or value is None or not is_number(value):
+        return None
+    latency = record.latency.ratio
+    return (latency, -value) if latency <= (math.inf if budget_ratio is None else budget_ratio) else None

@@ -1,0 +1,78 @@
+"""Reads what lies beside a point of the front: the shapes of its weights, its layer times, its example answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import InputError
+from autocompress.node_times import LayerTimes
+from autocompress.run_folder import LAYER_TIMES
+
+WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
+_WEIGHT = re.compile(r"(?P<path>.+?)(\.\d+)?\.weight(_[ih]h_l\d+(_reverse)?)?")
+_MAX_HEADER = 2**26
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PointFiles:
+    """What is known of a point beyond its record.
+
+    Attributes:
+        shapes: layer path -> shapes of its weights; two or more where it was split into factors.
+        times: where the time of one run goes; None where no profiler was at hand.
+        answers: position of the largest output for each of the example inputs.
+    """
+
+    shapes: Mapping[str, tuple[Shape, ...]] = field(default_factory=dict)
+    times: LayerTimes | None = None
+    answers: tuple[int, ...] = ()
+
+
+def read_point_files(folder: Path, layers: Iterable[str]) -> PointFiles:
+    """Reads a point's folder; what is missing stays empty, what is damaged stays empty with a warning.
+
+    Args:
+        folder: of the point.
+        layers: paths of the model's layers.
+    """
+    try:
+        times = LayerTimes.read(folder / LAYER_TIMES) if (folder / LAYER_TIMES).is_file() else None
+        return PointFiles(_shapes(folder / WEIGHTS, set(layers)), times, _answers(folder / MANIFEST))
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        warnings.warn(f"the files in {folder} cannot be read and are left out: {error}", stacklevel=2)
+        return PointFiles()
+
+
+def _shapes(file: Path, layers: set[str]) -> dict[str, tuple[Shape, ...]]:
+    """From the header of a safetensors file; no tensor is loaded."""
+    if not file.is_file():
+        return {}
+    with file.open("rb") as stream:
+        (n_header,) = struct.unpack("<Q", stream.read(8))
+        if n_header > _MAX_HEADER:
+            raise ValueError(f"its header would be {n_header} bytes")
+        header: dict[str, dict[str, Any]] = json.loads(stream.read(n_header))
+    shapes: dict[str, tuple[Shape, ...]] = {}
+    for name, entry in sorted(header.items()):
+        match = _WEIGHT.fullmatch(name)
+        path = "" if match is None else match["path"] + (match[2] or "")
+        # "a.0.weight" is the layer "a.0", or the first factor of the layer "a"
+        owner = next((p for p in (path, "" if match is None else match["path"]) if p in layers), None)
+        if owner is not None:
+            shapes[owner] = (*shapes.get(owner, ()), tuple(entry["shape"]))
+    return shapes
+
+
+def _answers(file: Path) -> tuple[int, ...]:
+    if not file.is_file():
+        return ()
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    return tuple(int(i) for i in manifest.get("examples", {}).get("largest_output", ()))
