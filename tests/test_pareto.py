@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.candidate import Candidate
+from autocompress.columns import COLUMNS
 from autocompress.errors import InputError
 from autocompress.pareto import budget_ratio, front_of, hypervolume, non_dominated
 from autocompress.records import Latency, TrialRecord
@@ -53,6 +54,37 @@ def test_front_keeps_feasible_points_fastest_first_and_picks() -> None:
         front.pick(latency_budget="0.1x")
     with pytest.raises(InputError, match=r"\[2, 1\], but got 3"):
         front.pick(trial=3)
+
+
+@given(st.lists(st.tuples(st.floats(0.05, 1.0), st.floats(0.1, 1.0)), min_size=3, max_size=12))
+def test_the_knee_is_farthest_from_the_line_between_the_ends(points: list[tuple[float, float]]) -> None:
+    front = front_of([_record(i, ratio, score) for i, (ratio, score) in enumerate(points)], "accuracy", None, 1.0)
+    if len({point.latency.ratio for point in front.points if point.latency}) < 3:
+        return
+    ratios = np.array([point.latency.ratio for point in front.points if point.latency])
+    scores = np.array([point.metrics["accuracy"] for point in front.points])
+    x, y = (ratios - ratios[0]) / (ratios[-1] - ratios[0]), (scores - scores[0]) / (scores[-1] - scores[0])
+    line = np.array([1.0, 1.0]) / np.sqrt(2)
+    distances = [line[0] * b - line[1] * a for a, b in zip(x, y, strict=True)]
+    knee = next(i for i, point in enumerate(front.points) if point is front.knee())
+    assert distances[knee] == pytest.approx(max(distances))
+
+
+def test_the_knee_stands_alone() -> None:
+    front = front_of([_record(0, 1.0, 0.95), _record(1, 0.5, 0.94), _record(2, 0.4, 0.5)], "accuracy", None, 2.0)
+    assert front.pick(knee=True).number == 1
+    with pytest.raises(InputError, match="knee stands alone"):
+        front.pick(knee=True, trial=1)
+    with pytest.raises(InputError, match="has no points"):
+        front_of([], "accuracy", None, 2.0).pick(knee=True)
+
+
+def test_the_table_has_the_same_columns_with_and_without_points() -> None:
+    front = front_of([_record(0, 1.0, 0.95)], "accuracy", None, 2.0)
+    empty = front_of([], "accuracy", None, 2.0)
+    assert list(front.to_frame().columns) == list(empty.to_frame().columns)
+    names = {column.name.format(metric="accuracy", split="test") for column in COLUMNS}
+    assert names <= set(empty.to_frame().columns), "every documented column is there"
 
 
 def test_no_feasible_point_gives_the_nearest_and_the_reason() -> None:

@@ -90,13 +90,17 @@ def _what_was_done(recipe: Mapping[str, Any]) -> Iterator[str]:
         parts = (f"{_plain(name)} {len(indices)}" for name, indices in recipe["removed"].items())
         yield f"- channels removed: {', '.join(parts)}"
     if recipe["ranks"]:
-        parts = (f"{_plain(name)} {rank}" for name, rank in recipe["ranks"].items())
-        yield f"- split in two, of rank: {', '.join(parts)}"
+        yield f"- split into factors: {', '.join(_split(name, split) for name, split in recipe['ranks'].items())}"
     if recipe.get("sparsity"):
         parts = (f"{_plain(name)} {level}" for name, level in recipe["sparsity"].items())
         yield f"- weights set to zero: {', '.join(parts)}"
     if recipe["bits"]:
         yield f"- bits: {', '.join(f'{_plain(name)} {bits}' for name, bits in recipe['bits'].items())}"
+
+
+def _split(name: str, split: Mapping[str, Any]) -> str:
+    residual = f" + {_plain(split['residual'])}" if split["residual"] else ""
+    return f"{_plain(name)} {_plain(split['scheme'])} of rank {', '.join(map(str, split['ranks']))}{residual}"
 
 
 def _numbers(numbers: FileNumbers, uncompressed: FileNumbers | None, metric: str) -> Iterator[Row]:

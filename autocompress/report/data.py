@@ -22,13 +22,8 @@ from autocompress.run_folder import Run, RunInfo
 Json = dict[str, Any]
 
 
-def page_data(run: Run, live: bool = False) -> Json:
-    """The run as the page's data: `info`, `layers`, `names` (of the choices), `trials`, `points` (files), and so on.
-
-    Args:
-        run: read from its folder.
-        live: True for a page that watches a running search.
-    """
+def page_data(run: Run) -> Json:
+    """The run as the page's data: `info`, `layers`, `names` (of the choices), `trials`, `points` (files), and so on."""
     info = run.info
     paths = [str(layer["path"]) for layer in info.layers]
     names = _choice_names(info, [record.candidate for record in run.records])
@@ -43,7 +38,6 @@ def page_data(run: Run, live: bool = False) -> Json:
         "knee": None if len(run.front.points) < 2 else run.front.knee().number,
         "points": _points(run, paths),
         "sensitivity": sensitivity_map(run.folder.sensitivity, paths),
-        "live": live,
         "reason": run.front.reason,
         "hypervolume": hypervolume_history(run.records, info.metric, info.budget_ratio),
     }

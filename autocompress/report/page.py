@@ -23,12 +23,13 @@ def page(run: Run, live: bool = False) -> str:
     page's own script puts them in place as text. A content security policy allows that one script, by its digest,
     and no connection at all; a page that watches a running search may ask the server that it came from.
     """
-    style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
+    scripts = (*SCRIPTS, "live.js") if live else SCRIPTS
+    style, script = _asset("page.css"), "".join(_asset(name) for name in scripts)
     return Template(_asset("page.html")).substitute(
         title=html.escape(f"{run.info.task}: Pareto front"),
         policy=_policy(style, script, live),
         style=style,
-        data=embed(page_data(run, live)),
+        data=embed(page_data(run)),
         script=script,
     )
 

@@ -76,7 +76,7 @@ def reason_text(
     if record.state == "failed":
         return failure_text(record)
     if record.state != "complete":
-        return record.error or f"{record.state} before its last rung: too little to gain"
+        return record.error or f"{record.state} before its last rung"
     if record.candidate.is_baseline:
         return None
     if budget_ratio is not None and not ratio(record) <= budget_ratio:

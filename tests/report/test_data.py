@@ -32,6 +32,7 @@ def test_every_candidate_can_be_read_back(make_run: MakeRun) -> None:
             drop=frozenset(name for name, gone in zip(names["drop"], choices["drop"], strict=True) if gone),
             rank_ratio=dict(zip(names["rank"], choices["rank"], strict=True)),
             weight_bits=dict(zip(names["bits"], choices["bits"], strict=True)),
+            sparsity=dict(zip(names["sparsity"], choices["sparsity"], strict=True)),
         )
         assert again == record.candidate
 

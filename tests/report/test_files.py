@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 
 from autocompress.report.files import write_front_table, write_report
@@ -14,6 +16,11 @@ def test_front_csv_reads_back_as_the_frame(make_run: MakeRun) -> None:
     path = write_front_table(run)
     assert path == run.folder.table
     pd.testing.assert_frame_equal(pd.read_csv(path), run.front.to_frame(), check_dtype=False)
+    table = json.loads(run.folder.table_json.read_text(encoding="utf-8"))
+    again = pd.DataFrame(table["rows"]).astype(run.front.to_frame().dtypes.to_dict())
+    pd.testing.assert_frame_equal(again, run.front.to_frame())
+    assert list(table["columns"]) == list(again.columns)
+    assert all(column["meaning"] for column in table["columns"].values())
     assert list(pd.read_csv(path)["trial"]) == [point.number for point in run.front.points]
 
 
@@ -31,4 +38,4 @@ def test_writing_again_replaces_and_leaves_nothing_else(make_run: MakeRun) -> No
     write_report(empty)
     write_front_table(empty)
     assert empty.folder.report.read_text(encoding="utf-8") == page(empty)
-    assert sorted(path.name for path in run.folder.path.iterdir()) == ["front.csv", "report.html"]
+    assert sorted(path.name for path in run.folder.path.iterdir()) == ["front.csv", "front.json", "report.html"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from autocompress.candidate import Candidate
 from autocompress.records import TrialRecord
-from autocompress.report.wording import candidate_text, failure_text, metric_text, over_budget, over_budget_text
+from autocompress.report.wording import candidate_text, failure_text, metric_text, over_budget_text, reason_text
 from tests.report.searches import complete, exported, failed
 
 
@@ -53,7 +54,16 @@ def test_why_a_trial_is_over_the_budget() -> None:
 
 
 def test_a_trial_without_a_latency_is_over_any_budget_but_not_over_none() -> None:
-    record = TrialRecord(1, "complete", "sampler", Candidate())
-    assert over_budget(record, 5.0)
-    assert not over_budget(record, None)
-    assert over_budget_text(record, 5.0) == "no latency was measured"
+    record = TrialRecord(1, "complete", "sampler", Candidate({"a": 0.5}))
+    assert reason_text(record, "accuracy", 5.0) == "no latency was measured"
+    assert reason_text(record, "accuracy", None) is None
+
+
+def test_every_trial_off_the_front_has_its_reason() -> None:
+    pruned = complete(1, Candidate({"a": 0.5}), 0.5, 0.4)
+    assert reason_text(pruned, "accuracy", 0.6) is None
+    assert reason_text(pruned, "accuracy", 0.6, 0.45) == "accuracy 40.00% is below the smallest useful 0.45"
+    assert str(reason_text(pruned, "accuracy", 0.4, 0.45)).endswith("0.5x is over the budget of 0.4x")
+    assert reason_text(complete(0, Candidate(), 1.0, 0.9), "accuracy", 0.4) is None, "the uncompressed model is shown"
+    assert reason_text(replace(pruned, state="stopped"), "accuracy", None) == "stopped before its last rung"
+    assert reason_text(failed(1, "E: x"), "accuracy", None) == "E: x"

@@ -109,7 +109,7 @@ function numbersTable(rows, shown, titles) {
 
 /** A select with which a second point is put beside the chosen one. */
 function compareSelect(trial, beside, onCompare) {
-  const select = el("select", { id: "compare" }, el("option", { value: "" }, "nothing"));
+  const select = el("select", {}, el("option", { value: "" }, "nothing"));
   for (const other of choosableTrials().filter((other) => other !== trial)) {
     select.append(el("option", { value: other.number, selected: other === beside }, `${other === whole ? "uncompressed" : `trial ${other.number}`}, ${metricText(bestKnown(other)[0])}, ${milliseconds(latencyOf(other)?.ms)}`));
   }
@@ -131,4 +131,13 @@ function showDetails(trial) {
     trial.why && trial.state !== "failed" ? el("p", { class: "notice" }, trial.why) : "",
     commands(trial));
 }
+
+/** Fills "Side by side": the chosen point, the one to compare with (or null), and the uncompressed model. */
+function showSideBySide(trial, beside, onCompare) {
+  const place = byId("side-by-side");
+  const shown = [trial, beside, whole].filter((item, i, all) => item && all.indexOf(item) === i);
+  if (!trial) return place.replaceChildren(el("p", { class: "quiet" }, "There is nothing to compare."));
+  const titles = shown.map((item) => (item === whole ? "uncompressed" : `trial ${item.number}`));
+  const rows = rowsOf(shown);
+  return place.replaceChildren(compareSelect(trial, beside, onCompare), numbersTable(rows.main, shown, titles), opened("more", "More figures", () => [numbersTable(rows.more, shown, titles)]));
 }

@@ -21,7 +21,7 @@ function layerLines(trial) {
     return {
       path: layer.path, gone,
       detail: [layer.path, layer.kind, known(layer.n_macs) ? counted(layer.n_macs) + " multiply-accumulates" : "", known(layer.n_params) ? counted(layer.n_params) + " parameters" : ""].filter(Boolean).join(", "),
-      prune, width: known(kept) && known(of) && !gone ? `${kept} of ${of}` : undefined, share: known(kept) && known(of) ? kept / of : known(prune) ? 1 - prune : undefined,
+      width: known(kept) && known(of) && !gone ? `${kept} of ${of}` : undefined, share: known(kept) && known(of) ? kept / of : known(prune) ? 1 - prune : undefined,
       rank: choiceOf(trial, "rank", layer.path), factors: pointOf(trial)?.shapes[i]?.slice(0, -1).map((shape) => shape[0]) ?? [],
       sparsity: choiceOf(trial, "sparsity", layer.path),
       bits: choiceOf(trial, "bits", layer.path) ?? 32,
@@ -31,7 +31,7 @@ function layerLines(trial) {
   const groups = new Set(data.layers.map((layer) => layer.group).filter(Boolean));
   for (const name of data.names.prune.filter((name) => !paths.has(name) && !groups.has(name))) {
     const prune = choiceOf(trial, "prune", name);
-    lines.push({ path: name, detail: `channel group ${name}`, prune, share: 1 - prune, bits: null });
+    lines.push({ path: name, detail: `channel group ${name}`, share: known(prune) ? 1 - prune : undefined, factors: [], bits: null });
   }
   return lines;
 }

@@ -47,7 +47,7 @@ function choose(number) {
 function compareWith(number) {
   state.beside = number;
   choose(state.selected);
-  byId("compare").focus();
+  byId("side-by-side").querySelector("select").focus();
 }
 
 /** What is chosen stands in the address, so that a page can be passed on as it is, and survives a refresh. */
@@ -105,7 +105,7 @@ function resetSlider() {
 
 function fillHeader() {
   const kept = front.filter((trial) => trial !== whole);
-  const task = info.task.split("/").at(-1);
+  const task = info.task.replace(/^.*\/(?=[^/]*\.py:)/, "");
   byId("title").textContent = kept.length ? `${task}: ${kept.length} compressed ${kept.length === 1 ? "model" : "models"} to choose from` : `${task}: compressed models`;
   const goal = known(info.budget_ratio) ? ` The search was asked for at most ${times(info.budget_ratio)} of the uncompressed latency, ${milliseconds(info.budget_ratio * info.reference_ms)}.` : "";
   byId("lead").textContent = kept.length ? `Each diamond is a model that is ready to run, measured from its file by ${info.runtime} on the machine named below. Further left is faster, further up is better; the black square is the model as it was. Drag the budget or click a diamond.${goal}` : "";
@@ -149,23 +149,6 @@ function fillFrontTable() {
   byId("front-table").append(rows.length ? table(heads, rows) : el("p", {}, "The front is empty."));
 }
 
-/** A page that is served asks now and then whether the run went on, and draws itself again. */
-function watch() {
-  const badge = byId("live");
-  badge.hidden = false;
-  badge.textContent = `watching the run: ${trials.length} trials so far`;
-  let stamp = null;
-  setInterval(async () => {
-    try {
-      const now = await (await fetch("stamp", { cache: "no-store" })).text();
-      if (stamp !== null && now !== stamp) location.reload();
-      stamp = now;
-    } catch {
-      badge.textContent = "the server has ended: this is the last it showed";
-    }
-  }, 2000);
-}
-
 const from = recalled();
 state.x = from.x ?? state.x;
 state.y = from.y ?? state.y;
@@ -181,7 +164,6 @@ drawPredicted();
 choose((front[0] ?? whole ?? trials[0])?.number ?? null);
 resetSlider();
 if (from.selected !== null) choose(from.selected);
-if (data.live) watch();
 let redraw = null;
 let drawnWidth = innerWidth;
 addEventListener("resize", () => {
