@@ -1,0 +1,162 @@
+"""Stops trials whose rank among all trials of their rung is low: MO-ASHA, as a rule and as Ray Tune's scheduler."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from autocompress.pareto import Floats, ratio, score
+from autocompress.records import TrialRecord
+
+REDUCTION = 2
+"""One trial in so many goes on to the next rung."""
+
+_MIN_PAIRS = 5
+
+
+class ParetoStopping:
+    """Successive halving with several objectives (MO-ASHA, Schmucker et al. 2021, arXiv:2106.12639), asynchronous.
+
+    At each rung a trial goes on if it is among the best 1/`reduction` of all trials that were judged there so far.
+    Their order: those within the budget first, then front after front (non-dominated sorting), and within a front those
+    that add more hypervolume. The latency is that of the finished model, measured before the first rung.
+
+    Args:
+        budget: largest feasible latency ratio, or None.
+        reduction: one trial in so many goes on.
+    """
+
+    def __init__(self, budget: float | None, reduction: int = REDUCTION) -> None:
+        self._budget, self._reduction = budget, reduction
+        self._costs: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        self.stopped: set[str] = set()
+
+    def learn(self, records: Iterable[TrialRecord], metric: str) -> None:
+        """Takes in the rungs of trials that ended in an earlier start of the run."""
+        for record in records:
+            for i, rung in enumerate(record.rungs):
+                self._costs[i].append((ratio(record), -rung.metrics.get(metric, math.nan)))
+
+    def goes_on(self, trial: str, rung: int, score: float, ratio: float) -> bool:
+        """Whether a trial is worth the next rung.
+
+        Args:
+            trial: its name; remembered in `stopped` if not.
+            rung: index of the rung at whose end it was judged.
+            score: the metric there, to be maximised; NaN never goes on.
+            ratio: its latency ratio.
+        """
+        costs = self._costs[rung]
+        costs.append((ratio, -score))
+        place = pareto_order(np.array(costs), self._budget)[-1]
+        if math.isnan(score) or place >= max(1, math.ceil(len(costs) / self._reduction)):
+            self.stopped.add(trial)
+            return False
+        return True
+
+
+def pareto_order(costs: Floats, budget: float | None) -> NDArray[np.intp]:
+    """The place of each point, 0 the best, shape (n,).
+
+    Args:
+        costs: (latency ratio, minus the metric), both minimised, shape (n, 2). Points with NaN come last.
+        budget: points beyond it come after all others, by how far.
+    """
+    excess = np.zeros(len(costs)) if budget is None else np.maximum(0.0, costs[:, 0] - budget)
+    fronts = front_numbers(costs)
+    gain = np.zeros(len(costs))
+    for front in np.unique(fronts[fronts < len(costs)]):
+        members = np.flatnonzero(fronts == front)
+        gain[members] = _contributions(costs[members])
+    order = np.lexsort((-gain, fronts, excess))
+    places = np.empty(len(costs), dtype=np.intp)
+    places[order] = np.arange(len(costs))
+    return places
+
+
+def front_numbers(costs: Floats) -> NDArray[np.intp]:
+    """Non-dominated sorting of two objectives in O(n log n): 0 for the front, 1 for that of the rest, and so on.
+
+    Args:
+        costs: to be minimised, shape (n, 2). Points with NaN get the number n.
+    """
+    numbers = np.full(len(costs), len(costs), dtype=np.intp)
+    lowest: list[float] = []  # of the second objective in each front; rises from front to front
+    before = -1
+    for i in np.lexsort((costs[:, 1], costs[:, 0])):
+        if np.isnan(costs[i]).any():
+            continue
+        if before >= 0 and (costs[i] == costs[before]).all():
+            numbers[i] = numbers[before]
+        else:
+            numbers[i] = bisect.bisect_right(lowest, costs[i, 1])
+            lowest[numbers[i] : numbers[i] + 1] = [float(costs[i, 1])]
+        before = int(i)
+    return numbers
+
+
+def _contributions(front: Floats) -> Floats:
+    """Hypervolume that each point of a front alone adds, in units of the front's extent; the two ends come first."""
+    spread = np.maximum(np.ptp(front, axis=0), 1e-12)
+    scaled = (front - front.min(axis=0)) / spread
+    order = np.lexsort((scaled[:, 1], scaled[:, 0]))
+    x, y = scaled[order].T
+    gains = np.empty(len(front))
+    gains[order] = (np.append(x[1:], 2.0) - x) * (np.append(2.0, y[:-1]) - y)
+    return gains
+
+
+def expected_score(record: TrialRecord, others: Sequence[TrialRecord], metric: str) -> float:
+    """What a stopped trial would probably have reached: a line through the trials that went on from its last rung.
+
+    The line's slope is kept in [0, 1] (what is worse has more to gain) and its value at least at what was reached.
+    With fewer than five trials to go by, it is what was reached.
+    """
+    reached = score(record, metric)
+    if record.state != "stopped" or not record.rungs:
+        return reached
+    last = len(record.rungs) - 1
+    pairs = [
+        (other.rungs[last].metrics[metric], score(other, metric))
+        for other in others
+        if other.state == "complete" and len(other.rungs) > last + 1
+    ]
+    if len(pairs) < _MIN_PAIRS:
+        return reached
+    early, final = np.array(pairs).T
+    variance = float(np.var(early))
+    slope = float(np.clip(np.cov(early, final, bias=True)[0, 1] / variance, 0.0, 1.0)) if variance > 0 else 1.0
+    at = record.rungs[last].metrics[metric]
+    return max(reached, float(final.mean() + slope * (at - early.mean())))
+
+
+class ParetoScheduler(FIFOScheduler):
+    """See `ray.tune.schedulers.TrialScheduler`; asks the rule after each rung.
+
+    Args:
+        stopping: the rule.
+        metric: to be maximised.
+    """
+
+    def __init__(self, stopping: ParetoStopping, metric: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stopping, self._metric = stopping, metric
+        self._rungs: dict[str, int] = defaultdict(int)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Continue or stop. A trial that is done, or that reports no rung, ends by itself."""
+        if result.get("done") or "latency_ratio" not in result:
+            return TrialScheduler.CONTINUE
+        rung = self._rungs[trial.trial_id]
+        self._rungs[trial.trial_id] += 1
+        value = result["metrics"][self._metric]
+        on = self._stopping.goes_on(trial.trial_id, rung, value, result["latency_ratio"])
+        return TrialScheduler.CONTINUE if on else TrialScheduler.STOP

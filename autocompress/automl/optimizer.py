@@ -1,0 +1,206 @@
+"""The default sampler: solves the knapsack for weights drawn from what the trials so far say of each block.
+
+Each proposal draws weights of the sensitivities from their posterior (Thompson sampling), solves the knapsack with
+them along the whole front, adds mutants of the front's points that swap latency between blocks, predicts all of them
+whole, and takes the one that adds most hypervolume. It is SPDY's learning of per-layer weights (Frantar & Alistarh
+2022) with the search's own trials as evidence, and EvoPress' swaps (Sieberling et al. 2024) where sums mislead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autocompress.automl.blocks import Block, blocks_of
+from autocompress.automl.solver import Picks, Predict, Solver, knapsack, thinned
+from autocompress.automl.surrogate import CostTable, Surrogate
+from autocompress.pareto import Floats, hypervolume, non_dominated
+from autocompress.space import Choice, SearchSpace
+
+_MIN_TRIALS = 3
+_N_BUCKETS = 200
+_N_SOLVED = 12  # points of each knapsack's front
+_N_MUTANTS = 32
+_RENEW = 16  # trials after which the latency model is linearised again
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a search plans with.
+
+    Attributes:
+        space: of the search.
+        increases: loss increase of every choice of every knob.
+        predict: latency ratios of candidates; may change as trials end.
+        budget: the largest latency ratio of interest, or None.
+        min_score: smallest useful value of the metric, or None.
+    """
+
+    space: SearchSpace
+    increases: Mapping[str, Mapping[Choice, float]]
+    predict: Predict
+    budget: float | None
+    min_score: float | None
+
+
+class Planner:
+    """Proposes the candidate that is predicted to add most to the front of the trials so far.
+
+    Args:
+        knowledge: what it plans with.
+    """
+
+    def __init__(self, knowledge: Knowledge) -> None:
+        self._knowledge = knowledge
+        self.space = knowledge.space
+        self.blocks = blocks_of(knowledge.space)
+        self._solver = Solver(knowledge.space, self.blocks, knowledge.predict)
+        self._table = CostTable.of(self.blocks, knowledge.increases)
+        self._features: dict[int, Floats] = {}
+        self._picks: dict[int, Picks] = {}
+        self._latencies: list[list[Floats]] = []
+        self._renewed = -_RENEW
+
+    def propose(self, trials: Sequence[FrozenTrial], taken: set[str], rng: np.random.Generator) -> dict[str, int]:
+        """Positions of the choices in each knob's list.
+
+        Args:
+            trials: that ended, with values (metric, latency ratio); at least three.
+            taken: digests of candidates that need no second trial.
+            rng: of the draws.
+        """
+        values = np.array([trial.values for trial in trials])
+        surrogate = Surrogate(self._table)
+        surrogate.fit(np.array([self._features_of(trial) for trial in trials]), values[:, 0])
+        weights = surrogate.sample(rng)
+        picks = [*self._solved(weights, len(trials)), *self._mutants(trials, values, rng)]
+        distinct = {tuple(pick.tolist()): pick for pick in picks}
+        candidates = [(self._solver.candidate(pick), pick) for pick in distinct.values()]
+        new = [pair for pair in candidates if pair[0].digest not in taken] or candidates
+        latencies = self._knowledge.predict([candidate for candidate, _ in new])
+        scores = surrogate.scores(np.array([self._table.picked(pick) for _, pick in new]), weights)
+        best, _ = new[int(self._gains(values, scores, latencies).argmax())]
+        choices = self.space.choices_of(best)
+        return {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
+
+    def _solved(self, weights: Floats, n_trials: int) -> list[Picks]:
+        """The knapsack's front under these weights, in each context."""
+        if n_trials >= self._renewed + _RENEW:
+            self._latencies = [self._solver.linearise(context) for context in self._solver.contexts()]
+            self._renewed = n_trials
+        costs = self._table.costs(weights[:-1])
+        picks = []
+        for latencies in self._latencies:
+            solved = knapsack(costs, latencies, self._knowledge.budget or 1.0, _N_BUCKETS)
+            picks += [solved.picks(int(bucket)) for bucket in thinned(solved.steps(), _N_SOLVED)]
+        return picks
+
+    def _mutants(self, trials: Sequence[FrozenTrial], values: Floats, rng: np.random.Generator) -> list[Picks]:
+        """Points of the front with one to three blocks changed."""
+        parents = [self._picks_of(trials[i]) for i in np.flatnonzero(self._on_front(values)).tolist()]
+        mutants = []
+        for _ in range(_N_MUTANTS):
+            mutant = parents[rng.integers(len(parents))].copy()
+            n_changed = min(len(self.blocks), int(rng.integers(1, 4)))
+            for block in rng.choice(len(self.blocks), n_changed, replace=False):
+                mutant[block] = rng.integers(len(self.blocks[block].options))
+            mutants.append(mutant)
+        return mutants
+
+    def _on_front(self, values: Floats) -> Any:
+        """Which trials are on the front within the budget; on that of all, while none is within."""
+        costs = np.column_stack([values[:, 1], -values[:, 0]])
+        within = costs[:, :1] <= (self._knowledge.budget or np.inf)
+        return non_dominated(np.where(within, costs, np.nan) if within.any() else costs)
+
+    def _gains(self, values: Floats, scores: Floats, latencies: Floats) -> Floats:
+        """Hypervolume that each candidate would add, as predicted, shape (n,); over the budget, how far beyond."""
+        limit = self._knowledge.budget or 1.0
+        corner = (limit, -self._floor(values))
+        costs = np.column_stack([values[:, 1], -values[:, 0]])
+        front = costs[self._on_front(values)]
+        area = hypervolume(front, corner)
+        points = np.column_stack([latencies, -scores])
+        gains = np.array([hypervolume(np.vstack([front, point]), corner) - area for point in points])
+        # where nothing is gained the best score is the most promising
+        return np.where(latencies > limit, -latencies, np.where(gains > 0, gains, 1e-6 * (scores - scores.max() - 1)))
+
+    def _floor(self, values: Floats) -> float:
+        """The worst score of interest."""
+        if self._knowledge.min_score is not None:
+            return self._knowledge.min_score
+        return float(np.quantile(values[:, 0], 0.1))
+
+    def _features_of(self, trial: FrozenTrial) -> Floats:
+        if trial.number not in self._features:
+            self._features[trial.number] = self._table.features(self._choices_of(trial))
+        return self._features[trial.number]
+
+    def _choices_of(self, trial: FrozenTrial) -> dict[str, Choice]:
+        return {knob.name: knob.choices[trial.params[knob.name]] for knob in self.space.knobs}
+
+    def _picks_of(self, trial: FrozenTrial) -> Picks:
+        """The options nearest to a trial's choices: most knobs alike."""
+        if trial.number not in self._picks:
+            choices = self._choices_of(trial)
+            self._picks[trial.number] = np.array([_nearest(block, choices) for block in self.blocks])
+        return self._picks[trial.number]
+
+
+class SolverSampler(BaseSampler):
+    """See the module; draws at random while there is too little to learn from.
+
+    Args:
+        seed: of the draws.
+        planner: of the search; None draws at random for ever.
+    """
+
+    def __init__(self, seed: int, planner: Planner | None = None) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._random = RandomSampler(seed=seed)
+        self._planner = planner
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All knobs are chosen together."""
+        if self._planner is None or len(_complete(study)) < _MIN_TRIALS:
+            return {}
+        return {knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in self._planner.space.knobs}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Positions of the choices of the candidate that adds most."""
+        if self._planner is None or not search_space:
+            return {}
+        trials = _complete(study)
+        taken = {str(item.user_attrs.get("digest")) for item in study.get_trials(deepcopy=False)}
+        return dict(self._planner.propose(trials, taken, self._rng))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """At random."""
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _complete(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _nearest(block: Block, choices: Mapping[str, Choice]) -> int:
+    drop = f"drop:{block.name}"
+    dropped = bool(choices.get(drop))
+
+    def unlike(option: Mapping[str, Choice]) -> int:
+        if (drop in option) != dropped:
+            return len(choices)
+        return sum(choices[name] != value for name, value in option.items())
+
+    return min(range(len(block.options)), key=lambda i: unlike(block.options[i]))
