@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.compression.low_rank.recurrent import level_inputs
@@ -23,14 +23,14 @@ What a convolution reads is a window, its entries in the order of the flattened 
 `path:i` for what level i reads, and a last one for what the module gives.
 """
 
-_MIN_ROWS, _ROWS_PER_FEATURE = 16384, 32
+_MIN_ROWS, _ROWS_PER_FEATURE = 8192, 16
 
 
 def collect_moments(model: nn.Module, paths: Iterable[str], batches: Sequence[Inputs]) -> Moments:
     """One pass in evaluation mode, every batch once.
 
-    A layer counts all positions of all batches up to max(16384, 32 × features) of them; beyond that, of each batch an
-    equal number of positions, chosen at random once and for all. Sums are in float64.
+    A layer counts all positions of all batches up to max(8192, 16 × features) of them; beyond that, an equal number of
+    each batch, spread evenly over its samples and positions. Sums are in float64.
 
     Args:
         model: not touched.
@@ -114,23 +114,45 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_
 def windows(conv: Any, x: Tensor, n_batches: int = 1) -> Tensor:
     """What a convolution's outputs are computed from, (groups, n_rows, in / groups × kernel).
 
+    Only the windows that count are taken out of the input.
+
     Args:
         conv: `nn.Conv1d` or `nn.Conv2d`.
         x: its input.
         n_batches: how many such inputs share the limit on rows.
     """
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     x = x if x.ndim == conv.weight.ndim else x[None]
-    x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
-    for axis, (size, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
-        x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    n_spatial = len(conv.kernel_size)
-    by_position = x.movedim(1, 1 + n_spatial)  # (samples, *positions, channels, *kernel)
-    places = by_position.shape[: 1 + n_spatial]
+    axes = list(zip(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation, _padding(conv), strict=True))
+    n_places = [
+        (size + sum(pads) - dilation * (width - 1) - 1) // stride + 1 for size, width, stride, dilation, pads in axes
+    ]
     n_features = conv.weight[0].numel()
-    chosen = torch.unravel_index(_chosen(places.numel(), n_features, n_batches, x.device), places)
-    rows = by_position[chosen].reshape(-1, conv.groups, n_features)
-    return rows.transpose(0, 1)
+    chosen = _chosen(len(x) * math.prod(n_places), n_features, n_batches, x.device)
+    sample, *places = torch.unravel_index(chosen, (len(x), *n_places))
+    taps = torch.meshgrid(*(torch.arange(width, device=x.device) for width in conv.kernel_size), indexing="ij")
+    index, inside = [sample[:, None]], torch.ones(1, 1, dtype=torch.bool, device=x.device)
+    for place, tap, (size, _, stride, dilation, pads) in zip(places, taps, axes, strict=True):
+        position = place[:, None] * stride + tap.flatten() * dilation - pads[0]
+        if conv.padding_mode == "zeros":
+            inside = inside & (position >= 0) & (position < size)
+        index.append(_padded_position(position, size, conv.padding_mode))
+    rows = x.movedim(1, -1)[tuple(index)] * inside[:, :, None]  # (rows, taps, channels)
+    return rows.unflatten(2, (conv.groups, -1)).permute(2, 0, 3, 1).flatten(2)
+
+
+def _padding(conv: Any) -> list[tuple[int, int]]:
+    """Positions added before and after each spatial dimension."""
+    both: list[int] = conv._reversed_padding_repeated_twice
+    return list(zip(both[0::2], both[1::2], strict=True))[::-1]
+
+
+def _padded_position(position: Tensor, size: int, mode: str) -> Tensor:
+    """Where the value at a position of the padded input comes from."""
+    if mode == "circular":
+        return position % size
+    if mode == "reflect":
+        return size - 1 - (size - 1 - position.abs()).abs()
+    return position.clamp(0, size - 1)
 
 
 def _sample(rows: Tensor, n_batches: int) -> Tensor:
@@ -139,11 +161,12 @@ def _sample(rows: Tensor, n_batches: int) -> Tensor:
 
 
 def _chosen(n_rows: int, n_features: int, n_batches: int, device: torch.device) -> Tensor:
-    """Which of a batch's rows count: all of them, or its share of the limit at random."""
+    """Which of a batch's rows count: all of them, or its share of the limit, one at random of each equal stretch."""
     share = -(-max(_MIN_ROWS, _ROWS_PER_FEATURE * n_features) // n_batches)
     if n_rows <= share:
         return torch.arange(n_rows, device=device)
-    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(0))[:share].to(device)
+    offsets = torch.rand(share, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return ((torch.arange(share) + offsets) * (n_rows / share)).long().clamp(max=n_rows - 1).to(device)
 
 
 def _gram(rows: Tensor) -> tuple[Tensor, int]:
