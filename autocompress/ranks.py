@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from autocompress.rank_choice import SCHEMES, RankChoice, Residual, parse_rank
 
 RANK_GRID = 8
 """Ranks are multiples of this: odd counts run slower than the next multiple on most kernels."""
+
+_FULL_BITS = 32
 
 Shape = tuple[int, ...]
 
@@ -56,11 +58,13 @@ def parts(layer: Layer) -> list[Layer]:
     return [replace(layer, kind="linear", weight_shape=shape, input_shapes=()) for shape in layer.input_shapes]
 
 
-def reason_against(layer: Layer, scheme: str) -> str | None:
-    """None when a layer of this kind and shape takes the scheme, else the reason why not."""
+def reason_against(layer: Layer, scheme: str, residual: Residual | None = None) -> str | None:
+    """None when a layer of this kind and shape takes the scheme and the residual, else the reason why not."""
     kernel = layer.weight_shape[2:]
     if layer.kind not in ("linear", "conv1d", "conv2d", "embedding", "lstm", "gru"):
         return f"a layer of kind {layer.kind} is not split"
+    if residual is not None and layer.kind in ("embedding", "lstm", "gru"):
+        return f"a residual stands beside linear layers and convolutions, not {layer.kind}"
     if scheme == "spatial" and not (len(kernel) == 2 and min(kernel) > 1):
         return f"the spatial scheme is for conv2d with a kernel larger than 1 x 1, not {layer.kind} {kernel}"
     if scheme == "tucker" and math.prod(kernel) == 1:
@@ -144,14 +148,52 @@ def pays(layer: Layer, scheme: str, ranks: Sequence[int]) -> bool:
 def split_of(layer: Layer, choice: RankChoice, ranks: Sequence[int]) -> Split | None:
     """The split at these ranks, without the levels of a recurrent layer that would cost more; None where nothing pays.
 
-    With a residual no multiplications are saved: then the factors' parameters must be fewer than the layer's.
+    With a residual no multiplications are saved: then the bytes must be fewer than the layer's.
     """
     if layer.input_shapes:
         worth = tuple(
             rank if pays(part, choice.scheme, [rank]) else 0 for part, rank in zip(parts(layer), ranks, strict=True)
         )
         return Split(choice.scheme, worth) if any(worth) else None
-    return Split(choice.scheme, tuple(ranks), choice.residual) if pays(layer, choice.scheme, ranks) else None
+    split = Split(choice.scheme, tuple(ranks), choice.residual)
+    if split.residual is not None:
+        return split if stored_bits(layer, split) < _FULL_BITS * math.prod(layer.weight_shape) else None
+    return split if pays(layer, choice.scheme, ranks) else None
+
+
+def stored_bits(layer: Layer, split: Split) -> int:
+    """Bits that the factors and the residual of one matrix take; of a sparse one each entry one, the others in full."""
+    bits = _FULL_BITS * sum(math.prod(shape) for shape in factor_shapes(layer, split.scheme, split.ranks))
+    n_entries, residual = math.prod(layer.weight_shape), split.residual
+    if residual is None:
+        return bits
+    if residual.bits is not None:
+        return bits + n_entries * residual.bits
+    return bits + n_entries + _FULL_BITS * round((residual.share or 0.0) * n_entries)
+
+
+def useful_ranks(choices: Iterable[Any], layer: Layer) -> tuple[float | str | None, ...]:
+    """Of rank choices those that a layer takes and at which it, unpruned, gets cheaper; in canonical form.
+
+    Which rank keeps an energy shows only on data: such a choice stays, and the layer too where that rank does not pay.
+    """
+
+    def is_useful(asked: RankChoice) -> bool:
+        if reason_against(layer, asked.scheme, asked.residual) is not None:
+            return False
+        if asked.ratio is None:
+            return True
+        return split_of(layer, asked, ranks_of_ratio(layer, asked.scheme, asked.ratio)) is not None
+
+    asked = [None if choice is None else parse_rank(choice) for choice in choices]
+    useful = [choice for choice in asked if choice is None or is_useful(choice)]
+    return tuple(dict.fromkeys(None if choice is None else choice.value for choice in useful))
+
+
+def size_only_ranks(choices: Iterable[Any], layer: Layer) -> tuple[float | str, ...]:
+    """Of rank choices those that save bytes but no multiplications: an embedding has none, a residual keeps them."""
+    asked = [parse_rank(choice) for choice in choices if choice is not None]
+    return tuple(choice.value for choice in asked if layer.kind == "embedding" or choice.residual is not None)
 
 
 def _sizes(layer: Layer) -> tuple[int, int, Shape]:

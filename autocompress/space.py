@@ -8,8 +8,8 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from autocompress.config import read_yaml_mapping, refuse_unknown_keys
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
 from autocompress.rank_choice import RANK_RULE, is_rank, parse_rank, rank_distance
-from autocompress.ranks import ranks_of_ratio, reason_against, split_of
+from autocompress.ranks import size_only_ranks, useful_ranks
 
 Choice = float | int | bool | str | None
 Rule = Mapping[str, Any]
@@ -54,12 +54,14 @@ class Knob:
         target: the channel group, branch or layer that it is about.
         choices: ordered.
         branch: the residual branch that the target goes with; when that is dropped, there is nothing to decide.
+        size_only: of the ranks offered those that save bytes but no time, as far as is known.
     """
 
     kind: str
     target: str
     choices: tuple[Choice, ...]
     branch: str | None = None
+    size_only: tuple[Choice, ...] = ()
 
     @property
     def name(self) -> str:
@@ -135,7 +137,8 @@ class SearchSpace:
             for kind, takes in KINDS_OF_KNOB.items():
                 if layer.kind in takes:
                     choices = _useful(kind, _choices(rules, layer.path, kind), layer)
-                    knobs.append(Knob(kind, layer.path, choices, branch))
+                    size_only = size_only_ranks(choices, layer) if kind == "rank_ratio" else ()
+                    knobs.append(Knob(kind, layer.path, choices, branch, size_only))
         return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name)
 
     @classmethod
@@ -209,6 +212,14 @@ class SearchSpace:
                 if f"{kind}:{target}" not in choices:
                     raise InputError(f"the space has no knob {kind}:{target}")
         return choices
+
+    def label_size_only(self, is_slower: Callable[[str, Choice], bool]) -> SearchSpace:
+        """The same space, with the ranks labelled size-only at which a layer is not faster than as it is.
+
+        Args:
+            is_slower: of a layer's path and an offered rank, from a profile of the target device.
+        """
+        return replace(self, knobs=tuple(_labelled(knob, is_slower) for knob in self.knobs))
 
     def baseline(self) -> Candidate:
         """The uncompressed model."""
@@ -345,26 +356,16 @@ def _on_channel_grid(choices: Iterable[Choice], group: ChannelGroup, grid: int) 
 
 def _useful(kind: str, choices: tuple[Choice, ...], layer: Layer) -> tuple[Choice, ...]:
     if kind == "rank_ratio":
-        return _useful_ranks(choices, layer)
+        return useful_ranks(choices, layer)
     return _useful_sparsities(choices, layer) if kind == "sparsity" else choices
 
 
-def _useful_ranks(choices: Iterable[Choice], layer: Layer) -> tuple[Choice, ...]:
-    """Leaves out schemes that the layer does not take, and ranks at which the (unpruned) layer would not get cheaper.
-
-    Which rank keeps an energy shows only on data: such a choice stays, and the layer too where that rank does not pay.
-    """
-
-    def pays(choice: Choice) -> bool:
-        asked = parse_rank(choice)
-        if reason_against(layer, asked.scheme) is not None:
-            return False
-        if asked.ratio is None:
-            return True
-        return split_of(layer, asked, ranks_of_ratio(layer, asked.scheme, asked.ratio)) is not None
-
-    canonical = (None if choice is None else parse_rank(choice).value for choice in choices)
-    return tuple(dict.fromkeys(choice for choice in canonical if choice is None or pays(choice)))
+def _labelled(knob: Knob, is_slower: Callable[[str, Choice], bool]) -> Knob:
+    if knob.kind != "rank_ratio":
+        return knob
+    slower = {choice for choice in knob.choices if choice is not None and is_slower(knob.target, choice)}
+    labelled = slower.union(knob.size_only)
+    return replace(knob, size_only=tuple(choice for choice in knob.choices if choice in labelled))
 
 
 def _useful_sparsities(choices: Iterable[Choice], layer: Layer) -> tuple[Choice, ...]:

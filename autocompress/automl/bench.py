@@ -182,9 +182,9 @@ class Trial:
 
     @property
     def _sparse_size_mib(self) -> float | None:
-        if not self._recipe.sparsity:
+        if not self._recipe.sparse_layers:
             return None
-        saved = sparse_saving_bytes(self._student, self._recipe.sparsity)
+        saved = sparse_saving_bytes(self._student, self._recipe.sparse_layers)
         return float(self._size_mib) - saved / _BYTES_PER_MIB
 
     @property

@@ -78,13 +78,13 @@ def write_point(
     max_abs_diff, agreement = _parity(student, session, samples)
     metrics, n_samples = _judge(session, task)
     size = file.stat().st_size
-    saved = sparse_saving_bytes(student, recipe.sparsity)
+    saved = sparse_saving_bytes(student, recipe.sparse_layers)
     numbers = FileNumbers(
         metrics=metrics,
         n_samples=n_samples,
         latency=_time(session, target, inputs),
         size_mib=size / _BYTES_PER_MIB,
-        sparse_size_mib=(size - saved) / _BYTES_PER_MIB if recipe.sparsity else None,
+        sparse_size_mib=(size - saved) / _BYTES_PER_MIB if recipe.sparse_layers else None,
         max_abs_diff=max_abs_diff,
         agreement=agreement,
     )

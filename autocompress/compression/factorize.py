@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.compression.low_rank.layers import layers_of
+from autocompress.compression.low_rank.layers import layers_of, with_residual
 from autocompress.compression.low_rank.matrices import pruned_layer
 from autocompress.compression.low_rank.recurrent import split_recurrent
 from autocompress.compression.low_rank.source import (
     NOTHING_GONE,
     LowRankSource,
+    Parts,
     blank_factors,
     can_split,
-    factors_at,
 )
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer
@@ -30,7 +30,9 @@ def factorize_(
     gone: GoneSlots = NOTHING_GONE,
     activation_aware: bool = True,
 ) -> None:
-    """Replaces one layer of `student` by its factors: plain torch layers in a `Sequential`, or a `StackedRecurrent`.
+    """Replaces one layer of `student` by its factors, plain torch layers in a `Sequential`.
+
+    A recurrent layer becomes a `StackedRecurrent`, factors with a residual a `ParallelSum`: torch has neither.
 
     Args:
         student: changed in place; these slots were removed from it before.
@@ -47,21 +49,26 @@ def factorize_(
     module: Any = student.get_submodule(layer.path)
     pruned = pruned_layer(layer, gone)
     _check(student, module, pruned, split)
-    if source is None:
-        factors = blank_factors(pruned, split)
-    else:
-        factors = factors_at(source.decompositions(layer, split.scheme, gone, activation_aware, student), pruned, split)
-    if isinstance(module, nn.RNNBase):
-        made: nn.Module = split_recurrent(module, factors)
-    else:
-        assert factors[0] is not None
-        made = layers_of(module, split.scheme, factors[0])
+    made = (
+        blank_factors(pruned, split)
+        if source is None
+        else source.factors(layer, split, gone, activation_aware, student)
+    )
     parent, _, name = layer.path.rpartition(".")
-    setattr(student.get_submodule(parent), name, made)
+    setattr(student.get_submodule(parent), name, _replacement(module, split, made))
+
+
+def _replacement(module: Any, split: Split, made: Parts) -> nn.Module:
+    if isinstance(module, nn.RNNBase):
+        return split_recurrent(module, made.factors)
+    (factors,) = made.factors
+    assert factors is not None
+    row = layers_of(module, split.scheme, factors)
+    return row if made.residual is None else with_residual(module, row, made.residual)
 
 
 def _check(student: nn.Module, module: Any, layer: Layer, split: Split) -> None:
-    reason = can_split(module, layer, split.scheme)
+    reason = can_split(module, layer, split.scheme, split.residual)
     if reason is not None:
         raise CompressionError(f"layer {layer.path!r} cannot be split by the scheme {split.scheme!r}: {reason}")
     largest = largest_ranks(layer, split.scheme)

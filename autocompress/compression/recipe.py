@@ -39,6 +39,12 @@ class Recipe:
     kept_dense: tuple[str, ...] = ()
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
 
+    @property
+    def sparse_layers(self) -> tuple[str, ...]:
+        """Paths in the compressed model of the layers whose zeros a sparse encoding leaves out."""
+        beside = [path for path, split in self.ranks.items() if split.residual is not None and split.residual.share]
+        return (*self.sparsity, *(f"{path}.residual" for path in beside if path not in self.sparsity))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "ranks": {path: split.to_dict() for path, split in self.ranks.items()}}

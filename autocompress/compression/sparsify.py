@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.candidate import kept_of_block
+from autocompress.compression.low_rank.layers import weight_paths
 from autocompress.compression.quantize import ActivationQuantizer
 from autocompress.errors import CompressionError
 
@@ -17,7 +18,7 @@ from autocompress.errors import CompressionError
 def sparsify_(model: nn.Module, path: str, sparsity: float | str) -> None:
     """Zeroes the entries of the layer's weight that `magnitude_mask` leaves out, in place.
 
-    A layer that was split in two has zeros in both factors. Nothing is attached to the layer: the zeros are the mask,
+    A layer that was split has zeros in all of its factors. Nothing is attached to the layer: the zeros are the mask,
     and the fine-tune keeps entries that are exactly zero at zero.
 
     Raises:
@@ -51,13 +52,13 @@ def magnitude_mask(weight: Tensor, sparsity: float | str) -> Tensor:
     return mask.flatten(-2)[..., :n_inputs].movedim(-1, 1)
 
 
-def weight_layers(model: nn.Module, path: str) -> Iterable[nn.Linear | nn.Conv2d]:
-    """The layer at the path, or the two that it was split into."""
-    module = model.get_submodule(path)
-    for layer in module.children() if isinstance(module, nn.Sequential) else (module,):
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
+def weight_layers(model: nn.Module, path: str) -> Iterable[nn.Linear | nn.Conv1d | nn.Conv2d]:
+    """The layer at the path, or those that it was split into."""
+    for leaf in weight_paths(model, path):
+        layer = model.get_submodule(leaf)
+        if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
             raise CompressionError(
-                f"sparsity is for linear and conv2d layers, but {path!r} is a {type(layer).__name__}"
+                f"sparsity is for linear, conv1d and conv2d layers, but {path!r} is a {type(layer).__name__}"
             )
         yield layer
 

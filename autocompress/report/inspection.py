@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.graph import ModelGraph
-from autocompress.space import SearchSpace
+from autocompress.space import Choice, Knob, SearchSpace
 
 
 def graph_tables(graph: ModelGraph) -> Iterator[Table]:
@@ -34,8 +34,15 @@ def space_table(space: SearchSpace) -> Table:
     """Every knob with its choices."""
     table = _table(f"search space {space.name}: {space.size:.3g} candidates", "knob", "about", "choices")
     for knob in space.knobs:
-        _row(table, knob.kind, knob.target, ", ".join("as it is" if c is None else f"{c:g}" for c in knob.choices))
+        _row(table, knob.kind, knob.target, ", ".join(_choice_text(knob, choice) for choice in knob.choices))
     return table
+
+
+def _choice_text(knob: Knob, choice: Choice) -> str:
+    if choice is None:
+        return "as it is"
+    text = choice if isinstance(choice, str) else f"{choice:g}"
+    return f"{text} (size-only)" if choice in knob.size_only else text
 
 
 def _table(title: str, *heads: str) -> Table:

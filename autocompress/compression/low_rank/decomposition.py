@@ -100,9 +100,7 @@ class SpatialDecomposition:
 
     def kept_energy(self, ranks: Sequence[int]) -> float:
         """Of the composed weight."""
-        columns, rows = self.factors(ranks)
-        composed = torch.einsum("gorw,grcy->gocyw", rows[:, :, :, 0], columns[..., 0])
-        return _kept(self._weight, composed, self._second)
+        return _kept(self._weight, compose(self.factors(ranks)), self._second)
 
 
 class TuckerDecomposition:
@@ -150,9 +148,7 @@ class TuckerDecomposition:
 
     def kept_energy(self, ranks: Sequence[int]) -> float:
         """Of the composed weight."""
-        inputs, core, outer = (factor.flatten(3) for factor in self.factors(ranks))
-        composed = torch.einsum("gob,gbak,gac->gock", outer[..., 0], core, inputs[..., 0])
-        return _kept(self._weight, composed, self._second)
+        return _kept(self._weight, compose(self.factors(ranks)), self._second)
 
 
 DECOMPOSITIONS: dict[str, Callable[[Tensor, Tensor | None], Decomposition]] = {
@@ -160,6 +156,17 @@ DECOMPOSITIONS: dict[str, Callable[[Tensor, Tensor | None], Decomposition]] = {
     "spatial": SpatialDecomposition,
     "tucker": TuckerDecomposition,
 }
+
+
+def compose(factors: Factors) -> Tensor:
+    """The weight that factors multiply out to, (groups, out, in, *kernel).
+
+    Along each dimension of the kernel only one factor is longer than 1.
+    """
+    weight = factors[0]
+    for factor in factors[1:]:
+        weight = torch.einsum("gor...,gri...->goi...", factor, weight)
+    return weight
 
 
 def smallest_ranks(decomposition: Decomposition, energy: float, offered: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -205,5 +212,5 @@ def _of_channels(second: Tensor | None, n_in: int) -> Tensor | None:
 
 def _kept(weight: Tensor, composed: Tensor, second: Tensor | None) -> float:
     whole = output_energy(weight.flatten(2), second)
-    lost = output_energy((weight - composed.reshape(weight.shape)).flatten(2), second)
+    lost = output_energy((weight - composed).flatten(2), second)
     return 1.0 - lost / whole if whole > 0 else 1.0

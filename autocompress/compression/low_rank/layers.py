@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autocompress.compression.low_rank.decomposition import Factors
 
 _BEARERS = {"channel": (0, 0), "spatial": (0, 1), "tucker": (1, 1)}
 """Scheme -> for each spatial dimension the factor that has its kernel, stride, padding and dilation."""
+
+
+class ParallelSum(nn.Module):
+    """Gives the sum of what two modules give: a layer's factors and what they leave over.
+
+    torch has no container that adds.
+
+    Attributes:
+        low_rank: the factors, with the layer's bias.
+        residual: of the layer's own type and shape, without bias.
+    """
+
+    def __init__(self, low_rank: nn.Sequential, residual: nn.Module) -> None:
+        super().__init__()
+        self.low_rank, self.residual = low_rank, residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as the layer."""
+        total: Tensor = self.low_rank(x) + self.residual(x)
+        return total
+
+
+def with_residual(module: nn.Module, low_rank: nn.Sequential, weight: Tensor) -> ParallelSum:
+    """The factors beside a copy of the layer that has this weight, (groups, out, in, *kernel), and no bias."""
+    residual: Any = copy.deepcopy(module)
+    residual.register_parameter("bias", None)
+    with torch.no_grad():
+        residual.weight.copy_(weight.flatten(0, 1))
+    return ParallelSum(low_rank, residual).train(module.training)
+
+
+def weight_paths(model: nn.Module, path: str) -> list[str]:
+    """Paths of the plain layers that the layer at `path` has become; of one that was not split, its own."""
+    module = model.get_submodule(path)
+    if isinstance(module, nn.Sequential | ParallelSum):
+        return [leaf for name, _ in module.named_children() for leaf in weight_paths(model, f"{path}.{name}")]
+    return [path]
 
 
 def layers_of(module: Any, scheme: str, factors: Factors) -> nn.Sequential:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.compression.low_rank.decomposition import compose
+from autocompress.compression.low_rank.layers import ParallelSum
 from autocompress.compression.low_rank.recurrent import StackedRecurrent
 from autocompress.errors import CompressionError
 
@@ -20,6 +22,11 @@ def merge(module: nn.Module) -> nn.Module:
     Raises:
         CompressionError: it is nothing of that kind.
     """
+    if isinstance(module, ParallelSum):
+        whole: Any = merge(module.low_rank)
+        with torch.no_grad():
+            whole.weight += module.residual.weight
+        return whole  # type: ignore[no-any-return]
     row = list(module.children()) if isinstance(module, nn.Sequential) else []
     kinds = {type(layer) for layer in row}
     if isinstance(module, StackedRecurrent):
@@ -38,9 +45,7 @@ def merge(module: nn.Module) -> nn.Module:
 
 
 def _merged_linear(row: list[Any]) -> nn.Module:
-    weight = row[0].weight.double()
-    for layer in row[1:]:
-        weight = layer.weight.double() @ weight
+    weight = compose(tuple(layer.weight.double()[None] for layer in row))[0]
     merged = nn.Linear(weight.shape[1], weight.shape[0], bias=row[-1].bias is not None)
     return _filled(merged, weight=weight, bias=row[-1].bias, like=row[0])
 
@@ -53,10 +58,7 @@ def _merged_embedding(table: Any, outward: Any) -> nn.Module:
 def _merged_conv(row: list[Any]) -> nn.Module:
     """Along each dimension only one of the layers has a kernel, a stride, a padding or a dilation."""
     n_groups = row[0].groups
-    weight = row[0].weight.double().unflatten(0, (n_groups, -1))
-    for layer in row[1:]:
-        weight = _composed(layer.weight.double().unflatten(0, (n_groups, -1)), weight)
-    weight = weight.flatten(0, 1)
+    weight = compose(tuple(layer.weight.double().unflatten(0, (n_groups, -1)) for layer in row)).flatten(0, 1)
     kind: Any = type(row[0])
     merged = kind(
         weight.shape[1] * n_groups,
@@ -70,11 +72,6 @@ def _merged_conv(row: list[Any]) -> nn.Module:
         padding_mode=row[0].padding_mode,
     )
     return _filled(merged, weight=weight, bias=row[-1].bias, like=row[0])
-
-
-def _composed(outer: Tensor, inner: Tensor) -> Tensor:
-    """(groups, out, rank, *kernel) after (groups, rank, in, *kernel)."""
-    return torch.einsum("gor...,gri...->goi...", outer, inner)
 
 
 def _largest(row: list[Any], name: str) -> tuple[int, ...]:

@@ -137,7 +137,8 @@ def windows(conv: Any, x: Tensor, n_batches: int = 1) -> Tensor:
             inside = inside & (position >= 0) & (position < size)
         index.append(_padded_position(position, size, conv.padding_mode))
     rows = x.movedim(1, -1)[tuple(index)] * inside[:, :, None]  # (rows, taps, channels)
-    return rows.unflatten(2, (conv.groups, -1)).permute(2, 0, 3, 1).flatten(2)
+    by_group: Tensor = rows.unflatten(2, (conv.groups, -1)).permute(2, 0, 3, 1).flatten(2)
+    return by_group
 
 
 def _padding(conv: Any) -> list[tuple[int, int]]:

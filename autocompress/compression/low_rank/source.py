@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.compression.low_rank.decomposition import DECOMPOSITIONS, Decomposition, Factors
 from autocompress.compression.low_rank.matrices import is_touched, matrices_of, pruned_layer, seconds_of
 from autocompress.compression.low_rank.moment_cache import cached_moments
 from autocompress.compression.low_rank.moments import Moments
+from autocompress.compression.low_rank.residual import factors_and_residual
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.graph.shrink import GoneSlots
+from autocompress.rank_choice import Residual
 from autocompress.ranks import Split, factor_shapes, parts, reason_against
 from autocompress.task import Inputs
 
 NOTHING_GONE: GoneSlots = {}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a layer is split into.
+
+    Attributes:
+        factors: of each of the layer's parts; None for one that stays as it is.
+        residual: beside them, (groups, out, in, *kernel), or None.
+    """
+
+    factors: Sequence[Factors | None]
+    residual: Tensor | None = None
 
 
 class LowRankSource:
@@ -34,6 +50,7 @@ class LowRankSource:
     def __init__(self, model: nn.Module, graph: ModelGraph, calibration: Sequence[Inputs] = ()) -> None:
         self._model, self._graph, self._calibration = model, graph, calibration
         self._kept: dict[tuple[str, str, bool], list[Decomposition]] = {}
+        self._made: dict[tuple[str, Split, bool], Parts] = {}
 
     @cached_property
     def moments(self) -> Moments:
@@ -44,6 +61,40 @@ class LowRankSource:
             if any(can_split(self._model.get_submodule(layer.path), layer, scheme) is None for scheme in DECOMPOSITIONS)
         ]
         return cached_moments(self._model, paths, self._calibration)
+
+    def factors(
+        self,
+        layer: Layer,
+        split: Split,
+        gone: GoneSlots = NOTHING_GONE,
+        activation_aware: bool = True,
+        student: nn.Module | None = None,
+    ) -> Parts:
+        """What a split makes of a layer; see `decompositions`."""
+        made = self._made.get((layer.path, split, activation_aware)) if not is_touched(layer, gone) else None
+        if made is not None:
+            return made
+        pruned = pruned_layer(layer, gone)
+        if split.residual is not None:
+            (weight,), (second,) = self._matrices(layer, gone, activation_aware, student)
+            ranks = [rank // pruned.groups for rank in split.ranks]
+            factors, residual = factors_and_residual(weight, second, split.scheme, ranks, split.residual)
+            made = Parts([factors], residual)
+        else:
+            made = Parts(
+                [
+                    decomposition.factors([rank // part.groups for rank in ranks]) if all(ranks) else None
+                    for decomposition, part, ranks in zip(
+                        self.decompositions(layer, split.scheme, gone, activation_aware, student),
+                        parts(pruned),
+                        _ranks_by_part(pruned, split),
+                        strict=True,
+                    )
+                ]
+            )
+        if not is_touched(layer, gone):
+            self._made[layer.path, split, activation_aware] = made
+        return made
 
     def decompositions(
         self,
@@ -66,46 +117,51 @@ class LowRankSource:
         Raises:
             CompressionError: the layer's weight or its inputs are not finite.
         """
-        aware = activation_aware and bool(self._calibration)
-        key = (layer.path, scheme, aware)
+        key = (layer.path, scheme, activation_aware)
         touched = is_touched(layer, gone)
         if touched or key not in self._kept:
-            source = student if student is not None and touched else self._model
-            done = gone if source is self._model else NOTHING_GONE
-            weights = matrices_of(source.get_submodule(layer.path), pruned_layer(layer, gone), done)
-            seconds = seconds_of(self.moments, layer, gone) if aware else [None] * len(weights)
-            if not all(bool(torch.isfinite(weight).all()) for weight in weights):
-                raise CompressionError(f"the weight of layer {layer.path!r} must be finite to be split, but is not")
+            weights, seconds = self._matrices(layer, gone, activation_aware, student)
             made = [DECOMPOSITIONS[scheme](weight, second) for weight, second in zip(weights, seconds, strict=True)]
             if touched:
                 return made
             self._kept[key] = made
         return self._kept[key]
 
+    def _matrices(
+        self, layer: Layer, gone: GoneSlots, activation_aware: bool, student: nn.Module | None
+    ) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+        """Weights of the layer's parts, and the second moments of what they read."""
+        source, done = (self._model, gone)
+        if student is not None and is_touched(layer, gone):
+            source, done = student, NOTHING_GONE
+        weights = matrices_of(source.get_submodule(layer.path), pruned_layer(layer, gone), done)
+        if not all(bool(torch.isfinite(weight).all()) for weight in weights):
+            raise CompressionError(f"the weight of layer {layer.path!r} must be finite to be split, but is not")
+        if activation_aware and self._calibration:
+            return weights, seconds_of(self.moments, layer, gone)
+        return weights, [None] * len(weights)
 
-def can_split(module: Any, layer: Layer, scheme: str) -> str | None:
+
+def can_split(module: Any, layer: Layer, scheme: str, residual: Residual | None = None) -> str | None:
     """None when this module can be replaced by factors of the scheme, else the reason why not."""
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "an embedding with max_norm changes its rows when it is called"
     if isinstance(module, nn.RNNBase) and module.proj_size > 0:
         return "an LSTM with proj_size is not split"
-    return reason_against(layer, scheme)
+    return reason_against(layer, scheme, residual)
 
 
-def factors_at(decompositions: Sequence[Decomposition], layer: Layer, split: Split) -> list[Factors | None]:
-    """For each part of the (pruned) layer its factors at the split's ranks; None for a part that stays as it is."""
-    if layer.input_shapes:
-        pairs = zip(decompositions, split.ranks, strict=True)
-        return [item.factors([rank]) if rank else None for item, rank in pairs]
-    return [decompositions[0].factors([rank // layer.groups for rank in split.ranks])]
-
-
-def blank_factors(layer: Layer, split: Split) -> list[Factors | None]:
-    """What `factors_at` gives, all zeros: for weights that are loaded afterwards."""
-    by_part = [[rank] for rank in split.ranks] if layer.input_shapes else [split.ranks]
-    return [
+def blank_factors(layer: Layer, split: Split) -> Parts:
+    """What `LowRankSource.factors` gives for a layer of these sizes, all zeros: for weights that are loaded later."""
+    factors = [
         tuple(torch.zeros(shape).unflatten(0, (part.groups, -1)) for shape in factor_shapes(part, split.scheme, ranks))
         if all(ranks)
         else None
-        for part, ranks in zip(parts(layer), by_part, strict=True)
+        for part, ranks in zip(parts(layer), _ranks_by_part(layer, split), strict=True)
     ]
+    residual = torch.zeros(layer.weight_shape).unflatten(0, (layer.groups, -1)) if split.residual else None
+    return Parts(factors, residual)
+
+
+def _ranks_by_part(layer: Layer, split: Split) -> list[list[int]]:
+    return [[rank] for rank in split.ranks] if layer.input_shapes else [list(split.ranks)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.compression.low_rank import moments as moments_module
 from autocompress.compression.low_rank.moment_cache import cached_moments, moments_digest
-from autocompress.compression.low_rank.moments import collect_moments
+from autocompress.compression.low_rank.moments import collect_moments, windows
 from autocompress.errors import CompressionError
 from autocompress.tasks.data import CACHE_VARIABLE
 from tests.compression.low_rank.reference import error, random_inputs, size, split, window_rows
@@ -35,6 +35,15 @@ def test_windows_of_a_convolution(conv: nn.Module) -> None:
     rows = window_rows(conv, x)
     assert found.dtype == torch.float64
     np.testing.assert_allclose(found.numpy(), rows.transpose(0, 2, 1) @ rows / rows.shape[1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_windows_of_other_paddings(mode: str) -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=(2, 1), stride=(1, 2), padding_mode=mode)
+    x = random_inputs(0, 2, 3, 6, 7)
+    padded = torch.nn.functional.pad(x, (1, 1, 2, 2), mode)
+    expected = torch.nn.functional.unfold(padded, 3, stride=(1, 2)).mT.flatten(0, 1)
+    assert torch.equal(windows(conv, x)[0], expected)
 
 
 class Attention(nn.Module):
