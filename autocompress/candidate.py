@@ -12,8 +12,20 @@ from typing import Any
 from autocompress.errors import InputError
 from autocompress.rank_choice import RANK_RULE, is_rank, parse_rank
 
-FULL_BITS = 32
+FULL_BITS, HALF_BITS, INT8_BITS = 32, 16, 8
+
+Precision = int | str
+"""Bits of weights and activations, or "8w" and "4w": bits of the weights alone."""
+
+PRECISIONS: tuple[Precision, ...] = (32, 16, 8, "8w", 7, 6, 5, 4, "4w", 3, 2)
+"""Every precision of a layer there is; a runtime has kernels for some, the others save size only."""
+
 SPARSITY_RULE = '`0 <= sparsity < 1`, or "n:m" with `1 <= n < m` as "2:4",'
+
+
+def bits_number(precision: Precision) -> float:
+    """A precision as a number that orders it: of the same bits, weights alone count half a bit more."""
+    return int(precision.removesuffix("w")) + 0.5 if isinstance(precision, str) else float(precision)
 
 
 def kept_of_block(sparsity: float | str) -> tuple[int, int] | None:
@@ -59,7 +71,8 @@ class Candidate:
         drop: names of the residual branches that are removed whole.
         rank_ratio: layer path -> rank as a share of the (pruned) layer's largest rank, in (0, 1], or text with a
             scheme, an energy or a residual, as "spatial:0.5", "energy:0.95"; see `rank_choice`.
-        weight_bits: layer path -> bits of weights and activations (8), or 32 for "not quantized".
+        weight_bits: layer path -> one of `PRECISIONS`: 16 (bfloat16), 8 (weights and activations), "8w" and "4w"
+            (weights alone: int8 by channel, int4 by group), 2 to 7 (weights alone, a code table), or 32: as it is.
         sparsity: layer path -> share of the weight's entries that become zero, in [0, 1), or "n:m": of every m
             neighbours along the input dimension n stay, as "2:4".
 
@@ -72,7 +85,7 @@ class Candidate:
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
     drop: frozenset[str] = frozenset()
     rank_ratio: Mapping[str, float | str] = field(default_factory=dict)
-    weight_bits: Mapping[str, int] = field(default_factory=dict)
+    weight_bits: Mapping[str, Precision] = field(default_factory=dict)
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,8 +96,8 @@ class Candidate:
             if share is not None and not is_rank(share):
                 raise InputError(f"{RANK_RULE} must hold, but {name!r} has {share!r}")
         for name, bits in self.weight_bits.items():
-            if not (isinstance(bits, int) and 2 <= bits <= FULL_BITS):
-                raise InputError(f"`2 <= weight_bits <= 32` must hold, but {name!r} has {bits!r}")
+            if isinstance(bits, bool) or bits not in PRECISIONS:
+                raise InputError(f"`weight_bits` in {list(PRECISIONS)} must hold, but {name!r} has {bits!r}")
         for name, level in self.sparsity.items():
             if not is_sparsity(level):
                 raise InputError(f"{SPARSITY_RULE} must hold, but {name!r} has {level!r}")
@@ -93,7 +106,7 @@ class Candidate:
         freeze(self, "drop", frozenset(self.drop))
         ranks = {k: parse_rank(v).value for k, v in sorted(self.rank_ratio.items()) if v is not None}
         freeze(self, "rank_ratio", ranks)
-        freeze(self, "weight_bits", {k: v for k, v in sorted(self.weight_bits.items()) if v < FULL_BITS})
+        freeze(self, "weight_bits", {k: v for k, v in sorted(self.weight_bits.items()) if v != FULL_BITS})
         freeze(self, "sparsity", {k: _plain(v) for k, v in sorted(self.sparsity.items()) if sparsity_share(v) > 0})
 
     @property

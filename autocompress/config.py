@@ -26,6 +26,7 @@ class DistillSettings:
         alpha: weight of the teacher's soft targets, in [0, 1]; the rest is the task's own loss on labels.
         feature_weight: weight of the mean squared error between intermediate features; 0 turns it off.
         feature_layers: module paths whose outputs are compared; both models must have them, with equal shapes.
+        learn_scales: train the scales of 8-bit layers too (LSQ), in place of following what they see.
     """
 
     rungs: tuple[int, ...] = (0, 20, 60, 180)
@@ -35,6 +36,7 @@ class DistillSettings:
     alpha: float = 0.9
     feature_weight: float = 0.0
     feature_layers: tuple[str, ...] = ()
+    learn_scales: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rungs", tuple(self.rungs))
@@ -54,6 +56,26 @@ class DistillSettings:
             raise InputError(
                 "feature_weight needs feature_layers: module paths whose outputs are compared, but got none"
             )
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """How the grids of rounded layers are chosen.
+
+    Attributes:
+        ranges: of activations: "minmax", "moving_average", "percentile" or "mse".
+        weights: scales of int8 weights: "minmax", or "mse" (those at which the weights change least).
+        correct_bias: move biases so that each rounded layer's mean output stays.
+    """
+
+    ranges: str = "minmax"
+    weights: str = "minmax"
+    correct_bias: bool = False
+
+    def __post_init__(self) -> None:
+        rules = ("minmax", "moving_average", "percentile", "mse")
+        _check(self.ranges in rules, f"ranges in {list(rules)}", self.ranges)
+        _check(self.weights in ("minmax", "mse"), "weights in ['minmax', 'mse']", self.weights)
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,7 @@ class SearchSettings:
         loggers: where trials are also logged: "tensorboard", "mlflow", "wandb".
         fine_tune_margin: a candidate whose measured latency is above budget * (1 + margin) gets no fine-tune.
         distill: the fine-tune.
+        quantize: the grids of rounded layers.
     """
 
     space: str = "default"
@@ -110,6 +133,7 @@ class SearchSettings:
     loggers: tuple[str, ...] = ()
     fine_tune_margin: float = 0.1
     distill: DistillSettings = field(default_factory=DistillSettings)
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
 
     def __post_init__(self) -> None:
         _check(self.n_trials >= 1, "n_trials >= 1", self.n_trials)
@@ -140,12 +164,14 @@ class SearchSettings:
         """
         refuse_unknown_keys("a search", data, [item.name for item in fields(cls)])
         values = dict(data)
-        distill = values.get("distill", {})
-        if not isinstance(distill, DistillSettings):
-            if not isinstance(distill, Mapping):
-                raise InputError(f"distill must be a mapping of settings, but got {distill!r}")
-            refuse_unknown_keys("distill", distill, [item.name for item in fields(DistillSettings)])
-            values["distill"] = _build(DistillSettings, distill)
+        for name, kind in (("distill", DistillSettings), ("quantize", QuantizeSettings)):
+            part = values.get(name, {})
+            if isinstance(part, kind):
+                continue
+            if not isinstance(part, Mapping):
+                raise InputError(f"{name} must be a mapping of settings, but got {part!r}")
+            refuse_unknown_keys(name, part, [item.name for item in fields(kind)])
+            values[name] = _build(kind, part)
         return _build(cls, values)
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autocompress.compression import learn_scales_
 from autocompress.config import DistillSettings
 from autocompress.errors import CompressionError, InputError
 from autocompress.task import Batch, Inputs, Task, call_model
@@ -141,6 +142,8 @@ class FineTune:
         self.mode: FastMode | None = None  # chosen at the first step, then kept: also on another machine
         self._seed = seed
         self._batches = _stream(task, seed)
+        if settings.learn_scales:
+            learn_scales_(student)
         decayed = [p for p in student.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in student.parameters() if p.requires_grad and p.ndim < 2]
         self._optimizer = torch.optim.SGD(

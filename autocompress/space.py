@@ -13,7 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.candidate import FULL_BITS, SPARSITY_RULE, Candidate, is_sparsity, kept_of_block, sparsity_share
+from autocompress.candidate import (
+    FULL_BITS,
+    PRECISIONS,
+    SPARSITY_RULE,
+    Candidate,
+    Precision,
+    bits_number,
+    is_sparsity,
+    kept_of_block,
+    sparsity_share,
+)
 from autocompress.config import read_yaml_mapping, refuse_unknown_keys
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
@@ -34,15 +44,13 @@ AS_IT_IS: dict[str, Choice] = {
 
 KINDS_OF_KNOB: dict[str, frozenset[str]] = {
     "rank_ratio": frozenset({"linear", "conv1d", "conv2d", "embedding", "lstm", "gru"}),
-    "weight_bits": frozenset({"linear", "conv2d"}),
+    "weight_bits": frozenset({"linear", "conv1d", "conv2d", "embedding", "lstm", "gru"}),
     "sparsity": frozenset({"linear", "conv2d"}),
 }
 """Which kinds of layers each knob of a layer is offered for: those that its operation can change."""
 
 DEFAULT_GRID = 8
 """Channels and ranks are offered in multiples of this: odd counts run slower than the next multiple on most kernels."""
-
-BITS = (32, 8)
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,12 @@ class Knob:
         return f"{self.kind}:{self.target}"
 
     def nearest(self, value: Choice) -> Choice:
-        """The offered choice that is nearest to `value`; no factorization counts as rank ratio 1, "2:4" as 0.5."""
+        """The offered choice that is nearest to `value`: no factorization is rank ratio 1, "2:4" 0.5, "8w" 8.5."""
 
         def distance(choice: Choice) -> float:
             if self.kind == "rank_ratio":
                 return rank_distance(choice, value)
-            return abs(_number(choice) - _number(value))
+            return abs(self.number(choice) - self.number(value))
 
         return min(self.choices, key=lambda choice: (distance(choice), choice != value))
 
@@ -82,7 +90,7 @@ class Knob:
         """How much of the target the choice leaves, or for "prune_ratio", "drop" and "sparsity" takes."""
         if self.kind == "rank_ratio":
             return 1.0 if choice is None else parse_rank(choice).share
-        return _number(choice)
+        return _bits(choice) if self.kind == "weight_bits" else _number(choice)
 
 
 @dataclass(frozen=True)
@@ -235,7 +243,7 @@ class SearchSpace:
         *,
         prune_ratio: float = 0.0,
         rank_ratio: float | str | None = None,
-        weight_bits: int = FULL_BITS,
+        weight_bits: Precision = FULL_BITS,
         sparsity: float | str = 0.0,
     ) -> Candidate:
         """The nearest offered choice everywhere; branches stay."""
@@ -267,6 +275,11 @@ def find_space(name: str) -> Path:
 def _space_folders() -> Iterable[Path]:
     here = Path(__file__).resolve().parent
     return [folder for folder in (here / "search_spaces", here.parent / "search_spaces") if folder.is_dir()][:1]
+
+
+def _bits(choice: Choice) -> float:
+    assert isinstance(choice, int | str)
+    return bits_number(choice)
 
 
 def _number(choice: Choice) -> float:
@@ -313,7 +326,7 @@ _RANGES = {
     "prune_ratio": "`0 <= prune_ratio < 1`",
     "drop": "`drop` in [false, true]",
     "rank_ratio": RANK_RULE,
-    "weight_bits": f"`weight_bits` in {list(BITS)}",
+    "weight_bits": f"`weight_bits` in {list(PRECISIONS)}",
     "sparsity": SPARSITY_RULE,
 }
 
@@ -325,11 +338,9 @@ def _valid(kind: str, choice: Any) -> bool:
         return is_sparsity(choice)
     if kind == "rank_ratio":
         return choice is None or is_rank(choice)
-    if isinstance(choice, bool) or not isinstance(choice, int | float):
-        return False
     if kind == "weight_bits":
-        return choice in BITS
-    return 0 <= choice < 1
+        return not isinstance(choice, bool) and choice in PRECISIONS
+    return not isinstance(choice, bool) and isinstance(choice, int | float) and 0 <= choice < 1
 
 
 def _check_matches(graph: ModelGraph, rules: Sequence[Rule]) -> None:

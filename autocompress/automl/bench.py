@@ -215,6 +215,7 @@ class Trial:
             job.settings.reconstruct,
             self._bench.evidence,
             job.settings.activation_aware,
+            job.settings.quantize,
         )
         self._fine_tune = FineTune(
             self._student,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.candidate import Candidate
 from autocompress.compression import Evidence, Recipe, resolve
+from autocompress.compression.quantize import rounded
 from autocompress.compression.sparsify import magnitude_mask
 from autocompress.graph import ModelGraph
 from autocompress.space import SearchSpace
@@ -109,7 +110,7 @@ def _changes(
             changes[f"{path}.weight"] = _low_rank(weights[f"{path}.weight"], min(split.ranks))
     for path, bits in recipe.bits.items():
         if f"{path}.weight" in weights:
-            changes[f"{path}.weight"] = _rounded(weights[f"{path}.weight"], bits) - weights[f"{path}.weight"]
+            changes[f"{path}.weight"] = rounded(weights[f"{path}.weight"], bits) - weights[f"{path}.weight"]
     for path, sparsity in recipe.sparsity.items():
         sparse = weights[f"{path}.weight"]
         changes[f"{path}.weight"] = -sparse * ~magnitude_mask(sparse, sparsity)
@@ -121,11 +122,3 @@ def _low_rank(weight: Tensor, rank: int) -> Tensor:
     u, s, v = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
     lost: Tensor = -(u[:, rank:] * s[rank:]) @ v[rank:]
     return lost.reshape(weight.shape).to(weight.dtype)
-
-
-def _rounded(weight: Tensor, bits: int) -> Tensor:
-    """Symmetric, one scale for each output."""
-    largest = weight.flatten(1).abs().amax(1).clamp_min(1e-12).reshape(-1, *[1] * (weight.ndim - 1))
-    step = largest / (2 ** (bits - 1) - 1)
-    rounded: Tensor = (weight / step).round() * step
-    return rounded

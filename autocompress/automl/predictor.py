@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from sklearn.linear_model import LinearRegression
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import INT8_BITS, Candidate
 from autocompress.graph import Layer, ModelGraph
 from autocompress.pareto import Floats
 from autocompress.rank_choice import parse_rank
@@ -124,7 +124,7 @@ class _Structure:
             for name in candidate.drop:
                 present[row, [self._index[path] for path in self._branch[name] if path in self._index]] = 0
             for path, bits in candidate.weight_bits.items():
-                integer[row, self._index[path]] = bits <= 8
+                integer[row, self._index[path]] = bits == INT8_BITS
         kept = 1 - np.einsum("ng,dgl->dnl", pruned, self._shares)
         macs = self._macs * kept[0] * kept[1]
         launches = present.copy()

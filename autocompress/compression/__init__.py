@@ -16,10 +16,11 @@ from autocompress.compression.low_rank import merge
 from autocompress.compression.low_rank.matrices import gone_slots
 from autocompress.compression.norms import reestimate_norms_
 from autocompress.compression.prune import remove_channels_
-from autocompress.compression.quantize import calibrate_, is_quantized, quantize_
+from autocompress.compression.quantize import calibrate_, correct_bias_, is_quantized, learn_scales_, quantize_
 from autocompress.compression.recipe import Recipe, resolve
 from autocompress.compression.reconstruct import reconstruct_
 from autocompress.compression.sparsify import sparse_saving_bytes, sparsify_
+from autocompress.config import QuantizeSettings
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.task import Inputs, Task, as_inputs
 
@@ -30,6 +31,7 @@ __all__ = [
     "compress",
     "criterion_named",
     "is_quantized",
+    "learn_scales_",
     "merge",
     "rebuild",
     "resolve",
@@ -48,6 +50,7 @@ def compress(
     task: Task | None = None,
     reconstruct: bool = True,
     activation_aware: bool = True,
+    quantize: QuantizeSettings | None = None,
 ) -> nn.Module:
     """Applies a candidate to a copy of the model.
 
@@ -64,6 +67,7 @@ def compress(
             before; without such batches nothing is refitted.
         activation_aware: split layers so that their outputs on the calibration batches change least; else, and without
             such batches, so that their weights do (plain singular value decomposition).
+        quantize: how the grids of rounded layers are chosen.
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
@@ -76,7 +80,7 @@ def compress(
     batches = [as_inputs(inputs) for inputs in calibration]
     evidence = Evidence(model, graph, batches, task)
     recipe = resolve(model, graph, candidate, importance, evidence, activation_aware)
-    return rebuild(model, graph, recipe, batches, reconstruct, evidence, activation_aware)
+    return rebuild(model, graph, recipe, batches, reconstruct, evidence, activation_aware, quantize)
 
 
 def rebuild(
@@ -87,6 +91,7 @@ def rebuild(
     reconstruct: bool = False,
     evidence: Evidence | None = None,
     activation_aware: bool = True,
+    quantize: QuantizeSettings | None = None,
 ) -> nn.Module:
     """Applies a recipe to a copy of the model.
 
@@ -99,6 +104,7 @@ def rebuild(
         reconstruct: refit the layers that lost inputs on the calibration batches.
         evidence: of the model and these batches, kept from candidate to candidate; decompositions come from it.
         activation_aware: see `compress`.
+        quantize: how the grids of rounded layers are chosen.
 
     Raises:
         CompressionError: the recipe does not fit the model, or 8-bit layers have no calibration batches.
@@ -117,7 +123,24 @@ def rebuild(
         sparsify_(student, path, sparsity)
     if calibration and (recipe.dropped or recipe.removed or recipe.ranks or recipe.sparsity):
         reestimate_norms_(student, calibration)  # before any rounding, whose ranges depend on the norms
-    quantize_(student, graph.layers, recipe.bits)
-    if calibration is not None and recipe.bits:
-        calibrate_(student, calibration)
+    return _rounded(student, graph, recipe, calibration, quantize or QuantizeSettings())
+
+
+def _rounded(
+    student: nn.Module,
+    graph: ModelGraph,
+    recipe: Recipe,
+    calibration: Sequence[Inputs] | None,
+    settings: QuantizeSettings,
+) -> nn.Module:
+    if not recipe.bits:
+        return student
+    before = copy.deepcopy(student) if settings.correct_bias and calibration else None
+    branches = [branch for branch in graph.branches if branch.name not in recipe.dropped]
+    quantize_(student, graph.layers, recipe.bits, branches, settings.weights)
+    if calibration is not None:
+        calibrate_(student, calibration, settings.ranges)
+        if before is not None:
+            norms = {layer.path: layer.norm for layer in graph.layers if layer.norm is not None}
+            correct_bias_(student, before, norms, calibration)
     return student

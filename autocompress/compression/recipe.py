@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, Precision
 from autocompress.compression.evidence import Evidence
 from autocompress.compression.importance import criterion_named, least_important
 from autocompress.compression.low_rank.choose import choose_splits
@@ -26,7 +26,7 @@ class Recipe:
         dropped: names of the residual branches that go.
         removed: channel group -> indices of the channels that go, ascending.
         ranks: layer path -> how it is split.
-        bits: layer path -> bits of weights and activations.
+        bits: layer path -> precision, see `Candidate.weight_bits`.
         sparsity: layer path -> share of its weight's smallest entries that are zero, or "n:m"; of saved weights, the
             zeros themselves are the mask.
         kept_dense: layers whose asked rank saves no multiplications after pruning, and so stay one layer.
@@ -35,7 +35,7 @@ class Recipe:
     dropped: tuple[str, ...] = ()
     removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ranks: Mapping[str, Split] = field(default_factory=dict)
-    bits: Mapping[str, int] = field(default_factory=dict)
+    bits: Mapping[str, Precision] = field(default_factory=dict)
     kept_dense: tuple[str, ...] = ()
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import kept_of_block
 from autocompress.compression.low_rank.layers import weight_paths
-from autocompress.compression.quantize import ActivationQuantizer
+from autocompress.compression.quantize import stored_bits
 from autocompress.errors import CompressionError
 
 
@@ -73,8 +73,6 @@ def sparse_saving_bytes(model: nn.Module, paths: Iterable[str]) -> int:
     saved = 0
     for path in paths:
         for layer in weight_layers(model, path):
-            is_8_bit = any(isinstance(child, ActivationQuantizer) for child in layer.children())
-            n_bytes = 1 if is_8_bit else layer.weight.element_size()
             n_zeros = layer.weight.numel() - int(torch.count_nonzero(layer.weight))
-            saved += max(0, n_zeros * n_bytes - math.ceil(layer.weight.numel() / 8))
+            saved += max(0, n_zeros * stored_bits(layer) // 8 - math.ceil(layer.weight.numel() / 8))
     return saved

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx, nn
 
 from autocompress.graph.flow import rule_key
+from autocompress.graph.layers import KINDS
 from autocompress.graph.model_graph import ResidualBranch
-from autocompress.graph.trace import Trace
+from autocompress.graph.trace import Trace, module_path
 
 ACTIVATIONS = {
     "aten.relu": "nn.ReLU",
@@ -135,7 +136,7 @@ class _Walk:
         if trail is None or not trail.sums or not _can_nest(trail.steps):
             return None
         layers = tuple(self._layers(trail.steps))
-        branch = ResidualBranch(region.path, layers, trail.steps, len(region.inputs))
+        branch = ResidualBranch(region.path, layers, trail.steps, len(region.inputs), tuple(self._readers()))
         return Cut(branch, dict(trail.sums)) if layers else None
 
     def _layers(self, kept: tuple[str, ...]) -> Iterator[str]:
@@ -145,6 +146,11 @@ class _Walk:
             weights = any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
             if weights and not any(path == stay or path.startswith(f"{stay}.") for stay in stays):
                 yield path
+
+    def _readers(self) -> Iterator[str]:
+        for user in self._region.inputs[0].users:
+            if user in self._region.nodes and rule_key(user) in KINDS:
+                yield module_path(user)
 
     def _through_sum(self, node: fx.Node) -> _Trail | None:
         """Over the lighter of the operands that lead back to the input."""

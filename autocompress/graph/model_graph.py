@@ -66,12 +66,14 @@ class ResidualBranch:
         shortcut: what stands on the shortcut, in order: paths of submodules within the module, and names of torch.nn
             activations as "nn.ReLU"; () when the input passes as it is.
         n_inputs: how many tensors the module is called with; the first one passes.
+        readers: paths of the layers in it that read that first input themselves.
     """
 
     name: str
     layers: tuple[str, ...]
     shortcut: tuple[str, ...] = ()
     n_inputs: int = 1
+    readers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _layer_causes(
     for path in layers:
         ms_before, ms_after = (part.layers.get(path, 0.0) for part in times)
         work = _work(after, path) / (_work(before, path) or 1)
-        lighter = work <= _LESS_WORK or candidate.weight_bits.get(path, FULL_BITS) < FULL_BITS
+        lighter = work <= _LESS_WORK or candidate.weight_bits.get(path, FULL_BITS) != FULL_BITS
         if not ms_after or not ms_before or not lighter or ms_after < _NO_GAIN * ms_before:
             continue
         if len(after.shapes.get(path, ())) > len(before.shapes.get(path, ())):

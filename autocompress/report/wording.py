@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, bits_number
 from autocompress.pareto import ratio, score
 from autocompress.records import TrialRecord
 
@@ -53,7 +53,7 @@ def candidate_text(candidate: Candidate, n_layers: int = 0) -> str:
         parts.append(f"{len(candidate.rank_ratio)} low-rank")
     if candidate.sparsity:
         parts.append(f"{len(candidate.sparsity)} sparse")
-    for bits, count in sorted(Counter(candidate.weight_bits.values()).items()):
+    for bits, count in sorted(Counter(candidate.weight_bits.values()).items(), key=lambda item: bits_number(item[0])):
         of = f"/{max(n_layers, count)}" if n_layers else ""
         parts.append(f"{count}{of} layers {bits}-bit")
     return ", ".join(parts)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from autocompress.runtimes.capabilities import PRECISIONS, Capability, Precision, is_executed
+from autocompress.candidate import PRECISIONS, Precision
+from autocompress.runtimes.capabilities import Capability, is_executed
 from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-Precision = int | str
-"""As in `Candidate.weight_bits`: bits of weights and activations, or "8w" and "4w" for weights alone."""
-
-PRECISIONS: tuple[Precision, ...] = (32, 16, 8, 7, 6, 5, 4, 3, 2, "8w", "4w")
-"""Every precision there is; a runtime has kernels for some of them."""
+from autocompress.candidate import Precision
 
 
 @dataclass(frozen=True)

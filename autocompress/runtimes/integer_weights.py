@@ -7,13 +7,13 @@ used. Folding is exact in float: one scale per output channel commutes with the 
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+
+from autocompress.runtimes.proto_graph import ProtoGraph
 
 _Array = NDArray[Any]
 _BIAS_LIMIT = 2.0**30  # in int32, with room for the sum of products
@@ -25,7 +25,7 @@ def store_integer_weights_(model: onnx.ModelProto) -> None:
 
     Also strips the exporter's notes (source lines and local paths of the machine that exported) from the file.
     """
-    graph = _Graph(model.graph)
+    graph = ProtoGraph(model.graph)
     for node in list(graph.proto.node):
         if node.op_type == "QuantizeLinear" and node.input[0] in graph.values:
             _quantize_initializer(graph, node)
@@ -54,45 +54,6 @@ def strip_notes_(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
 
 
-class _Graph:
-    """Look-ups by value name that stay true while nodes are removed."""
-
-    def __init__(self, proto: onnx.GraphProto) -> None:
-        self.proto = proto
-        self.values = {item.name: numpy_helper.to_array(item) for item in proto.initializer}
-        self.producer = {name: node for node in proto.node for name in node.output}
-        self.n_readers = Counter(name for node in proto.node for name in node.input)
-        self.n_readers.update(item.name for item in proto.output)
-
-    def add(self, name: str, value: _Array) -> str:
-        self.proto.initializer.append(numpy_helper.from_array(value, name))
-        self.values[name] = value
-        return name
-
-    def remove(self, node: onnx.NodeProto) -> None:
-        self.proto.node.remove(node)
-
-    def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
-        """Adds a node in front of another, where its readers come after it."""
-        place = list(self.proto.node).index(node)
-        self.proto.node.insert(place, new)
-        self.producer[new.output[0]] = self.proto.node[place]
-
-    def rename(self, old: str, new: str) -> None:
-        """Lets the producer of `old` write `new` instead."""
-        node = self.producer.pop(old)
-        for i, name in enumerate(node.output):
-            if name == old:
-                node.output[i] = new
-        self.producer[new] = node
-
-    def drop_unused(self) -> None:
-        used = {name for node in self.proto.node for name in node.input} | {item.name for item in self.proto.output}
-        kept = [item for item in self.proto.initializer if item.name in used]
-        del self.proto.initializer[:]
-        self.proto.initializer.extend(kept)
-
-
 def _axis(node: onnx.NodeProto) -> int:
     return next((a.i for a in node.attribute if a.name == "axis"), 1)
 
@@ -105,7 +66,7 @@ def _per_channel(value: _Array, n_dims: int, axis: int) -> _Array:
     return value.reshape(shape)
 
 
-def _quantize_initializer(graph: _Graph, node: onnx.NodeProto) -> None:
+def _quantize_initializer(graph: ProtoGraph, node: onnx.NodeProto) -> None:
     weight, scale, zero = (graph.values[name] for name in node.input[:3])
     axis = _axis(node)
     info = np.iinfo(zero.dtype)
@@ -118,7 +79,7 @@ def _quantize_initializer(graph: _Graph, node: onnx.NodeProto) -> None:
     graph.remove(node)
 
 
-def _fold_batch_norm(graph: _Graph, norm: onnx.NodeProto) -> None:
+def _fold_batch_norm(graph: ProtoGraph, norm: onnx.NodeProto) -> None:
     conv = graph.producer.get(norm.input[0])
     if conv is None or conv.op_type != "Conv" or graph.n_readers[norm.input[0]] != 1:
         return
@@ -144,7 +105,7 @@ def _fold_batch_norm(graph: _Graph, norm: onnx.NodeProto) -> None:
     graph.rename(conv.output[0], norm.output[0])
 
 
-def _quantize_bias(graph: _Graph, node: onnx.NodeProto) -> None:
+def _quantize_bias(graph: ProtoGraph, node: onnx.NodeProto) -> None:
     """Integer kernels add the bias to the int32 accumulator, so its scale is (input scale) x (weight scale)."""
     source = graph.producer.get(node.input[0])
     if source is None or source.op_type != "DequantizeLinear" or node.input[2] not in graph.values:
@@ -172,7 +133,7 @@ def _quantize_bias(graph: _Graph, node: onnx.NodeProto) -> None:
     node.input[2] = bias_node.output[0]
 
 
-def _with_room_for_bias(graph: _Graph, dequantize: onnx.NodeProto, bias: _Array, prefix: str) -> _Array:
+def _with_room_for_bias(graph: ProtoGraph, dequantize: onnx.NodeProto, bias: _Array, prefix: str) -> _Array:
     """The weight's scales, coarser where a bias would not fit int32.
 
     There the weights count for nothing beside the bias (a norm scale that has decayed to almost zero) or are all zero,
@@ -196,7 +157,7 @@ def _with_room_for_bias(graph: _Graph, dequantize: onnx.NodeProto, bias: _Array,
     return scale.astype(np.float32).astype(np.float64)
 
 
-def _own_weight(graph: _Graph, node: onnx.NodeProto) -> onnx.NodeProto | None:
+def _own_weight(graph: ProtoGraph, node: onnx.NodeProto) -> onnx.NodeProto | None:
     """The DequantizeLinear of the node's stored weight, copied first where other nodes read it too."""
     dequantize: onnx.NodeProto | None = graph.producer.get(node.input[1])
     if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.input[0] not in graph.values:

@@ -15,7 +15,9 @@ from torch import nn
 
 from autocompress.errors import ExportError
 from autocompress.runtimes.integer_weights import store_integer_weights_
+from autocompress.runtimes.marks import marked_copy
 from autocompress.runtimes.node_names import name_nodes_by_module_
+from autocompress.runtimes.stored_weights import store_weights_
 from autocompress.task import Inputs
 
 
@@ -25,20 +27,18 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path) -> None:
     Raises:
         ExportError: the exporter cannot write some op; its own words follow.
     """
-    was_training = student.training
-    student.eval()
+    marked, weights = marked_copy(student)
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (example_inputs, None)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(student, args, kwargs=kwargs, dynamo=True, verbose=False)
+            program = torch.onnx.export(marked, args, kwargs=kwargs, dynamo=True, verbose=False)
     except Exception as error:
         raise ExportError(f"the model cannot be written as ONNX: {_first_lines(error)}") from error
-    finally:
-        student.train(was_training)
     if program is None:
         raise ExportError("the model cannot be written as ONNX: the exporter returned nothing")
     proto = program.model_proto
     name_nodes_by_module_(proto)
+    store_weights_(proto, weights)
     store_integer_weights_(proto)
     onnx.checker.check_model(proto)
     onnx.save(proto, file)

@@ -329,7 +329,7 @@ def worker_of(bench_of: MakeBench, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     "broken",
     [
         {"prune_ratio": {"nothing": 0.5}},  # raises before there is a recipe
-        {"weight_bits": {"conv1": 4}},  # before there is a student
+        {"weight_bits": {"no_layer": 8}},
     ],
 )
 def test_a_trial_that_raised_reports_its_traceback_and_can_be_saved(

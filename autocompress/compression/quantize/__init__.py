@@ -1,0 +1,21 @@
+"""Rounds layers as the target's kernels or files do, so that accuracy is the deployed one and training goes on."""
+
+from __future__ import annotations
+
+from autocompress.compression.quantize.calibration import calibrate_, correct_bias_, is_quantized, learn_scales_
+from autocompress.compression.quantize.layers import RoundedLayer, stored_bits
+from autocompress.compression.quantize.placing import quantize_, rounded
+from autocompress.compression.quantize.ranges import RANGES
+
+__all__ = [
+    "INT8_BITS",
+    "RANGES",
+    "RoundedLayer",
+    "calibrate_",
+    "correct_bias_",
+    "is_quantized",
+    "learn_scales_",
+    "quantize_",
+    "rounded",
+    "stored_bits",
+]

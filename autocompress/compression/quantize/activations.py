@@ -1,0 +1,120 @@
+"""Rounds activations: to 256 levels over an observed range, or to bfloat16.
+
+The grid of Jacob et al. 2018 (arXiv:1712.05877): uint8, asymmetric, one scale per tensor; zero is always a level.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compression.quantize.ranges import RANGES
+from autocompress.compression.quantize.rounding import learned_step, replace, round_through
+from autocompress.errors import CompressionError
+
+N_LEVELS = 256
+_RANGE_MOMENTUM = 0.05
+_SAMPLE_SIZE = 4096
+_SMALLEST_SCALE = 1e-12
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds a tensor to 256 levels between the ends of an observed range that always contains zero.
+
+    Args:
+        non_negative: clamp the range at zero from below, because a ReLU follows.
+
+    In calibration it takes notes of what it sees, from which `settle` makes the range; in training the range follows
+    by a moving average, or the scale is learned (`learn_`); else it is fixed.
+    """
+
+    low: Tensor
+    high: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, non_negative: bool = False) -> None:
+        super().__init__()
+        self.non_negative = non_negative
+        self.calibrating = False
+        self._notes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x`, every value on the grid; `x` itself while calibrating."""
+        if self.calibrating:
+            self._note(x.detach())
+            return x
+        if isinstance(self.scale, nn.Parameter):
+            return self._learned(x)
+        if self.training:
+            self._follow(x.detach())
+        if torch.compiler.is_exporting():  # the op that exporters know; several times slower to run
+            rounded: Tensor = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, N_LEVELS - 1)
+        else:
+            rounded = round_through(x, self.scale, self.zero_point, N_LEVELS)
+        return rounded
+
+    def settle(self, rule: str) -> None:
+        """Makes the range from the notes of calibration; a tensor that no batch reached keeps scale 1."""
+        if self._notes:
+            lows, highs, samples = (torch.cat(parts) for parts in zip(*self._notes, strict=True))
+            low, high = RANGES[rule](lows, highs, samples, N_LEVELS)
+            self._set_range(low.clamp(max=0.0), high.clamp(min=0.0))
+        self._notes = []
+
+    def learn_(self) -> None:
+        """Makes the scale a parameter; the zero point stays."""
+        scale = self.scale.detach().clone()
+        del self._buffers["scale"]
+        self.scale = nn.Parameter(scale)
+
+    def _learned(self, x: Tensor) -> Tensor:
+        scale = self.scale.clamp(min=_SMALLEST_SCALE)
+        if torch.compiler.is_exporting():
+            exported: Tensor = torch.fake_quantize_per_tensor_affine(x, scale, self.zero_point, 0, N_LEVELS - 1)
+            return exported
+        low = -float(self.zero_point)
+        return learned_step(x, scale, low, low + N_LEVELS - 1)
+
+    def _note(self, x: Tensor) -> None:
+        low, high = self._extremes(x)
+        flat = x.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLE_SIZE)].float()
+        self._notes.append((low[None], high[None], sample.clamp(min=0.0) if self.non_negative else sample))
+
+    def _follow(self, x: Tensor) -> None:
+        low, high = self._extremes(x)
+        self._set_range(self.low.lerp(low, _RANGE_MOMENTUM), self.high.lerp(high, _RANGE_MOMENTUM))
+
+    def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # read in memory order: a reduction over channels-last memory in logical order is nine times slower
+        in_order = x.permute(0, 2, 3, 1) if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x
+        low, high = (value.float() for value in torch.aminmax(in_order))
+        if not bool(torch.isfinite(high - low)):
+            raise CompressionError(
+                "activations must be finite to be quantized, but a layer got NaN or infinity; "
+                "check the calibration batches and the model's weights"
+            )
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        return (torch.zeros_like(low) if self.non_negative else low), high
+
+    def _set_range(self, low: Tensor, high: Tensor) -> None:
+        self.low.copy_(low)
+        self.high.copy_(high)
+        width = self.high - self.low
+        self.scale.copy_(torch.where(width > 0, width / (N_LEVELS - 1), torch.ones_like(width)))
+        self.zero_point.copy_(torch.round(-self.low / self.scale).clamp(0, N_LEVELS - 1).to(torch.int32))
+
+
+class HalfActivations(nn.Module):
+    """Rounds a tensor to bfloat16; while a file is written, the runtime's own kernels do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and type as `x`."""
+        if torch.compiler.is_exporting():
+            return x
+        return replace(x, x.detach().bfloat16().to(x.dtype))

@@ -1,0 +1,77 @@
+"""An ONNX graph with look-ups by value name that stay true while nodes come and go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+_PACKED = (onnx.TensorProto.UINT4, onnx.TensorProto.BFLOAT16)
+
+
+class ProtoGraph:
+    """Look-ups by value name that stay true while nodes are removed."""
+
+    def __init__(self, proto: onnx.GraphProto) -> None:
+        self.proto = proto
+        self.values = {
+            item.name: numpy_helper.to_array(item) for item in proto.initializer if item.data_type not in _PACKED
+        }
+        self.producer = {name: node for node in proto.node for name in node.output}
+        self.n_readers = Counter(name for node in proto.node for name in node.input)
+        self.n_readers.update(item.name for item in proto.output)
+
+    def add(self, name: str, value: NDArray[Any]) -> str:
+        """Adds a constant; returns its name."""
+        self.proto.initializer.append(numpy_helper.from_array(value, name))
+        self.values[name] = value
+        return name
+
+    def add_proto(self, tensor: onnx.TensorProto) -> None:
+        """Adds a constant of a type that numpy does not have."""
+        self.proto.initializer.append(tensor)
+
+    def remove(self, node: onnx.NodeProto) -> None:
+        """Removes a node; what reads its outputs must have been changed before."""
+        self.proto.node.remove(node)
+
+    def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
+        """Adds a node in front of another, where its readers come after it."""
+        place = self._place(node)
+        self.proto.node.insert(place, new)
+        self.producer[new.output[0]] = self.proto.node[place]
+
+    def substitute(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
+        """Puts another node with the same outputs in a node's place."""
+        place = self._place(node)
+        self.proto.node.insert(place, new)
+        del self.proto.node[place + 1]
+        self.producer[new.output[0]] = self.proto.node[place]
+
+    def _place(self, node: onnx.NodeProto) -> int:
+        output = node.output[0]
+        return next(place for place, other in enumerate(self.proto.node) if other.output[0] == output)
+
+    def rename(self, old: str, new: str) -> None:
+        """Lets the producer of `old` write `new` instead."""
+        node = self.producer.pop(old)
+        for i, name in enumerate(node.output):
+            if name == old:
+                node.output[i] = new
+        self.producer[new] = node
+
+    def drop_unused(self) -> None:
+        """Removes constants that nothing reads."""
+        used = {name for node in self.proto.node for name in node.input} | {item.name for item in self.proto.output}
+        kept = [item for item in self.proto.initializer if item.name in used]
+        del self.proto.initializer[:]
+        self.proto.initializer.extend(kept)
+
+    def replace_reads(self, node: onnx.NodeProto, place: int, name: str) -> None:
+        """Lets one input of a node read another value."""
+        self.n_readers[node.input[place]] -= 1
+        self.n_readers[name] += 1
+        node.input[place] = name
