@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 from torch import fx, nn
 
 from autocompress.graph.flow import Flow
@@ -30,13 +31,26 @@ def attribute_variants(
     views = _views(flow, groups)
     variants: dict[str, list[ChannelGroup]] = {}
     for group in groups:
-        heads = {item: None for node in views.get(group.name, ()) for item in _heads(probe, node, flow, group)}
+        heads = _by_name(item for node in views.get(group.name, ()) for item in _heads(probe, node, flow, group))
         sizes = _sizes(probe, group)
         if heads or sizes or group.name in views:
-            chosen = [set_ for size in range(MOST_HEAD_ATTRIBUTES + 1) for set_ in combinations(heads, size)]
-            tried = dict.fromkeys((*some, *set_) for some in ((), *sizes) for set_ in chosen)
+            names = [set_ for size in range(MOST_HEAD_ATTRIBUTES + 1) for set_ in combinations(heads, size)]
+            chosen = [tuple(item for name in set_ for item in heads[name]) for set_ in names]
+            tried = dict.fromkeys(_ordered((*some, *set_)) for some in ((), *sizes) for set_ in chosen)
             variants[group.name] = [replace(group, attributes=attributes) for attributes in tried]
     return variants, views
+
+
+def _by_name(items: Iterable[SizeAttribute]) -> dict[str, list[SizeAttribute]]:
+    """Attributes of one name mean the same in all modules of a kind, and so follow together."""
+    found: dict[str, list[SizeAttribute]] = {}
+    for item in dict.fromkeys(items):
+        found.setdefault(item.name, []).append(item)
+    return found
+
+
+def _ordered(items: Iterable[SizeAttribute]) -> tuple[SizeAttribute, ...]:
+    return tuple(sorted(set(items), key=lambda item: (item.module, item.name, item.step)))
 
 
 def _sizes(probe: nn.Module, group: ChannelGroup) -> list[tuple[SizeAttribute, ...]]:
@@ -46,7 +60,7 @@ def _sizes(probe: nn.Module, group: ChannelGroup) -> list[tuple[SizeAttribute, .
     """
     found: list[list[SizeAttribute]] = []
     for coupling in group.couplings:
-        path = owner(coupling.tensor)
+        path = owner(coupling.tensor) if "." in coupling.tensor else ""
         tensor, module = tensor_at(probe, coupling.tensor), module_at(probe, path)
         if tensor is None or module is None or type(module).__module__.startswith("torch.nn."):
             continue
@@ -79,9 +93,12 @@ def _views(flow: Flow, groups: tuple[ChannelGroup, ...]) -> dict[str, set[fx.Nod
 def _heads(probe: nn.Module, node: fx.Node, flow: Flow, group: ChannelGroup) -> Iterator[SizeAttribute]:
     """Integers of the module that made the view, equal to its number of heads or to heads times their size."""
     shape, path = shape_of(node), module_path(node)
-    for place in flow.splits[node]:
-        heads = shape[place]
-        width = math.prod(shape[place : place + 2])
-        for name, value in vars(probe.get_submodule(path)).items():
+    module = probe.get_submodule(path)
+    if type(module).__module__.startswith("torch.nn."):
+        return  # its numbers follow when its tensors shrink
+    for place, labels in flow.splits[node].items():
+        heads = len(np.unique(labels))  # a view may merge them with the samples
+        width = heads * math.prod(shape[place + 1 : place + 2])
+        for name, value in vars(module).items():
             if type(value) is int and value in (heads, width):
                 yield SizeAttribute(path, name, value // group.n_channels)

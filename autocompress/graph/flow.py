@@ -29,6 +29,8 @@ class Flow:
             survey, where a split gives labels to all its dimensions, so that `find_head_axes` sees where they lead.
         heads: dimensions that count heads where an attention reads them.
         splits: view -> dimension of its result -> labels: all of them in a survey, else those of heads.
+        blocks: views whose heads go together with equal blocks of the channels that their projection reads, because
+            the user's code derives the size of a head from the width of the stream.
         roles: (path, dimension) -> whether a layer makes, reads or passes on the channels of that dimension.
     """
 
@@ -42,6 +44,7 @@ class Flow:
     head_axes: dict[fx.Node, int] | None = field(default_factory=dict)
     heads: list[Dim] = field(default_factory=list)
     splits: dict[fx.Node, dict[int, Slots]] = field(default_factory=dict)
+    blocks: frozenset[fx.Node] = frozenset()
 
     def dims(self, arg: Any) -> Dims:
         """The labels of a tensor argument.
@@ -66,9 +69,14 @@ class Flow:
 Rule = Callable[[fx.Node, Flow], Value]
 
 
-def propagate(trace: Trace, rules: Mapping[str, Rule], head_axes: dict[fx.Node, int] | None) -> Flow:
+def propagate(
+    trace: Trace,
+    rules: Mapping[str, Rule],
+    head_axes: dict[fx.Node, int] | None,
+    blocks: frozenset[fx.Node] = frozenset(),
+) -> Flow:
     """Runs the rule of every node; `rules` maps op names without overload ("aten.relu") to rules."""
-    flow = Flow(trace, head_axes=head_axes)
+    flow = Flow(trace, head_axes=head_axes, blocks=blocks)
     for node in trace.nodes:
         if node.op == "placeholder":
             flow.values[node] = _source(node, flow)

@@ -13,7 +13,7 @@ from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
 from autocompress.graph.rules import RULES
 from autocompress.graph.trace import ExampleInputs, Trace, UntraceableError, share_parameters, trace_model
 from autocompress.graph.untraced import untraced_graph
-from autocompress.graph.verify import Rehearsal, settle_cuts, settle_groups
+from autocompress.graph.verify import Rehearsal, settle_attributes, settle_cuts, sift
 
 
 def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, verify: bool = True) -> ModelGraph:
@@ -60,16 +60,27 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
 def _find_channels(
     probe: nn.Module, trace: Trace, example_inputs: Tensor | ExampleInputs, verify: bool
 ) -> tuple[Flow, tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
-    """Channel groups; where whole attention heads cannot go, slots within the heads are tried instead."""
+    """Channel groups.
+
+    Where whole attention heads cannot go alone, they are tried with blocks of the stream, then slots within the heads.
+    """
     axes = find_head_axes(trace, RULES)
+    blocks: frozenset[fx.Node] = frozenset()
     while True:
-        flow = propagate(trace, RULES, axes)
+        flow = propagate(trace, RULES, axes, blocks)
         groups, frozen = find_groups(flow)
         if not verify:
             return flow, groups, frozen
         variants, views = attribute_variants(probe, flow, groups)
-        good, reasons = settle_groups(Rehearsal(probe, example_inputs, flow), groups, variants)
-        failed: set[fx.Node] = set().union(*(views[name] for name in reasons if name in views))
-        if not failed:
-            return flow, good, frozen + tuple(Frozen(name, "channels", why) for name, why in reasons.items())
-        axes = {node: place for node, place in axes.items() if node not in failed}
+        rehearsal = Rehearsal(probe, example_inputs, flow)
+        chosen, reasons = settle_attributes(rehearsal, variants)
+        if not views.keys() & reasons.keys():
+            left = [chosen.get(group.name, group) for group in groups if group.name not in reasons]
+            good, bad = sift(left, rehearsal.groups_failure)
+            reasons |= {group.name: why for group, why in bad.items()}
+            if not views.keys() & reasons.keys():
+                return flow, tuple(good), frozen + tuple(Frozen(name, "channels", why) for name, why in reasons.items())
+        failed = frozenset().union(*(views[name] for name in reasons if name in views))
+        if failed <= blocks:
+            axes = {node: place for node, place in axes.items() if node not in failed}
+        blocks = blocks - failed if failed <= blocks else blocks | failed

@@ -141,6 +141,15 @@ def _recurrent(module: Any) -> None:
     module.hidden_size = module.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
 
 
+def _multihead(module: Any) -> None:
+    """Heads keep their size, so that their number follows the width."""
+    module.embed_dim = module.out_proj.weight.shape[0]
+    module.num_heads = module.embed_dim // module.head_dim
+    packed = module.in_proj_weight is not None
+    module.kdim = module.embed_dim if packed else module.k_proj_weight.shape[1]
+    module.vdim = module.embed_dim if packed else module.v_proj_weight.shape[1]
+
+
 def _prelu(module: Any) -> None:
     module.num_parameters = module.weight.shape[0]
 
@@ -154,5 +163,6 @@ ATTRIBUTES: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.RMSNorm: _layer_norm,
     nn.Embedding: _embedding,
     nn.RNNBase: _recurrent,
+    nn.MultiheadAttention: _multihead,
     nn.PReLU: _prelu,
 }

@@ -116,14 +116,13 @@ def sift(
     return kept, reasons
 
 
-def settle_groups(
-    rehearsal: Rehearsal, groups: Sequence[ChannelGroup], variants: Mapping[str, Sequence[ChannelGroup]]
-) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
-    """The groups that hold, and the reason of each that does not, by name.
+def settle_attributes(
+    rehearsal: Rehearsal, variants: Mapping[str, Sequence[ChannelGroup]]
+) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
+    """The variant that holds of each group, by name, and the reason of each group of which none does.
 
     Args:
         rehearsal: of the model.
-        groups: candidates.
         variants: group name -> the same group with other attributes of the user's modules, tried in order; groups with
             the same sets of attributes (the heads of equal blocks) get the same choice, made for the first of them.
     """
@@ -136,9 +135,7 @@ def settle_groups(
                 chosen[name] = variants[name][place]
             else:
                 reasons[name] = why
-    left = [chosen.get(group.name, group) for group in groups if group.name not in reasons]
-    good, bad = sift(left, rehearsal.groups_failure)
-    return tuple(good), reasons | {group.name: why for group, why in bad.items()}
+    return chosen, reasons
 
 
 def _alike(variants: Mapping[str, Sequence[ChannelGroup]]) -> list[list[str]]:

@@ -18,6 +18,7 @@ class MaskedNorm(nn.Module):
     def __init__(self, norm: nn.LayerNorm | nn.RMSNorm, removed: set[int]) -> None:
         super().__init__()
         self.norm = norm
+        self.eps, self.weight, self.bias = norm.eps, norm.weight, getattr(norm, "bias", None)  # others look at them
         mask = torch.ones(norm.normalized_shape[-1])
         mask[sorted(removed)] = 0
         self.register_buffer("mask", mask)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autocompress.compression.prune import remove_channels_
 from autocompress.graph import ModelGraph, inspect_model
 from tests.graph.masking import masked_copy, some_channels
-from tests.graph.nets import Attention, Recurrent, Transformer, randomize
+from tests.graph.nets import Attention, PreNormBlock, Recurrent, Transformer, randomize
 
 KINDS = ("bert", "gpt", "vit", "llama")
 IDS = torch.randint(0, 20, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -111,7 +111,84 @@ def test_heads_that_cannot_go_leave_slots_of_the_values() -> None:
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_packed_multi_head_attention_of_torch_is_frozen_and_what_is_beside_it_is_not() -> None:
+class WidthAttention(nn.Module):
+    """As in Swin: the size of a head is the width of the stream divided by the number of heads.
+
+    In its second version keys have no bias: that third of the bias is set to zero in place.
+    """
+
+    def __init__(self, width: int, heads: int, no_key_bias: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.no_key_bias = heads, no_key_bias
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.rand(heads, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        bias = self.qkv.bias
+        if self.no_key_bias:
+            bias = bias.clone()
+            bias[len(bias) // 3 : 2 * len(bias) // 3].zero_()
+        qkv = (
+            F.linear(x, self.qkv.weight, bias)
+            .reshape(n, length, 3, self.num_heads, width // self.num_heads)
+            .permute(2, 0, 3, 1, 4)
+        )
+        q, k, v = qkv[0] * (width // self.num_heads) ** -0.5, qkv[1], qkv[2]
+        y = torch.softmax(q @ k.mT + self.bias, -1) @ v
+        return self.proj(y.transpose(1, 2).reshape(n, length, width))
+
+
+class TorchAttention(nn.Module):
+    """Multi-head attention of torch, of a stream with itself."""
+
+    def __init__(self, *sizes: int, **options: bool) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(*sizes, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+class Encoder(nn.Module):
+    """A stream into and out of two equal blocks."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.inward, self.blocks, self.head = nn.Linear(7, 16), nn.Sequential(*blocks), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.inward(x)).mean(1))
+
+
+ENCODERS = {
+    "swin": lambda: PreNormBlock(16, WidthAttention(16, 4)),
+    "swin_v2": lambda: PreNormBlock(16, WidthAttention(16, 4, no_key_bias=True)),
+    "multihead": lambda: PreNormBlock(16, TorchAttention(16, 4, batch_first=True)),
+    "multihead_time_first": lambda: PreNormBlock(16, TorchAttention(16, 4)),
+    "torch_layer": lambda: nn.TransformerEncoderLayer(16, 4, 12, dropout=0.0, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_heads_whose_size_follows_the_width_go_with_blocks_of_the_stream(name: str) -> None:
+    model, x = randomize(Encoder([ENCODERS[name]() for _ in range(2)])).eval(), torch.randn(2, 5, 7)
+    graph = inspect_model(model, x)
+    stream = graph.group("inward")
+    assert stream.n_channels == 4
+    assert stream.couplings[0].slots == tuple(tuple(range(4 * head, 4 * head + 4)) for head in range(4))
+    removed = {"inward": [1, 2]} | {group.name: [0] for group in graph.groups if group.name != "inward"}
+    expected = masked_copy(model, graph, removed)(x)
+    remove_channels_(model, graph, removed)
+    assert model.inward.out_features == 8
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():  # torch's own encoder layer takes a fast path then
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+    again = inspect_model(model, x)
+    assert again.group("inward").n_channels == 2
+
+
+def test_multi_head_attention_whose_stream_is_an_output_is_frozen_and_what_is_beside_it_is_not() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     graph = inspect_model(model, torch.randn(2, 5, 8))
     assert [group.name for group in graph.groups] == ["linear1"]

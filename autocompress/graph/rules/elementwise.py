@@ -13,7 +13,7 @@ UNARY = """
     leaky_relu log_sigmoid threshold softsign abs neg exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos
     tan asin acos atan sinh cosh erf erfc floor ceil round trunc sign sgn frac isnan isinf isfinite logical_not
     bitwise_not clamp clamp_min clamp_max clip dropout feature_dropout alpha_dropout native_dropout clone detach
-    alias contiguous to _to_copy type_as nan_to_num rrelu positive lift_fresh_copy fill logit float
+    alias contiguous to _to_copy type_as zero nan_to_num rrelu positive lift_fresh_copy fill logit float
 """
 N_ARY = """
     add sub rsub mul div true_divide floor_divide pow fmod remainder maximum minimum atan2 eq ne lt le gt ge

@@ -92,6 +92,17 @@ def matmul(node: fx.Node, flow: Flow) -> Dims:
     return (*broadcast(heads, batch, flow), *tail)
 
 
+def baddbmm(node: fx.Node, flow: Flow) -> Dims:
+    """`beta * input + alpha * (a @ b)`, batched."""
+    first, second = argument(node, "batch1"), argument(node, "batch2")
+    a, b = flow.dims(first), flow.dims(second)
+    flow.labels.tie(a[-1], b[-2])
+    batch = broadcast([(a[:1], shape_of(first)[:1]), (b[:1], shape_of(second)[:1])], shape_of(node)[:1], flow)
+    added = argument(node, "self")
+    product = ((*batch, a[-2], b[-1]), shape_of(node))
+    return broadcast([product, (flow.dims(added), shape_of(added))], shape_of(node), flow)
+
+
 def einsum(node: fx.Node, flow: Flow) -> Dims:
     """Equal letters go together."""
     equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
@@ -118,5 +129,6 @@ REDUCE: dict[str, Rule] = {
     **_table("softmax log_softmax _softmax _log_softmax", softmax),
     **_table("cumsum cumprod flip roll sort", along("is mixed in the order of its slots")),
     **_table("matmul bmm mm", matmul),
+    "aten.baddbmm": baddbmm,
     "aten.einsum": einsum,
 }

@@ -153,24 +153,38 @@ def unbind(node: fx.Node, flow: Flow) -> list[Dims]:
 
 def slice_(node: fx.Node, flow: Flow) -> Dims:
     """A whole dimension passes; an aligned k-th part is treated as a split into k; other cuts are fixed."""
-    source = node.args[0]
-    dims = list(flow.dims(source))
+    dims = list(flow.dims(node.args[0]))
     place = axis(argument(node, "dim"), len(dims))
     whole = dims[place]
-    if isinstance(whole, Fixed):
-        return tuple(dims)
+    if not isinstance(whole, Fixed):
+        dims[place] = _part(node, whole, flow)
+    return tuple(dims)
+
+
+def slice_scatter(node: fx.Node, flow: Flow) -> Dims:
+    """A part is overwritten, as by `x[a:b] = y`: the part and what is written go together."""
+    dims, written = flow.dims(node.args[0]), list(flow.dims(node.args[1]))
+    place = axis(argument(node, "dim"), len(dims))
+    whole = dims[place]
+    part = whole if isinstance(whole, Fixed) else _part(node, whole, flow)
+    for at, (ours, theirs) in enumerate(zip(dims, written, strict=True)):
+        flow.labels.tie(part if at == place else ours, theirs)
+    return dims
+
+
+def _part(node: fx.Node, whole: Slots, flow: Flow) -> Slots:
+    """The labels between `start` and `end`."""
     start, stop, step = slice(argument(node, "start"), argument(node, "end"), argument(node, "step")).indices(
         len(whole)
     )
     size = len(range(start, stop, step))
     if size == len(whole):
-        return tuple(dims)
+        return whole
     if step == 1 and size and len(whole) % size == 0 and start % size == 0:
         flow.labels.tie_rows(whole.reshape(-1, size))
     else:
         flow.labels.freeze(whole, f"is cut at fixed positions [{start}:{stop}:{step}] by {node.target}")
-    dims[place] = whole[start:stop:step]
-    return tuple(dims)
+    return whole[start:stop:step]
 
 
 def select(node: fx.Node, flow: Flow) -> Dims:
@@ -210,6 +224,8 @@ SHAPE: dict[str, Rule] = {
     "aten.permute": permute,
     "aten.transpose": transpose,
     "aten.t": transpose,
+    "aten.mT": transpose,
+    "aten.adjoint": transpose,
     "aten.swapaxes": transpose,
     "aten.swapdims": transpose,
     "aten.movedim": movedim,
@@ -231,6 +247,7 @@ SHAPE: dict[str, Rule] = {
     "aten.unsafe_chunk": split,
     "aten.unbind": unbind,
     "aten.slice": slice_,
+    "aten.slice_scatter": slice_scatter,
     "aten.select": select,
     "aten.index": index,
     "aten.index_select": index_select,

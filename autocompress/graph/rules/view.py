@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
-from autocompress.graph.flow import Flow, Rule
+from autocompress.graph.flow import CONSUMER, Flow, Rule
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
 from autocompress.graph.rules.arguments import shape_of
 
@@ -24,6 +24,8 @@ def view(node: fx.Node, flow: Flow) -> Dims:
     result: list[Dim] = [Fixed("meets a dimension of size 1")] * len(after)
     for old, new in runs(before, after):
         labels = _merge([dims[place] for place, _ in old], [size for _, size in old], flow)
+        if flow.head_axes is None:
+            _survey(node, labels, old, new, flow)
         for (place, _), dim in zip(new, _split(node, labels, new, follows, flow), strict=True):
             result[place] = dim
     return tuple(result)
@@ -65,6 +67,17 @@ def _merge(dims: list[Dim], sizes: list[int], flow: Flow) -> Dim:
     return np.broadcast_to(np.reshape(dims[kept], shape), sizes).ravel()  # type: ignore[arg-type]
 
 
+def _survey(node: fx.Node, labels: Dim, old: Run, new: Run, flow: Flow) -> None:
+    """Gives every part labels of its own; samples that are merged with a part of the channels show that it is heads."""
+    if isinstance(labels, Fixed) or len(new) == 1:
+        return
+    parts = {place: flow.labels.fresh(size) for place, size in new}
+    flow.splits.setdefault(node, {}).update(parts)
+    first, size = new[0]
+    if len(old) > 1 and size > old[0][1] and size % old[0][1] == 0:
+        flow.heads.append(parts[first])
+
+
 def _split(node: fx.Node, labels: Dim, new: Run, follows: int | None, flow: Flow) -> list[Dim]:
     """Several dimensions from one: the channels go on in one of them, and the others are fixed.
 
@@ -74,8 +87,7 @@ def _split(node: fx.Node, labels: Dim, new: Run, follows: int | None, flow: Flow
     if isinstance(labels, Fixed) or len(new) == 1:
         return [labels for _ in new]
     if flow.head_axes is None:
-        flow.splits[node] = {place: flow.labels.fresh(size) for place, size in new}
-        return list(flow.splits[node].values())
+        return [flow.splits[node][place] for place, _ in new]
     table = labels.reshape([size for _, size in new])
     kept = _only_varying_axis(table)
     places = [place for place, _ in new]
@@ -86,8 +98,31 @@ def _split(node: fx.Node, labels: Dim, new: Run, follows: int | None, flow: Flow
     line = flow.labels.tie_rows(np.unique(rows, axis=0))
     if places[kept] == head:
         flow.splits[node] = {head: line}
+        if node in flow.blocks and kept + 1 < len(new):
+            _tie_blocks(node, line, new[kept + 1][1], flow)
     fixed = Fixed("meets one of the dimensions that channels are reshaped into")
     return [line if at == kept else fixed for at in range(len(new))]
+
+
+def _tie_blocks(node: fx.Node, line: Slots, size: int, flow: Flow) -> None:
+    """Head i goes with the i-th block of `size` channels that the heads' projection reads, if there are as many."""
+    _, first = np.unique(line, return_index=True)
+    heads = line[np.sort(first)]  # each once, where samples and heads were merged
+    stream = _read_channels(node, flow)
+    if len(stream) == len(heads) * size:
+        flow.labels.tie(stream, np.repeat(heads, size))
+
+
+def _read_channels(node: fx.Node, flow: Flow) -> Slots:
+    """Labels of the channels read by the layer that a value comes from; none where it comes from no layer."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        for item in node.all_input_nodes:
+            path = flow.trace.states.get(item, "")
+            for place, labels in enumerate(flow.states.get(path, ())):
+                if flow.roles.get((path, place)) == CONSUMER and not isinstance(labels, Fixed):
+                    return labels
+        node = node.args[0]
+    return np.empty(0, dtype=np.int64)
 
 
 def _only_varying_axis(table: Slots) -> int | None:

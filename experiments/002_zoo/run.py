@@ -1,0 +1,78 @@
+"""Runs the zoo: each model in a process of its own with a time limit and a memory bound; resumable.
+
+python run.py [--only REGEX] [--timeout SECONDS] [--memory-gib N] [--results FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import resource
+import time
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import names
+from one import examine
+
+HERE = Path(__file__).parent
+FORK = multiprocessing.get_context("fork")  # the imports, which take longer than most models, are made once
+
+
+def main() -> None:
+    """Runs every model that has no line in the results yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="pattern of source/name")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each model")
+    parser.add_argument("--memory-gib", type=float, default=24.0, help="address space of each process")
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    done = {(row["source"], row["name"]) for row in map(json.loads, lines)}
+    for source, name in names():
+        if (source, name) in done or not re.search(options.only, f"{source}/{name}"):
+            continue
+        row = run(source, name, options.timeout, options.memory_gib)
+        with options.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        found = row.get("error") or f"left {row['left']} groups {row['n_groups']} forward {row['forward_ok']}"
+        print(f"{source}/{name}: {found} ({row['wall_s']:.0f} s)", flush=True)
+
+
+def run(source: str, name: str, timeout: float, memory_gib: float) -> dict[str, Any]:
+    """The result line of one model; a crash, a time-out or too much memory is an `error`."""
+    start = time.perf_counter()
+    ours, theirs = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=_child, args=(source, name, memory_gib, theirs))
+    child.start()
+    theirs.close()
+    row: dict[str, Any] = {"source": source, "name": name}
+    try:
+        row = ours.recv() if ours.poll(timeout) else row | {"error": f"no result after {timeout:.0f} s"}
+    except EOFError:
+        child.join()
+        row["error"] = f"the process ended with exit code {child.exitcode}"
+    child.kill()
+    child.join()
+    row["wall_s"] = round(time.perf_counter() - start, 1)
+    return row
+
+
+def _child(source: str, name: str, memory_gib: float, answer: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory_gib * 2**30),) * 2)
+    try:
+        answer.send(examine(source, name))
+    except Exception as error:  # whatever goes wrong is the result
+        text = f"{type(error).__name__}: {str(error)[:300]}"
+        answer.send({"source": source, "name": name, "error": text})
+
+
+if __name__ == "__main__":
+    main()
