@@ -27,6 +27,9 @@ class DistillSettings:
         feature_weight: weight of the mean squared error between intermediate features; 0 turns it off.
         feature_layers: module paths whose outputs are compared; both models must have them, with equal shapes.
         learn_scales: train the scales of 8-bit layers too (LSQ), in place of following what they see.
+        l1_weight: weight of the mean magnitude of all weights; pushes single entries to zero.
+        group_lasso_weight: weight of the group lasso over channel groups; pushes whole channels to zero, so that a
+            model that is fine-tuned with it loses less when they are pruned.
     """
 
     rungs: tuple[int, ...] = (0, 20, 60, 180)
@@ -37,6 +40,8 @@ class DistillSettings:
     feature_weight: float = 0.0
     feature_layers: tuple[str, ...] = ()
     learn_scales: bool = False
+    l1_weight: float = 0.0
+    group_lasso_weight: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rungs", tuple(self.rungs))
@@ -51,7 +56,8 @@ class DistillSettings:
         _check(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
         _check(self.temperature >= 1, "temperature >= 1", self.temperature)
         _check(0 <= self.alpha <= 1, "0 <= alpha <= 1", self.alpha)
-        _check(self.feature_weight >= 0, "feature_weight >= 0", self.feature_weight)
+        for name in ("feature_weight", "l1_weight", "group_lasso_weight"):
+            _check(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
         if self.feature_weight > 0 and not self.feature_layers:
             raise InputError(
                 "feature_weight needs feature_layers: module paths whose outputs are compared, but got none"

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.compression import learn_scales_
+from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, sparse_weights
 from autocompress.config import DistillSettings
 from autocompress.errors import CompressionError, InputError
-from autocompress.task import Batch, Inputs, Task, call_model
+from autocompress.graph import inspect_model
+from autocompress.task import Batch, Inputs, Task, as_inputs, call_model
 
 Turn = Callable[[], AbstractContextManager[None]]
 _WARM_UP_SHARE = 0.1
@@ -117,7 +118,7 @@ def _checksum(inputs: Inputs) -> bytes:
 class FineTune:
     """Trains one student; `advance` goes on from where it stopped.
 
-    Entries of weights (two or more dimensions) that are exactly zero at the start stay zero: sparsity survives.
+    In layers that were made sparse, entries that are exactly zero at the start stay zero; others train all entries.
 
     Args:
         student: trained in place.
@@ -153,6 +154,7 @@ class FineTune:
             nesterov=True,
         )
         self._masks = _zero_masks(student)
+        self._lasso = _group_lasso(student, task) if settings.group_lasso_weight else None
 
     def advance(self, to_step: int) -> None:
         """Trains until `to_step` steps are done in all; leaves the student in evaluation mode.
@@ -222,6 +224,10 @@ class FineTune:
             loss = loss + alpha * soft_target_loss(outputs, soft, temperature)
         if alpha < 1:
             loss = loss + (1 - alpha) * self.task.loss(outputs, batch)
+        if self.settings.l1_weight:
+            loss = loss + self.settings.l1_weight * l1_penalty(self.student)
+        if self._lasso is not None:
+            loss = loss + self.settings.group_lasso_weight * self._lasso()
         return loss
 
 
@@ -262,9 +268,13 @@ def distill(
 
 
 def _zero_masks(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Each weight that has zeros, and a mask that is False there."""
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim >= 2]
-    return [(weight, weight.detach() != 0) for weight in weights if bool((weight.detach() == 0).any())]
+    """Each trained weight of a layer that was made sparse, and a mask that is False where it is zero."""
+    return [(weight, weight.detach() != 0) for weight in sparse_weights(model) if weight.requires_grad]
+
+
+def _group_lasso(student: nn.Module, task: Task) -> GroupLasso:
+    """Over the channel groups that the student itself has; taken as the rules say, since nothing is removed."""
+    return GroupLasso(student, inspect_model(student, as_inputs(task.example_inputs()), verify=False))
 
 
 def _stream(task: Task, seed: int) -> Iterator[Batch]:

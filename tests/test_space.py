@@ -131,6 +131,8 @@ def test_bad_rules(rule: dict[str, object], message: str) -> None:
 
 def test_files_that_come_with_the_package(tmp_path: Path) -> None:
     assert SearchSpace.load("default", GRAPH).size > 1
+    levels = {knob.choices for knob in SearchSpace.load("sparse", GRAPH).knobs if knob.kind == "sparsity"}
+    assert (0.0, 0.5, 0.75, "2:4") in levels
     with pytest.raises(InputError, match="try default"):
         find_space("defualt")
     file = tmp_path / "mine.yaml"

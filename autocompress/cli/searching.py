@@ -38,6 +38,12 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--threads", dest="n_threads", type=int, help="threads of the target runtime (default: 1)")
     search.add_argument("--sampler", help="tpe, nsga2, random or package.module:function (default: tpe)")
     search.add_argument("--importance", help="which channels matter: l2, l1, fpgm, bn_scale, taylor, ... (default: l2)")
+    search.add_argument(
+        "--reconstruct",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="refit layers that lost inputs by least squares on the calibration batches (default: on)",
+    )
     search.add_argument("--seed", type=int, help="of the sampler and the training batches (default: 0)")
     search.add_argument(
         "--latency-resource",

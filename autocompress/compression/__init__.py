@@ -15,11 +15,12 @@ from autocompress.compression.importance import CRITERIA, criterion_named
 from autocompress.compression.low_rank import merge
 from autocompress.compression.low_rank.matrices import gone_slots
 from autocompress.compression.norms import reestimate_norms_
+from autocompress.compression.penalty import GroupLasso, l1_penalty
 from autocompress.compression.prune import remove_channels_
 from autocompress.compression.quantize import calibrate_, correct_bias_, is_quantized, learn_scales_, quantize_
 from autocompress.compression.recipe import Recipe, resolve
 from autocompress.compression.reconstruct import reconstruct_
-from autocompress.compression.sparsify import sparse_saving_bytes, sparsify_
+from autocompress.compression.sparsify import mark_sparse_, sparse_saving_bytes, sparse_weights, sparsify_
 from autocompress.config import QuantizeSettings
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.task import Inputs, Task, as_inputs
@@ -27,15 +28,18 @@ from autocompress.task import Inputs, Task, as_inputs
 __all__ = [
     "CRITERIA",
     "Evidence",
+    "GroupLasso",
     "Recipe",
     "compress",
     "criterion_named",
     "is_quantized",
+    "l1_penalty",
     "learn_scales_",
     "merge",
     "rebuild",
     "resolve",
     "sparse_saving_bytes",
+    "sparse_weights",
 ]
 
 
@@ -121,6 +125,7 @@ def rebuild(
             factorize_(student, graph.layer(path), split, source, gone, activation_aware)
     for path, sparsity in recipe.sparsity.items():
         sparsify_(student, path, sparsity)
+    mark_sparse_(student, recipe.sparse_layers)
     if calibration and (recipe.dropped or recipe.removed or recipe.ranks or recipe.sparsity):
         reestimate_norms_(student, calibration)  # before any rounding, whose ranges depend on the norms
     return _rounded(student, graph, recipe, calibration, quantize or QuantizeSettings())

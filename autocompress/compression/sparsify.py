@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,15 @@ from autocompress.compression.low_rank.layers import weight_paths
 from autocompress.compression.quantize import stored_bits
 from autocompress.errors import CompressionError
 
+SPARSE = "_autocompress_sparse"
+"""Attribute of a layer whose zeros stay zero in a fine-tune; a zero of any other layer is a value like others."""
+
 
 def sparsify_(model: nn.Module, path: str, sparsity: float | str) -> None:
     """Zeroes the entries of the layer's weight that `magnitude_mask` leaves out, in place.
 
-    A layer that was split has zeros in all of its factors. Nothing is attached to the layer: the zeros are the mask,
-    and the fine-tune keeps entries that are exactly zero at zero.
+    A layer that was split has zeros in all of its factors. The zeros are the mask; the layer is marked, so that the
+    fine-tune keeps them.
 
     Raises:
         CompressionError: the path is no linear or convolution layer.
@@ -27,6 +30,20 @@ def sparsify_(model: nn.Module, path: str, sparsity: float | str) -> None:
     for layer in weight_layers(model, path):
         with torch.no_grad():
             layer.weight.mul_(magnitude_mask(layer.weight, sparsity))
+
+
+def mark_sparse_(model: nn.Module, paths: Iterable[str]) -> None:
+    """Notes that zeros in the weights of these layers stay zero; copies of the model keep the note."""
+    for path in paths:
+        for layer in weight_layers(model, path):
+            setattr(layer, SPARSE, True)
+
+
+def sparse_weights(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights of all layers that were made sparse."""
+    for layer in model.modules():
+        if getattr(layer, SPARSE, False):
+            yield from (parameter for parameter in layer.parameters(recurse=False) if parameter.ndim > 1)
 
 
 def magnitude_mask(weight: Tensor, sparsity: float | str) -> Tensor:

@@ -168,6 +168,7 @@ def _torchvision(name: str) -> Built:
     side = VISION_SIZES.get(name, 224 if name.startswith("swin") else 64)
     options: dict[str, Any] = {"image_size": side} if name.startswith("vit") else {}
     options |= {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    options |= {"aux_logits": False} if name == "googlenet" else {}  # heads for training only, as with trained weights
     return torchvision.models.get_model(name, weights=None, **options), (torch.rand(1, 3, side, side),)
 
 

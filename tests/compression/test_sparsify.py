@@ -97,7 +97,7 @@ def check_levels(zeros: dict[str, Tensor]) -> None:
     assert {name for name in zeros if name.startswith("fc")} == {"fc.0"}  # the rank does not pay: it stays one layer
 
 
-def test_zeros_survive_the_fine_tune_and_nothing_is_attached(model: nn.Module, graph: ModelGraph) -> None:
+def test_zeros_survive_the_fine_tune_and_no_mask_is_attached(model: nn.Module, graph: ModelGraph) -> None:
     student = compress(model, SPARSE, INPUTS, CALIBRATION, graph=graph)
     before, weights = zeros_of(student), copy.deepcopy(student.state_dict())
     check_levels(before)
@@ -120,10 +120,15 @@ def test_both_factors_of_a_split_layer_have_zeros(model: nn.Module, graph: Model
     assert [(layer.weight == 0).double().mean().item() for layer in layers] == [0.5, 0.5]
 
 
-def test_a_model_without_zeros_trains_all_its_weights(model: nn.Module) -> None:
-    student = copy.deepcopy(model)
-    fine_tune = FineTune(student, Teacher(model), tiny_task(), DistillSettings())
-    assert fine_tune._masks == []
+def test_zeros_of_a_layer_that_was_not_made_sparse_are_trained(model: nn.Module, graph: ModelGraph) -> None:
+    student = compress(model, Candidate(sparsity={"conv1": 0.5}), INPUTS, CALIBRATION, graph=graph)
+    fc = student.get_submodule("fc")
+    with torch.no_grad():
+        fc.weight.zero_()  # type: ignore[operator,union-attr]
+    before = student.get_submodule("conv1").weight.detach() == 0  # type: ignore[union-attr,operator]
+    distill(copied := copy.deepcopy(student), model, tiny_task(), steps=3, settings=DistillSettings(learning_rate=0.05))
+    assert (copied.get_submodule("fc").weight != 0).all()  # type: ignore[union-attr,operator]
+    assert torch.equal(copied.get_submodule("conv1").weight == 0, before)  # type: ignore[arg-type]
 
 
 def test_saved_weights_and_recipe_give_the_student_back(model: nn.Module, graph: ModelGraph, tmp_path: Path) -> None:
