@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.cli import main
+from autocompress.config import SearchSettings
 
 NAN_TASK = """
 import torch
@@ -44,6 +45,17 @@ def test_importing_the_package_imports_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("flags", "expected"), [([], True), (["--no-reconstruct"], False), (["--reconstruct"], True)])
+def test_reconstruct_reaches_the_settings(
+    flags: list[str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[SearchSettings] = []
+    monkeypatch.setattr("autocompress.automl.run_new", lambda task, settings, run_dir: asked.append(settings))
+    monkeypatch.setattr("autocompress.cli.searching.show", lambda run_dir: None)
+    main(["search", "digits", "--run-dir", str(tmp_path / "run"), *flags])
+    assert [settings.reconstruct for settings in asked] == [expected]
 
 
 def test_functions_win_over_modules_of_like_names() -> None:
