@@ -64,6 +64,12 @@ class DistillSettings:
             )
 
 
+SENSITIVITIES = ("measured", "fisher")
+
+ALL_THAT_FIT = 100_000
+"""Trials of a search that only a time limit ends."""
+
+
 @dataclass(frozen=True)
 class QuantizeSettings:
     """How the grids of rounded layers are chosen.
@@ -92,7 +98,11 @@ class SearchSettings:
         space: name of a file in `search_spaces/`, or a path to a YAML file.
         runtime: name of the target runtime.
         n_threads: threads the target runtime may use.
-        latency_budget: "0.5x" or "2.0ms"; None searches the whole front.
+        latency_budget: "0.5x" or "2.0ms", or several with commas, of which the largest bounds the search and one front
+            serves all; None searches the whole front.
+        size_budget_mib: largest size of the runtime's file, MiB; None is no limit.
+        memory_budget_mib: most memory that running a front's file may take, MiB; None is no limit. Only exported files
+            are measured, so the sampler does not know of it.
         min_accuracy: smallest useful value of the metric; None is half of the uncompressed model's. Trials below it are
             not on the front, and the sampler is told so.
         n_trials: completed or failed trials after which the search ends.
@@ -101,7 +111,10 @@ class SearchSettings:
         cpus_per_trial, gpus_per_trial: what a trial reserves of its machine, fractions too; 0 reserves nothing.
         trial_minutes: wall-clock limit of one trial; None is no limit. A trial beyond it is a failed one.
         trial_retries: how often a trial is started again, from its last rung, after its worker or its machine died.
+        patience: trials without a larger hypervolume after which the search ends; None uses all trials and minutes.
         sampler: name of the sampler.
+        sensitivity: how the default sampler learns what each choice costs: "measured", or "fisher", a quick estimate.
+        early_stopping: whether fine-tunes end at a rung where too many trials are better in both objectives.
         importance: name of the criterion that says which channels of a group matter.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         activation_aware: split layers so that their outputs on the calibration batches change least, not their weights.
@@ -120,6 +133,8 @@ class SearchSettings:
     runtime: str = "onnxruntime"
     n_threads: int = 1
     latency_budget: str | None = None
+    size_budget_mib: float | None = None
+    memory_budget_mib: float | None = None
     min_accuracy: float | None = None
     n_trials: int = 40
     minutes: float | None = None
@@ -128,7 +143,10 @@ class SearchSettings:
     gpus_per_trial: float = 0.0
     trial_minutes: float | None = None
     trial_retries: int = 3
-    sampler: str = "tpe"
+    patience: int | None = None
+    sampler: str = "solver"
+    sensitivity: str = "measured"
+    early_stopping: bool = True
     importance: str = "l2"
     reconstruct: bool = True
     activation_aware: bool = True
@@ -144,6 +162,11 @@ class SearchSettings:
     def __post_init__(self) -> None:
         _check(self.n_trials >= 1, "n_trials >= 1", self.n_trials)
         _check(self.n_threads >= 1, "n_threads >= 1", self.n_threads)
+        _check(self.patience is None or self.patience >= 1, "patience >= 1", self.patience)
+        for name in ("size_budget_mib", "memory_budget_mib"):
+            limit = getattr(self, name)
+            _check(limit is None or limit > 0, f"{name} > 0", limit)
+        _check(self.sensitivity in SENSITIVITIES, f"sensitivity in {list(SENSITIVITIES)}", repr(self.sensitivity))
         _check(self.minutes is None or self.minutes > 0, "minutes > 0", self.minutes)
         _check(self.n_workers is None or self.n_workers >= 1, "n_workers >= 1", self.n_workers)
         _check(self.cpus_per_trial >= 0, "cpus_per_trial >= 0", self.cpus_per_trial)
@@ -170,6 +193,8 @@ class SearchSettings:
         """
         refuse_unknown_keys("a search", data, [item.name for item in fields(cls)])
         values = dict(data)
+        if values.get("n_trials") is None:
+            values["n_trials"] = cls.n_trials if values.get("minutes") is None else ALL_THAT_FIT
         for name, kind in (("distill", DistillSettings), ("quantize", QuantizeSettings)):
             part = values.get(name, {})
             if isinstance(part, kind):
@@ -184,6 +209,7 @@ class SearchSettings:
 CHANGEABLE = (
     "n_trials",
     "minutes",
+    "patience",
     "n_workers",
     "cpus_per_trial",
     "gpus_per_trial",

@@ -177,6 +177,8 @@ def front_of(
     budget: float | None,
     reference_ms: float,
     min_score: float | None = None,
+    max_size_mib: float | None = None,
+    max_memory_mib: float | None = None,
 ) -> ParetoFront:
     """Builds the front from all records of a run.
 
@@ -186,6 +188,8 @@ def front_of(
         budget: latency ratio that a feasible record must not exceed, or None.
         reference_ms: latency of the uncompressed model, milliseconds.
         min_score: value of the metric that a feasible record must reach, or None.
+        max_size_mib: size of the runtime's file that a feasible record must not exceed, or None.
+        max_memory_mib: memory that a feasible record's file must not exceed, or None; known of exported files alone.
 
     Returns:
         The front among feasible records; when none is feasible, the front among the three nearest and the reason.
@@ -193,7 +197,8 @@ def front_of(
     complete = [record for record in records if record.state == "complete" and record.latency is not None]
     baseline = next((record for record in complete if record.candidate.is_baseline), None)
     fast = [record for record in complete if budget is None or ratio(record) <= budget]
-    feasible = [record for record in fast if min_score is None or score(record, metric) >= min_score]
+    small = [record for record in fast if _excess(record, max_size_mib, max_memory_mib) <= 0]
+    feasible = [record for record in small if min_score is None or score(record, metric) >= min_score]
     reason = ""
     if complete and not fast:
         feasible = sorted(complete, key=ratio)[:3]
@@ -202,8 +207,15 @@ def front_of(
             f"{len(complete)} ({feasible[0].name}) has {ratio(feasible[0]):.3g}x; "
             "offer stronger choices in the space, or raise the budget"
         )
-    elif fast and not feasible:
-        feasible = sorted(fast, key=lambda record: -score(record, metric))[:3]
+    elif fast and not small:
+        feasible = sorted(fast, key=lambda record: _excess(record, max_size_mib, max_memory_mib))[:3]
+        reason = (
+            f"no trial that is fast enough is within the size of {max_size_mib} MiB and the memory of {max_memory_mib} "
+            f"MiB; the nearest ({feasible[0].name}) has a file of {_size(feasible[0]):.3g} MiB; "
+            "raise these budgets, or offer stronger choices in the space"
+        )
+    elif small and not feasible:
+        feasible = sorted(small, key=lambda record: -score(record, metric))[:3]
         reason = (
             f"no trial that is fast enough reaches {metric} {min_score:.4g}; the best ({feasible[0].name}) has "
             f"{score(feasible[0], metric):.4g}; give more trials or fine-tune steps, or lower --min-accuracy"
@@ -212,6 +224,30 @@ def front_of(
     points = [record for record, marked in zip(feasible, non_dominated(costs), strict=True) if marked]
     points.sort(key=lambda record: (ratio(record), -score(record, metric)))
     return ParetoFront(tuple(points), baseline, metric, budget, reference_ms, reason)
+
+
+def _size(record: TrialRecord) -> float:
+    return record.size_mib if record.file is None else record.file.size_mib
+
+
+def _excess(record: TrialRecord, max_size_mib: float | None, max_memory_mib: float | None) -> float:
+    """How many MiB a record is beyond the limits, the larger of both; what is not known is not beyond."""
+    memory = None if record.file is None else record.file.memory_mib
+    over = [
+        value - limit
+        for value, limit in ((_size(record), max_size_mib), (memory, max_memory_mib))
+        if value is not None and limit is not None
+    ]
+    return max(over, default=0.0)
+
+
+def budget_ratios(text: str, reference_ms: float) -> tuple[float, ...]:
+    """Budgets with commas between them, "0.5x,0.35x", as shares of the uncompressed latency; the largest first.
+
+    Raises:
+        InputError: one of them is no budget.
+    """
+    return tuple(sorted({budget_ratio(part, reference_ms) for part in text.split(",")}, reverse=True))
 
 
 def budget_ratio(text: str, reference_ms: float) -> float:

@@ -227,5 +227,6 @@ class RunFolder:
         """
         info = self.read_info()
         records = read_records(self.records) if self.records.exists() else []
-        front = front_of(records, info.metric, info.budget_ratio, info.reference_ms, info.min_score)
+        limits = (info.settings.size_budget_mib, info.settings.memory_budget_mib)
+        front = front_of(records, info.metric, info.budget_ratio, info.reference_ms, info.min_score, *limits)
         return Run(self, info, tuple(records), front)

@@ -23,15 +23,20 @@ def search(
     runtime: str = "onnxruntime",
     n_threads: int = 1,
     latency_budget: str | None = None,
+    size_budget_mib: float | None = None,
+    memory_budget_mib: float | None = None,
     min_accuracy: float | None = None,
-    n_trials: int = 40,
+    n_trials: int | None = None,
     minutes: float | None = None,
     n_workers: int | None = None,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     trial_minutes: float | None = None,
     trial_retries: int = 3,
-    sampler: str = "tpe",
+    patience: int | None = None,
+    sampler: str = "solver",
+    sensitivity: str = "measured",
+    early_stopping: bool = True,
     importance: str = "l2",
     reconstruct: bool = True,
     seed: int = 0,
@@ -51,16 +56,23 @@ def search(
         space: name of a file in `search_spaces/`, path of a YAML file, or a `SearchSpace`.
         runtime: name of the target runtime.
         n_threads: threads the target runtime may use.
-        latency_budget: "0.5x" of the uncompressed latency, or "2.0ms"; None searches the whole front.
+        latency_budget: "0.5x" of the uncompressed latency, or "2.0ms"; several with commas, of which the largest bounds
+            the search; None searches the whole front.
+        size_budget_mib: largest size of the runtime's file.
+        memory_budget_mib: most memory that running a file of the front may take.
         min_accuracy: smallest useful value of the metric; None is half of the uncompressed model's.
-        n_trials: complete or failed trials after which the search ends; the uncompressed model is the first.
+        n_trials: complete, stopped or failed trials after which the search ends; the uncompressed model is the first.
+            None is 40, or with `minutes` as many as fit.
         minutes: time limit of the trials; None is no limit.
         n_workers: trials at the same time; None is as many as there are CPUs for.
         cpus_per_trial: CPUs that a trial reserves of its machine, fractions too.
         gpus_per_trial: GPUs, likewise.
         trial_minutes: limit of one trial, which fails beyond it; None is no limit.
         trial_retries: how often a trial is started again after its worker or its machine died.
-        sampler: "tpe", "nsga2", "random" or `package.module:function`.
+        patience: trials without a larger hypervolume after which the search ends; None uses all trials and minutes.
+        sampler: "solver", "tpe", "nsga2", "random" or `package.module:function` of a seed that makes an Optuna sampler.
+        sensitivity: how "solver" learns what each choice costs: "measured", or "fisher", a quick estimate.
+        early_stopping: whether fine-tunes end at a rung where too many trials are better in both objectives.
         importance: which channels of a group matter: "l2", "l1", "fpgm", "bn_scale", "taylor", "activation",
             "entropy", "random" or `package.module:function`.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
@@ -86,7 +98,12 @@ def search(
             "n_threads": n_threads,
             "latency_budget": latency_budget,
             "min_accuracy": min_accuracy,
+            "size_budget_mib": size_budget_mib,
+            "memory_budget_mib": memory_budget_mib,
             "n_trials": n_trials,
+            "patience": patience,
+            "sensitivity": sensitivity,
+            "early_stopping": early_stopping,
             "minutes": minutes,
             "n_workers": n_workers,
             "cpus_per_trial": cpus_per_trial,

@@ -11,10 +11,12 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from autocompress.automl.early_stopping import ParetoStopping
+from autocompress.automl.patience import Patience
 from autocompress.automl.stop import Stop
 from autocompress.automl.study import SearchStudy
 from autocompress.errors import StorageError, WorkerError
-from autocompress.records import Latency, Rung, TrialRecord, append_record
+from autocompress.records import Latency, Rung, State, TrialRecord, append_record
 
 Listener = Callable[[TrialRecord], None]
 
@@ -29,6 +31,8 @@ class StudySearcher(Searcher):
         listener: told of each finished trial.
         stop: told when the disk takes no more, or a worker can run no trial; nothing is asked or told after that.
         why: how the worker of a trial died, by the trial's id in Tune.
+        stopping: knows which trials it has stopped early; None stops none.
+        patience: says when the search gains nothing more; None goes on.
     """
 
     def __init__(
@@ -39,10 +43,12 @@ class StudySearcher(Searcher):
         listener: Listener,
         stop: Stop | None = None,
         why: Callable[[str], str] = lambda trial_id: "killed, or out of memory",
+        stopping: ParetoStopping | None = None,
+        patience: Patience | None = None,
     ) -> None:
         super().__init__()
         self._study, self._records, self._clock, self._listener = study, records, clock, listener
-        self._stop, self._why = stop or Stop(), why
+        self._stop, self._why, self._stopping, self._patience = stop or Stop(), why, stopping, patience
         self._running: dict[str, TrialRecord] = {}
         self.seconds = 0.0
 
@@ -50,7 +56,7 @@ class StudySearcher(Searcher):
         """The next trial's config; `FINISHED` when the space is exhausted."""
         begin = time.perf_counter()
         asked = None
-        if self._stop.reason is None:
+        if self._stop.reason is None and not (self._patience is not None and self._patience.over):
             with self._stop.on_full_disk():
                 asked = self._study.ask()
         if asked is None:
@@ -71,7 +77,9 @@ class StudySearcher(Searcher):
         asked = self._running.pop(trial_id)
         asked = replace(asked, ended=self._clock())
         if "outcome" in result:
-            record = self._study.judged(_complete(asked, json.loads(result["outcome"])))
+            record = self._ended(asked, "complete", result["outcome"])
+        elif self._stopping is not None and trial_id in self._stopping.stopped:
+            record = self._ended(asked, "stopped", result["so_far"])
         elif "failed" in result:
             record = replace(asked, error=str(result["failed"]))
         elif error:
@@ -86,7 +94,16 @@ class StudySearcher(Searcher):
             self._study.tell(record)
             append_record(self._records, record)
         self.seconds += time.perf_counter() - begin
+        if self._patience is not None:
+            self._patience.heard(record)
         self._listener(record)
+
+    def _ended(self, asked: TrialRecord, state: State, text: str) -> TrialRecord:
+        """The record of what a worker reported; a failed one where that makes no sense."""
+        try:
+            return self._study.judged(_with_outcome(asked, state, json.loads(text)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return replace(asked, error=f"the worker's report makes no sense ({error}): {str(text)[:200]}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles the searcher into its own folder, which nobody reads: the study is the state."""
@@ -100,7 +117,9 @@ class StudySearcher(Searcher):
         """Nothing to restore."""
 
 
-def _complete(asked: TrialRecord, outcome: dict[str, Any]) -> TrialRecord:
+def _with_outcome(asked: TrialRecord, state: State, outcome: dict[str, Any]) -> TrialRecord:
     latency = Latency(**outcome.pop("latency"))
     rungs = tuple(Rung(**rung) for rung in outcome.pop("rungs"))
-    return replace(asked, state="complete", latency=latency, rungs=rungs, **outcome)
+    if not latency.ratio > 0:
+        raise ValueError(f"a latency ratio must be positive, but is {latency.ratio}")
+    return replace(asked, state=state, latency=latency, rungs=rungs, **outcome)

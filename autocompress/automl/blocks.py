@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autocompress.candidate import bits_number
 from autocompress.space import AS_IT_IS, Choice, Knob, SearchSpace
 
 MAX_OPTIONS = 128
@@ -30,8 +31,9 @@ class Block:
     def nearest_to_bits(self, bits: int) -> int:
         """The option that changes nothing but the bits, each to this width where it is offered."""
 
-        def distance(option: Option) -> tuple[int, int]:
-            widths = [abs(int(value or 0) - bits) for name, value in option.items() if name.startswith("weight_bits:")]
+        def distance(option: Option) -> tuple[int, float]:
+            precisions = [value for name, value in option.items() if name.startswith("weight_bits:")]
+            widths = [abs(bits_number(value) - bits) for value in precisions if isinstance(value, int | str)]
             changed = sum(
                 value != AS_IT_IS[name.partition(":")[0]]
                 for name, value in option.items()

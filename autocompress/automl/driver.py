@@ -14,22 +14,26 @@ from rich.console import Console
 from autocompress.artifact import model_digest, save_student
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
+from autocompress.automl.early_stopping import ParetoStopping
 from autocompress.automl.engine import n_concurrent, ray_cluster, run_trials
 from autocompress.automl.event_log import EventLog
 from autocompress.automl.finalists import finalize
 from autocompress.automl.keeper import Keeper
 from autocompress.automl.loggers import loggers_named
+from autocompress.automl.patience import Patience
+from autocompress.automl.planning import Foresight, enqueue_solved, enqueue_stock, find_sensitivity, planner_of
 from autocompress.automl.preparation import make_job, prepare
 from autocompress.automl.progress import SearchProgress
-from autocompress.automl.proposals import single_drops, uniform_candidates
-from autocompress.automl.samplers import sampler_named
+from autocompress.automl.samplers import PLANNED, planned, sampler_named
+from autocompress.automl.scheduler import ParetoScheduler
+from autocompress.automl.sensitivity import Sensitivity
 from autocompress.automl.stop import Stop
 from autocompress.automl.study import SearchStudy
 from autocompress.compression import Recipe
-from autocompress.config import SearchSettings
+from autocompress.config import ALL_THAT_FIT, SearchSettings
 from autocompress.errors import InputError, StorageError
 from autocompress.graph import inspect_model
-from autocompress.pareto import ParetoFront
+from autocompress.pareto import ParetoFront, budget_ratios, ratio, score
 from autocompress.records import TrialRecord, write_records
 from autocompress.report.card import UNKNOWN_LICENSE
 from autocompress.report.files import write_front_table, write_report
@@ -62,12 +66,13 @@ def start(
     with folder.locked():
         folder.reference.write_bytes(prepared.job.reference)
         save_student(folder.trial(prepared.baseline.name), prepared.job.model, Recipe())
-        study = _study(folder, prepared.space, prepared.info)
+        foresight = Foresight.of(prepared.job)
+        study = _study(folder, prepared.space, prepared.info, foresight)
         study.add(prepared.baseline)
-        study.enqueue(uniform_candidates(prepared.space, settings.n_trials), "uniform")
-        study.enqueue(single_drops(prepared.space, settings.n_trials), "single drop")
+        if settings.sampler != PLANNED:
+            enqueue_stock(study, settings.n_trials)
         folder.write_info(prepared.info)  # last: a folder without it is not a run yet
-        return _go_on(folder, prepared.job, prepared.info, study, console)
+        return _go_on(folder, prepared.job, prepared.info, study, foresight, console)
 
 
 def resume(
@@ -83,6 +88,8 @@ def resume(
     """
     folder = RunFolder(run_dir)
     info = folder.read_info()
+    if info.settings.n_trials == ALL_THAT_FIT and not {"n_trials", "minutes"} & set(changes or {}):
+        raise InputError(f"{run_dir} was limited by its minutes, which are over; give --minutes or --trials")
     settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
     info = replace(info, settings=settings)
     if task is None:
@@ -100,18 +107,24 @@ def resume(
         folder.write_info(info)
         graph = inspect_model(model, as_inputs(task.example_inputs()))
         job = make_job(task, model, graph, info, folder.reference.read_bytes())
-        knobs = tuple(Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"]) for knob in info.knobs)
+        knobs = tuple(
+            Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"], tuple(knob.get("size_only", ())))
+            for knob in info.knobs
+        )
         space = SearchSpace(knobs, info.settings.space)
         if space.digest != info.space_digest:
             raise InputError(f"{folder.info} was edited: the knobs do not match their digest; restore the file")
-        study = _study(folder, space, info)
+        foresight = Foresight.of(job)
+        study = _study(folder, space, info, foresight)
         n_again = study.requeue_interrupted()
         if n_again:
             _say(console, f"{n_again} trials were cut off and run again")
-        return _go_on(folder, job, info, study, console)
+        return _go_on(folder, job, info, study, foresight, console)
 
 
-def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, console: Console | None) -> ParetoFront:
+def _go_on(
+    folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, foresight: Foresight, console: Console | None
+) -> ParetoFront:
     settings = info.settings
     records = study.records()
     n_before = len(records)
@@ -128,6 +141,19 @@ def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, conso
         console,
         info.min_score,
     )
+    for record in records:
+        foresight.learn(record)
+    stopping = ParetoStopping(info.budget_ratio) if settings.early_stopping else None
+    if stopping is not None:
+        stopping.learn(records, info.metric)
+    patience = None
+    if settings.patience is not None:
+        patience = Patience(settings.patience, info.metric, info.budget_ratio, info.min_score)
+
+    def finished(record: TrialRecord) -> None:
+        foresight.learn(record)
+        progress.finished(record)
+
     stop = Stop()
     events = EventLog(folder.events, stop)
     keeper = Keeper(folder, stop)
@@ -135,16 +161,24 @@ def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, conso
         study,
         folder.records,
         lambda: (datetime.now(UTC) - began).total_seconds(),
-        progress.finished,
+        finished,
         stop,
         events.reason,
+        stopping,
+        patience,
     )
     n_more = settings.n_trials - study.n_finished
     n_workers = 1
     if n_more > 0:
-        with ray_cluster(settings), progress:
+        with ray_cluster(settings):
             n_workers = n_concurrent(settings)
-            run_trials(searcher, job, n_more, stop, [keeper, events, *loggers_named(settings.loggers, folder)])
+            if settings.sampler == PLANNED:
+                _plan(folder, job, study, foresight, n_workers, console)
+            callbacks = [keeper, events, *loggers_named(settings.loggers, folder)]
+            scheduler = None if stopping is None else ParetoScheduler(stopping, info.metric)
+            begin = time.perf_counter()
+            with progress:
+                run_trials(searcher, job, n_more, stop, callbacks, scheduler)
     seconds = time.perf_counter() - begin
     if isinstance(stop.reason, StorageError):
         raise stop.reason  # there is no room for the front's files either
@@ -168,9 +202,20 @@ def _go_on(folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, conso
     write_report(run)
     if n_more > 0:
         _say(console, _share_at_work(records[n_before:], seconds, n_workers))
+    _say_budgets(front, settings, info, console)
     if stop.reason is not None:
         raise stop.reason
     return front
+
+
+def _say_budgets(front: ParetoFront, settings: SearchSettings, info: RunInfo, console: Console | None) -> None:
+    """The best point of each budget, where there are several: one front serves all."""
+    budgets = budget_ratios(settings.latency_budget or "1x", info.reference_ms)
+    for budget in budgets if len(budgets) > 1 else ():
+        within = [point for point in front.points if ratio(point) <= budget]
+        best = max(within, key=lambda point: score(point, info.metric), default=None)
+        found = "none" if best is None else f"{best.name}, {info.metric} {score(best, info.metric):.4f}"
+        _say(console, f"within {budget:.3g}x: {found}")
 
 
 def _share_at_work(records: list[TrialRecord], seconds: float, n_workers: int) -> str:
@@ -178,9 +223,32 @@ def _share_at_work(records: list[TrialRecord], seconds: float, n_workers: int) -
     return f"trials took {seconds:.0f} s; workers were at work for {100 * spent / (seconds * n_workers):.0f} % of it"
 
 
-def _study(folder: RunFolder, space: SearchSpace, info: RunInfo) -> SearchStudy:
-    sampler = sampler_named(info.settings.sampler, info.settings.seed)
-    return SearchStudy(folder.study, space, sampler, info.metric, info.budget_ratio, info.min_score)
+def _study(folder: RunFolder, space: SearchSpace, info: RunInfo, foresight: Foresight) -> SearchStudy:
+    settings = info.settings
+    return SearchStudy(
+        folder.study,
+        space,
+        sampler_named(settings.sampler, settings.seed),
+        info.metric,
+        info.budget_ratio,
+        info.min_score,
+        settings.size_budget_mib,
+        foresight.screened,
+    )
+
+
+def _plan(
+    folder: RunFolder, job: Job, study: SearchStudy, foresight: Foresight, n_workers: int, console: Console | None
+) -> None:
+    """Gives the default sampler its plan; measures what each choice costs unless an earlier start of the run did."""
+    known = folder.sensitivity.is_file()
+    if not known:
+        _say(console, "judging each choice alone on calibration data")
+    sensitivity = Sensitivity.read(folder.sensitivity) if known else find_sensitivity(job, study.space, n_workers)
+    study.use(planned(planner_of(study, sensitivity, foresight), job.settings.seed))
+    if not known:
+        enqueue_solved(study, sensitivity, foresight, job.settings.n_trials)
+        sensitivity.write(folder.sensitivity)  # last: without it all this is done again
 
 
 def _say(console: Console | None, text: str) -> None:

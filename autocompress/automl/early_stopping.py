@@ -1,4 +1,4 @@
-"""Stops trials whose rank among all trials of their rung is low: MO-ASHA, as a rule and as Ray Tune's scheduler."""
+"""Which trials are worth the next rung: MO-ASHA, and what a stopped one would probably have reached."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from autocompress.pareto import Floats, ratio, score
 from autocompress.records import TrialRecord
@@ -42,19 +39,19 @@ class ParetoStopping:
     def learn(self, records: Iterable[TrialRecord], metric: str) -> None:
         """Takes in the rungs of trials that ended in an earlier start of the run."""
         for record in records:
-            for i, rung in enumerate(record.rungs):
-                self._costs[i].append((ratio(record), -rung.metrics.get(metric, math.nan)))
+            for rung in record.rungs:
+                self._costs[rung.steps].append((ratio(record), -rung.metrics.get(metric, math.nan)))
 
-    def goes_on(self, trial: str, rung: int, score: float, ratio: float) -> bool:
+    def goes_on(self, trial: str, steps: int, score: float, ratio: float) -> bool:
         """Whether a trial is worth the next rung.
 
         Args:
             trial: its name; remembered in `stopped` if not.
-            rung: index of the rung at whose end it was judged.
+            steps: of fine-tuning after which it was judged, which name the rung.
             score: the metric there, to be maximised; NaN never goes on.
             ratio: its latency ratio.
         """
-        costs = self._costs[rung]
+        costs = self._costs[steps]
         costs.append((ratio, -score))
         place = pareto_order(np.array(costs), self._budget)[-1]
         if math.isnan(score) or place >= max(1, math.ceil(len(costs) / self._reduction)):
@@ -136,27 +133,3 @@ def expected_score(record: TrialRecord, others: Sequence[TrialRecord], metric: s
     slope = float(np.clip(np.cov(early, final, bias=True)[0, 1] / variance, 0.0, 1.0)) if variance > 0 else 1.0
     at = record.rungs[last].metrics[metric]
     return max(reached, float(final.mean() + slope * (at - early.mean())))
-
-
-class ParetoScheduler(FIFOScheduler):
-    """See `ray.tune.schedulers.TrialScheduler`; asks the rule after each rung.
-
-    Args:
-        stopping: the rule.
-        metric: to be maximised.
-    """
-
-    def __init__(self, stopping: ParetoStopping, metric: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._stopping, self._metric = stopping, metric
-        self._rungs: dict[str, int] = defaultdict(int)
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Continue or stop. A trial that is done, or that reports no rung, ends by itself."""
-        if result.get("done") or "latency_ratio" not in result:
-            return TrialScheduler.CONTINUE
-        rung = self._rungs[trial.trial_id]
-        self._rungs[trial.trial_id] += 1
-        value = result["metrics"][self._metric]
-        on = self._stopping.goes_on(trial.trial_id, rung, value, result["latency_ratio"])
-        return TrialScheduler.CONTINUE if on else TrialScheduler.STOP

@@ -18,6 +18,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")
 
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
@@ -62,7 +63,12 @@ def n_concurrent(settings: SearchSettings) -> int:
 
 
 def run_trials(
-    searcher: StudySearcher, job: Job, n_trials: int, stop: Stop, callbacks: Sequence[tune.Callback] = ()
+    searcher: StudySearcher,
+    job: Job,
+    n_trials: int,
+    stop: Stop,
+    callbacks: Sequence[tune.Callback] = (),
+    scheduler: TrialScheduler | None = None,
 ) -> None:
     """Runs up to `n_trials` more trials on the Ray that is initialized.
 
@@ -74,6 +80,7 @@ def run_trials(
         n_trials: how many more.
         stop: looked at all the time.
         callbacks: told of what happens to each trial.
+        scheduler: may stop trials early; None lets each go to its end.
     """
     settings = job.settings
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
@@ -82,6 +89,7 @@ def run_trials(
             tune.with_resources(tune.with_parameters(Worker, job=job), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                scheduler=scheduler,
                 num_samples=n_trials,
                 max_concurrent_trials=n_concurrent(settings),
                 reuse_actors=True,

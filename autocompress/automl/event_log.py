@@ -23,7 +23,8 @@ class EventLog(tune.Callback):
     - "started": `host`, `pid` of the worker;
     - "rung": `steps`, `latency_ratio`, `metrics`, `seconds` of this rung;
     - "restarted": `reason` (how the worker died), `n_failures` so far;
-    - "complete", "failed", "unusable": `seconds` since the first start; `reason` unless complete.
+    - "complete", "stopped" (early, for its rank), "failed", "unusable": `seconds` since the first start; the last two
+      with a `reason`.
 
     Args:
         file: of the log; lines are added.
@@ -58,6 +59,8 @@ class EventLog(tune.Callback):
                 self._end(end, trial, reason=_last_line(result[end]))
         if "outcome" in result:
             self._end("complete", trial)
+        elif "so_far" in result and result.get("done"):
+            self._end("stopped", trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when a worker died and the trial is queued again."""

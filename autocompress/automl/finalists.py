@@ -26,8 +26,8 @@ def finalize(
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Gives every front point, and the uncompressed model, numbers measured from its file.
 
-    A point that turns out slower than the budget leaves the front and its successor is measured, until all points of
-    the front have files.
+    A point that turns out slower than the budget, or beyond that of size or memory, leaves the front and its successor
+    is measured, until all points of the front have files.
 
     Args:
         records: of all trials.
@@ -41,7 +41,8 @@ def finalize(
     """
     by_number = {record.number: _with_known_file(record, folder) for record in records}
     while True:
-        front = front_of(list(by_number.values()), job.metric, job.budget, job.reference_ms, job.min_score)
+        limits = (job.settings.size_budget_mib, job.settings.memory_budget_mib)
+        front = front_of(list(by_number.values()), job.metric, job.budget, job.reference_ms, job.min_score, *limits)
         wanted = [*front.points, *([front.baseline] if front.baseline is not None else [])]
         missing = [record for record in wanted if record.file is None]
         if not missing:

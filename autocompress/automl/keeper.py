@@ -47,10 +47,10 @@ class Keeper(tune.Callback):
                 folder.mkdir(parents=True, exist_ok=True)
                 for name, content in files.items():
                     _write(folder / name, content)
-            if state is not None:
-                _write(self._state_of(trial), state)
-            elif result.get("done"):
+            if result.get("done"):  # also where it was stopped early
                 self._state_of(trial).unlink(missing_ok=True)
+            elif state is not None:
+                _write(self._state_of(trial), state)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when the last retry has failed too."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autocompress.artifact import model_digest
 from autocompress.automl.bench import Job, n_macs
-from autocompress.automl.proposals import strongest_candidates
+from autocompress.automl.proposals import strongest_candidates, strongest_text
 from autocompress.automl.samplers import sampler_named
 from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
@@ -24,7 +24,7 @@ from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import time_sessions
 from autocompress.machine import describe_machine, describe_versions
-from autocompress.pareto import budget_ratio
+from autocompress.pareto import budget_ratios
 from autocompress.records import Latency, TrialRecord
 from autocompress.run_folder import RunInfo
 from autocompress.runtimes import Runtime, Session, runtime_named
@@ -69,7 +69,7 @@ def prepare(task: Task, space: str | SearchSpace, settings: SearchSettings, spec
     sampler_named(settings.sampler, settings.seed)
     criterion_named(settings.importance)
     if settings.latency_budget is not None:
-        budget_ratio(settings.latency_budget, 1.0)
+        budget_ratios(settings.latency_budget, 1.0)
     check_task(task)
     model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
@@ -170,7 +170,7 @@ def _info(
     reference_ms: float,
     min_score: float | None,
 ) -> RunInfo:
-    budget = None if settings.latency_budget is None else budget_ratio(settings.latency_budget, reference_ms)
+    budget = None if settings.latency_budget is None else budget_ratios(settings.latency_budget, reference_ms)[0]
     group_of = {path: group.name for group in graph.groups for path in group.producers}
     branch_of = {path: branch.name for branch in graph.branches for path in branch.layers}
     layers = tuple(
@@ -221,10 +221,11 @@ def _check_reachable(job: Job, space: SearchSpace, runtime: Runtime, reference: 
         student = compress(job.model, candidate, inputs, calibration, graph=job.graph, reconstruct=False)
         session = runtime.load(runtime.export(student, inputs, scratch), job.settings.n_threads)
         fastest = min(fastest, time_sessions(session, reference, inputs, _REACH_ROUNDS).ratio)
-        if fastest <= job.budget:
+        if fastest <= min(budget_ratios(str(job.settings.latency_budget), job.reference_ms)):
             return
     raise InputError(
         f"the budget {job.settings.latency_budget} is out of reach: of the strongest candidates of space "
         f"{space.name!r} the fastest takes {fastest:.3g}x ({fastest * job.reference_ms:.3g}ms) of the uncompressed "
-        f"{job.reference_ms:.3g}ms; raise the budget or offer stronger choices"
+        f"{job.reference_ms:.3g}ms; these knobs bind, as the strongest that is offered: {strongest_text(space)}; "
+        "raise the budget or offer stronger choices"
     )

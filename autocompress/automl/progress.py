@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from autocompress.config import ALL_THAT_FIT
 from autocompress.pareto import front_of, score
 from autocompress.records import TrialRecord
 
@@ -55,7 +56,11 @@ class SearchProgress:
             refresh_per_second=4,
         )
         self._bar = self._progress.add_task(
-            "trials", total=n_trials, completed=len(records), status=self.status(), left="?"
+            "trials",
+            total=None if n_trials == ALL_THAT_FIT else n_trials,
+            completed=len(records),
+            status=self.status(),
+            left="?",
         )
 
     def __enter__(self) -> SearchProgress:

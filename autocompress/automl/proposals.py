@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 from autocompress.candidate import Candidate
 from autocompress.space import Choice, Knob, SearchSpace
 
@@ -20,6 +23,21 @@ def strongest_candidates(space: SearchSpace) -> list[Candidate]:
         space.candidate({knob.name: _strongest(knob) for knob in space.knobs if knob.kind in kind}) for kind in kinds
     ]
     return _distinct(chosen)
+
+
+def strongest_text(space: SearchSpace) -> str:
+    """The last resort of each kind of knob, as `drop True (9), weight_bits 8 (20)`: with how many knobs have it."""
+    ends = Counter(f"{knob.kind} {_strongest(knob)}" for knob in space.knobs)
+    return ", ".join(f"{end} ({n})" for end, n in sorted(ends.items()))
+
+
+def strong_candidate(space: SearchSpace, seed: int) -> Candidate:
+    """A random candidate in which most knobs, how many is random too, are at their strongest."""
+    rng = random.Random(seed)
+    share = rng.uniform(0.5, 1.0)
+    return space.candidate(
+        {knob.name: _strongest(knob) if rng.random() < share else rng.choice(knob.choices) for knob in space.knobs}
+    )
 
 
 def uniform_candidates(space: SearchSpace, n_trials: int) -> list[Candidate]:

@@ -45,8 +45,8 @@ class Evaluation:
 class EarlyStopping(Protocol):
     """Who decides after each rung whether a trial goes on; see `ParetoStopping`."""
 
-    def goes_on(self, trial: str, rung: int, score: float, ratio: float) -> bool:
-        """Whether the trial, which has just been judged at the rung of that index, is worth the next one."""
+    def goes_on(self, trial: str, steps: int, score: float, ratio: float) -> bool:
+        """Whether the trial, which has just been judged after so many steps of fine-tuning, is worth the next rung."""
 
 
 def replay(
@@ -122,9 +122,10 @@ class _Replay:
         now, worker, i = heapq.heappop(self.events)
         record, evaluation = self._running[worker]
         last = i == len(evaluation.rungs) - 1
-        value = evaluation.rungs[i].metrics[self._study.metric]
+        rung = evaluation.rungs[i]
+        value = rung.metrics[self._study.metric]
         if not last and (
-            self._stopping is None or self._stopping.goes_on(record.name, i, value, evaluation.latency.ratio)
+            self._stopping is None or self._stopping.goes_on(record.name, rung.steps, value, evaluation.latency.ratio)
         ):
             heapq.heappush(self.events, (now + evaluation.seconds[i + 1] - evaluation.seconds[i], worker, i + 1))
             return now, None

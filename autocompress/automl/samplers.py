@@ -8,6 +8,7 @@ from functools import partial
 import optuna
 from optuna.samplers import BaseSampler
 
+from autocompress.automl.optimizer import Planner, SolverSampler
 from autocompress.automl.repeatable import Repeatable
 from autocompress.errors import InputError
 from autocompress.extensions import find_extension
@@ -27,8 +28,26 @@ def _random(seed: int) -> BaseSampler:
     return Repeatable(lambda drawn: optuna.samplers.RandomSampler(seed=drawn), seed)
 
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {"tpe": _tpe, "nsga2": _nsga2, "random": _random}
+def _solver(seed: int) -> BaseSampler:
+    """Proposes at random until `planned` gives it a plan."""
+    return Repeatable(SolverSampler, seed)
+
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "solver": _solver,
+    "tpe": _tpe,
+    "nsga2": _nsga2,
+    "random": _random,
+}
 """Name -> function of a seed that makes the sampler."""
+
+PLANNED = "solver"
+"""The default: it needs a plan."""
+
+
+def planned(planner: Planner, seed: int) -> BaseSampler:
+    """The default sampler with a search's plan."""
+    return Repeatable(lambda drawn: SolverSampler(drawn, planner), seed)
 
 
 def sampler_named(name: str, seed: int) -> BaseSampler:

@@ -141,7 +141,7 @@ class Probe:
     def digest(self) -> str:
         """12 hex digits that change with the model, the data and the way of compressing."""
         settings = self._settings
-        way = (settings.importance, settings.reconstruct, settings.activation_aware)
+        way = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
         digest = hashlib.sha256(f"{model_digest(self._model)}{way}".encode())
         for inputs in (*self._calibration, *(inputs for inputs, _ in self._labelled)):
             for value in inputs.values() if isinstance(inputs, dict) else inputs:
@@ -161,7 +161,9 @@ class Probe:
     def _student(self, candidate: Candidate) -> nn.Module:
         model, graph, evidence, how = self._model, self._graph, self._evidence, self._settings
         recipe = resolve(model, graph, candidate, how.importance, evidence, how.activation_aware)
-        return rebuild(model, graph, recipe, self._calibration, how.reconstruct, evidence, how.activation_aware)
+        return rebuild(
+            model, graph, recipe, self._calibration, how.reconstruct, evidence, how.activation_aware, how.quantize
+        )
 
     def _one(self, student: nn.Module, batch: Batch) -> float:
         with torch.no_grad():

@@ -15,9 +15,11 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
 
+from autocompress.automl.early_stopping import expected_score
 from autocompress.automl.journal import StudyJournal
+from autocompress.automl.proposals import strong_candidate
 from autocompress.candidate import Candidate
-from autocompress.pareto import ratio, score
+from autocompress.pareto import ratio
 from autocompress.records import TrialRecord
 from autocompress.space import SearchSpace
 
@@ -39,6 +41,7 @@ class SearchStudy:
         metric: name of the metric to maximise.
         budget: largest feasible latency ratio, or None.
         min_score: smallest useful value of the metric, or None.
+        max_size_mib: largest feasible size of the runtime's file, or None.
         predict: the predicted latency ratio of a candidate; one whose prediction misses the budget is told to the
             sampler as infeasible by as much, and never given out. None gives out whatever is proposed.
     """
@@ -51,9 +54,10 @@ class SearchStudy:
         metric: str,
         budget: float | None,
         min_score: float | None = None,
+        max_size_mib: float | None = None,
         predict: Callable[[Candidate], float] | None = None,
     ) -> None:
-        self._predict = predict
+        self._predict, self.max_size_mib = predict, max_size_mib
         self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = None if path is None else _journal(path)
@@ -87,6 +91,10 @@ class SearchStudy:
         ]
         self._records = {record.number: record for record in records}
         self._known = {record.candidate.digest: record for record in records}
+
+    def use(self, sampler: BaseSampler) -> None:
+        """Lets another sampler propose from now on."""
+        self._study.sampler = sampler
 
     def requeue_interrupted(self) -> int:
         """Closes trials that were running when the driver died; returns how many are queued to run again.
@@ -141,7 +149,7 @@ class SearchStudy:
         running = {digest for _, digest in self._open.values()}
         for i in range(_MAX_REPEATS):
             if i >= _PATIENCE:
-                self.enqueue([self.space.sample(self._n_drawn())], "random")
+                self.enqueue([self._drawn(i)], "random")
             trial, candidate = self._propose()
             known = self._known.get(candidate.digest)
             excess = self._predicted_excess(candidate)
@@ -195,21 +203,34 @@ class SearchStudy:
         if self.budget is not None:
             excesses["latency"] = ratio(record) - self.budget
         if self.min_score is not None and excesses.get("latency", 0.0) <= 0:
-            excesses["metric"] = self.min_score - score(record, self.metric)
+            excesses["metric"] = self.min_score - self._expected(record)
+        if self.max_size_mib is not None and math.isfinite(record.size_mib):
+            excesses["size"] = record.size_mib - self.max_size_mib
         return excesses
+
+    def _expected(self, record: TrialRecord) -> float:
+        """The metric that the sampler is told: of a trial that was stopped early, what it would have reached."""
+        return expected_score(record, list(self._records.values()), self.metric)
+
+    def _drawn(self, attempt: int) -> Candidate:
+        """A random candidate; where predictions screen, every second one with most knobs at their strongest."""
+        seed = self._n_drawn()
+        strong = self._predict is not None and attempt % 2 == 1
+        return strong_candidate(self.space, seed) if strong else self.space.sample(seed)
 
     def _n_drawn(self) -> int:
         """A seed that no earlier draw of this study had, the same in a repeated run."""
         return sum("again" not in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
 
     def _tell(self, trial: optuna.Trial, record: TrialRecord, constrained: bool = False) -> None:
-        if record.state == "failed" or not all(map(math.isfinite, (score(record, self.metric), ratio(record)))):
+        told = [self._expected(record), ratio(record)]
+        if record.state == "failed" or not all(map(math.isfinite, told)):
             self._study.tell(trial, state=TrialState.FAIL)
             return
         if not constrained:
             for name, excess in self._excesses(record).items():
                 trial.set_constraint(name, excess)
-        self._study.tell(trial, [score(record, self.metric), ratio(record)])
+        self._study.tell(trial, told)
 
 
 def _journal(path: Path) -> StudyJournal:

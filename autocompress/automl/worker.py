@@ -31,7 +31,8 @@ class Worker(tune.Trainable):
 
     The config of a trial has `number`, `name` and `candidate` (canonical JSON). A step reports
 
-    - after each rung, the trial's `progress`, and under `STATE` the bytes from which another process can go on;
+    - after each rung, the trial's `progress`, its outcome `so_far`, and under `STATE` the bytes from which another
+      process can go on;
     - after the last, its `outcome`, and under `FILES` the compressed model's files by name;
     - `failed`, the traceback of a trial that raised or took too long: that does not kill the process;
     - `unusable`, one line, when this machine cannot run any trial (no data, a full disk).
@@ -95,9 +96,10 @@ class Worker(tune.Trainable):
             trial = self._trial
             trial.step()
             if not trial.done:
-                return {**trial.progress, STATE: _to_bytes(trial.state_dict()), "done": False}
+                state = _to_bytes(trial.state_dict())
+                return {**trial.progress, "so_far": _outcome(trial), STATE: state, "done": False}
             files = trial.files()
-            return {**trial.progress, "outcome": json.dumps(asdict(trial.outcome())), FILES: files, "done": True}
+            return {**trial.progress, "outcome": _outcome(trial), FILES: files, "done": True}
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise _unusable(error) from error
@@ -110,6 +112,10 @@ class Worker(tune.Trainable):
             trial.load_state_dict(torch.load(io.BytesIO(self._state), weights_only=True))
             self._state = None
         return trial
+
+
+def _outcome(trial: Trial) -> str:
+    return json.dumps(asdict(trial.outcome()))
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

@@ -26,17 +26,32 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--config", type=Path, help="YAML file with any of these settings and `distill`; flags win")
     search.add_argument("--space", help="name in search_spaces/ or a .yaml file (default: default)")
     search.add_argument(
-        "--latency-budget", help="0.5x of the uncompressed latency, or 2.0ms (default: the whole front)"
+        "--latency-budget",
+        help="0.5x of the uncompressed latency, or 2.0ms; several with commas (default: the whole front)",
     )
     search.add_argument(
         "--min-accuracy", type=float, help="smallest useful value of the metric (default: half of the uncompressed)"
     )
-    search.add_argument("--trials", dest="n_trials", type=int, help="trials in all (default: 40)")
-    search.add_argument("--minutes", type=float, help="time limit of the trials (default: none)")
+    search.add_argument("--size-budget-mib", type=float, help="largest size of the runtime's file (default: none)")
+    search.add_argument(
+        "--memory-budget-mib", type=float, help="most memory that running a file of the front may take (default: none)"
+    )
+    search.add_argument(
+        "--trials", dest="n_trials", type=int, help="trials in all (default: 40, or with --minutes as many as fit)"
+    )
+    search.add_argument("--minutes", type=float, help="time limit of the trials, all of which is used (default: none)")
+    search.add_argument("--patience", type=int, help="ends after so many trials without gain (default: never)")
     _add_resources(search)
     search.add_argument("--runtime", help="target runtime (default: onnxruntime)")
     search.add_argument("--threads", dest="n_threads", type=int, help="threads of the target runtime (default: 1)")
-    search.add_argument("--sampler", help="tpe, nsga2, random or package.module:function (default: tpe)")
+    search.add_argument("--sampler", help="solver, tpe, nsga2, random or package.module:function (default: solver)")
+    search.add_argument("--sensitivity", help="what each choice costs: measured or fisher (default: measured)")
+    search.add_argument(
+        "--early-stopping",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="ends fine-tunes whose Pareto rank is low (default: on)",
+    )
     search.add_argument("--importance", help="which channels matter: l2, l1, fpgm, bn_scale, taylor, ... (default: l2)")
     search.add_argument(
         "--reconstruct",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from ray.tune.search import Searcher
 
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Outcome
+from autocompress.automl.early_stopping import ParetoStopping
+from autocompress.automl.patience import Patience
 from autocompress.automl.stop import Stop
 from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
@@ -186,3 +188,55 @@ def test_its_own_time_is_counted(run: Run) -> None:
     assert 0 < asking < 5
     run.searcher.on_trial_complete("a", {"failed": "x"})
     assert run.searcher.seconds > asking
+
+
+# --- early ends
+
+
+def test_a_trial_that_was_stopped_early_has_a_record_of_its_own(run: Run) -> None:
+    stopping = ParetoStopping(None)
+    run.searcher = StudySearcher(run.study, run.file, lambda: 5.0, run.heard.append, run.stop, stopping=stopping)
+    for trial_id, accuracy in (("a", 0.9), ("b", 0.1)):
+        run.suggest(trial_id)
+        assert stopping.goes_on(trial_id, 0, accuracy, 0.4) == (trial_id == "a")
+    so_far = json.dumps(asdict(replace(outcome(0.4), rungs=(Rung(0, {"accuracy": 0.1}),), metrics={"accuracy": 0.1})))
+    run.searcher.on_trial_complete("b", {"so_far": so_far, "done": True})
+    (record,) = read_records(run.file)
+    assert (record.state, record.metrics, len(record.rungs)) == ("stopped", {"accuracy": 0.1}, 1)
+    assert run.study.n_finished == 1
+
+
+def test_a_trial_that_a_time_limit_cut_off_is_not_a_stopped_one(run: Run) -> None:
+    run.searcher = StudySearcher(run.study, run.file, lambda: 5.0, run.heard.append, stopping=ParetoStopping(None))
+    run.suggest("a")
+    run.searcher.on_trial_complete("a", {"so_far": json.dumps(asdict(outcome(0.4)))})
+    assert not run.file.exists()
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "{}",
+        "no JSON",
+        '{"latency": 3}',
+        json.dumps({**asdict(outcome(-1.0)), "surprise": 1}),
+        json.dumps(asdict(outcome(-0.5))),
+    ],
+)
+def test_a_report_that_makes_no_sense_is_a_failed_trial(run: Run, report: str) -> None:
+    run.suggest("a")
+    run.searcher.on_trial_complete("a", {"outcome": report, "done": True})
+    (record,) = read_records(run.file)
+    assert record.state == "failed"
+    assert "makes no sense" in str(record.error)
+    assert run.suggest("b"), "the search goes on"
+
+
+def test_a_search_without_gain_ends_if_asked(run: Run) -> None:
+    patience = Patience(1, "accuracy", None, None)
+    run.searcher = StudySearcher(run.study, run.file, lambda: 5.0, run.heard.append, patience=patience)
+    for trial_id in ("a", "b"):
+        run.suggest(trial_id)
+        run.searcher.on_trial_complete(trial_id, {"outcome": json.dumps(asdict(outcome(0.4))), "done": True})
+    assert patience.over, "the second one is no better than the first"
+    assert run.searcher.suggest("c") == Searcher.FINISHED

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
 from autocompress.automl.early_stopping import (
-    ParetoScheduler,
     ParetoStopping,
     expected_score,
     front_numbers,
     pareto_order,
 )
+from autocompress.automl.scheduler import ParetoScheduler
 from autocompress.candidate import Candidate
 from autocompress.records import Latency, Rung, TrialRecord
 
@@ -126,13 +126,13 @@ def test_the_scheduler_asks_after_each_rung_and_lets_ended_trials_end() -> None:
     rule = ParetoStopping(None, reduction=2)
     scheduler = ParetoScheduler(rule, "accuracy")
 
-    def result(trial: str, value: float, **more: object) -> str:
-        given = {"latency_ratio": 0.4, "metrics": {"accuracy": value}, "done": False, **more}
+    def result(trial: str, value: float, steps: int = 0, **more: object) -> str:
+        given = {"steps": steps, "latency_ratio": 0.4, "metrics/accuracy": value, "done": False, **more}
         return scheduler.on_trial_result(None, SimpleNamespace(trial_id=trial), given)  # type: ignore[arg-type]
 
     assert result("a", 0.9) == TrialScheduler.CONTINUE
     assert result("b", 0.1) == TrialScheduler.STOP
-    assert result("a", 0.9) == TrialScheduler.CONTINUE, "its second rung, where it is the first"
+    assert result("a", 0.9, 20) == TrialScheduler.CONTINUE, "its second rung, where it is the first"
     assert result("c", 0.0, done=True) == TrialScheduler.CONTINUE
     failed = {"failed": "Traceback", "done": True}
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="d"), failed) == TrialScheduler.CONTINUE  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def test_a_space_smaller_than_the_workers_ends() -> None:
 
 
 class StopAtFirst:
-    def goes_on(self, trial: str, rung: int, score: float, ratio: float) -> bool:
+    def goes_on(self, trial: str, steps: int, score: float, ratio: float) -> bool:
         return score > 0.8
 
 

@@ -9,11 +9,17 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from autocompress.automl.optimizer import SolverSampler
 from autocompress.automl.repeatable import Repeatable
 from autocompress.automl.samplers import SAMPLERS, sampler_named
 from autocompress.errors import InputError, MissingExtraError
 
-KINDS: dict[str, type[BaseSampler]] = {"tpe": TPESampler, "nsga2": NSGAIISampler, "random": RandomSampler}
+KINDS: dict[str, type[BaseSampler]] = {
+    "solver": SolverSampler,
+    "tpe": TPESampler,
+    "nsga2": NSGAIISampler,
+    "random": RandomSampler,
+}
 
 
 def proposals(sampler: BaseSampler) -> list[dict[str, int]]:
@@ -51,7 +57,7 @@ def test_a_sampler_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_names_that_nobody_has() -> None:
-    with pytest.raises(InputError, match=r"one of \['nsga2', 'random', 'tpe'\] or .* but got 'annealing'"):
+    with pytest.raises(InputError, match=r"one of \['nsga2', 'random', 'solver', 'tpe'\] or .* but got 'annealing'"):
         sampler_named("annealing", 0)
     with pytest.raises(MissingExtraError, match="'no_such_module:make' cannot be imported"):
         sampler_named("no_such_module:make", 0)

@@ -1,0 +1,90 @@
+"""What a search starts from: the solver's candidates, spread over the front, and a latency model that learns."""
+
+from __future__ import annotations
+
+from optuna.samplers import RandomSampler
+
+from autocompress.automl.planning import Foresight, enqueue_solved, enqueue_stock, from_the_middle, planner_of
+from autocompress.automl.predictor import LaunchModel
+from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
+from autocompress.automl.study import SearchStudy
+from autocompress.candidate import Candidate
+from autocompress.graph import inspect_model
+from autocompress.records import Latency, TrialRecord
+from tests.automl.tasks import images, tiny_space, trained_model
+
+SPACE = tiny_space()
+GRAPH = inspect_model(trained_model(), (images(1, 0)[0],))
+SENSITIVITY = Sensitivity(
+    0.1,
+    tuple(
+        ChoiceLoss(k.kind, k.target, choice, 0.1 * (i + 1)) for i, (k, choice, _) in enumerate(single_choices(SPACE))
+    ),
+)
+
+
+def record(candidate: Candidate, ratio: float) -> TrialRecord:
+    return TrialRecord(0, "complete", "sampler", candidate, latency=Latency(ratio, 0.0, 1.0, 9))
+
+
+def study(budget: float | None = None) -> SearchStudy:
+    return SearchStudy(None, SPACE, RandomSampler(seed=0), "accuracy", budget)
+
+
+def asked(study: SearchStudy, n: int) -> list[tuple[int, Candidate, str]]:
+    return [item for _ in range(n) if (item := study.ask()) is not None]
+
+
+def test_the_solvers_candidates_come_after_a_few_uniform_ones() -> None:
+    search, foresight = study(0.9), Foresight(LaunchModel(GRAPH, 2.0))
+    enqueue_solved(search, SENSITIVITY, foresight, 30)
+    origins = [origin for _, _, origin in asked(search, 10)]
+    assert origins[:2] == ["uniform", "uniform"]
+    assert 2 <= origins.count("solver") <= 6
+    assert "sampler" in origins, "then the sampler goes on"
+
+
+def test_what_the_solver_proposes_is_within_the_budget_and_different() -> None:
+    search, foresight = study(0.6), Foresight(LaunchModel(GRAPH, 2.0))
+    enqueue_solved(search, SENSITIVITY, foresight, 50)
+    solved = [candidate for _, candidate, origin in asked(search, 12) if origin == "solver"]
+    assert solved and len({candidate.digest for candidate in solved}) == len(solved)
+    assert (foresight.ratios(solved) <= 0.6).all()
+
+
+def test_other_samplers_start_from_uniform_candidates() -> None:
+    search = study()
+    enqueue_stock(search, 12)
+    assert {origin for _, _, origin in asked(search, 3)} == {"uniform"}
+
+
+def test_predictions_are_trusted_once_some_trials_were_measured() -> None:
+    foresight = Foresight(LaunchModel(GRAPH, 2.0))
+    candidate = SPACE.uniform(weight_bits=8)
+    point = float(foresight.ratios([candidate])[0])
+    assert foresight.screened(candidate) < point, "the benefit of the doubt"
+    for seed in range(8):
+        foresight.learn(record(SPACE.sample(seed), 0.5))
+    assert foresight.screened(candidate) == float(foresight.ratios([candidate])[0])
+    assert foresight.screened(candidate) != point, "and the model has learned"
+
+
+def test_failed_and_unmeasured_trials_teach_nothing() -> None:
+    foresight = Foresight(LaunchModel(GRAPH, 2.0))
+    before = foresight.ratios([SPACE.sample(1)])
+    foresight.learn(TrialRecord(0, "failed", "sampler", SPACE.sample(2)))
+    foresight.learn(record(SPACE.sample(2), float("nan")))
+    assert (foresight.ratios([SPACE.sample(1)]) == before).all()
+
+
+def test_the_first_of_an_order_cover_the_whole() -> None:
+    candidates = [Candidate({"a": (i + 1) / 100}) for i in range(15)]
+    ordered = from_the_middle(candidates)
+    assert sorted(candidate.prune_ratio["a"] for candidate in ordered) == [c.prune_ratio["a"] for c in candidates]
+    assert [round(100 * candidate.prune_ratio["a"]) for candidate in ordered[:3]] == [8, 4, 12]
+
+
+def test_a_plan_proposes_within_the_space() -> None:
+    search = study()
+    planner = planner_of(search, SENSITIVITY, Foresight(LaunchModel(GRAPH, 1.0)))
+    assert planner.space is SPACE
