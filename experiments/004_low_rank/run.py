@@ -1,0 +1,364 @@
+"""Low rank by output error beside plain weight SVD: per layer, whole models, timings, and which inputs count.
+
+    python run.py errors|models|inputs|shows|timings
+
+Every part appends what it has measured to its own CSV file and passes over rows that are already there.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.candidate import Candidate
+from autocompress.compression import Evidence, rebuild, resolve
+from autocompress.compression.low_rank.decomposition import compose
+from autocompress.compression.low_rank.matrices import matrices_of
+from autocompress.compression.low_rank.moments import collect_moments, windows
+from autocompress.compression.low_rank.source import LowRankSource
+from autocompress.compression.recipe import Recipe
+from autocompress.graph import Layer, inspect_model
+from autocompress.machine import describe_machine, describe_versions
+from autocompress.ranks import Split, cost, largest_ranks, reason_against
+from autocompress.runtimes import runtime_named
+from autocompress.task import Inputs, as_inputs, call_model, load_task
+
+HERE = Path(__file__).parent
+MODELS = {"resnet56": "cifar10:resnet56", "minilm": "sst2:minilm"}
+N_CALIBRATION = {"resnet56": 1024, "minilm": 256}
+SCHEMES = ("channel", "spatial", "tucker")
+
+
+class Case:
+    """A model with its graph, calibration batches from the training data, and held-out inputs from the test data."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.task = name, load_task(MODELS[name])
+        self.model = self.task.build_model()
+        self.graph = inspect_model(self.model, as_inputs(self.task.example_inputs()))
+        self.calibration = [inputs for inputs, _ in self.batches(N_CALIBRATION[name])]
+        self.source = LowRankSource(self.model, self.graph, self.calibration)
+
+    def batches(self, n_samples: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """The first samples of the calibration order, in batches of 64, not augmented."""
+        generator = torch.Generator().manual_seed(0)
+        if self.name == "resnet56":
+            from autocompress.tasks.cifar10 import _to_inputs
+            from autocompress.tasks.cifar10_data import load_images
+
+            images, labels = load_images("train")
+            for part in torch.randperm(len(images), generator=generator)[:n_samples].split(64):
+                yield _to_inputs(images[part]), labels[part]
+        else:
+            from autocompress.tasks.sst2 import load_sentences
+
+            ids, mask, labels = load_sentences("train")
+            for part in torch.randperm(len(ids), generator=generator)[:n_samples].split(64):
+                yield (ids[part], mask[part]), labels[part]
+
+    def held_out(self) -> tuple[Inputs, Tensor | None]:
+        """128 samples that neither training nor calibration has seen, and which positions hold a token."""
+        kept: list[Inputs] = []
+        n_classes = 10 if self.name == "resnet56" else 2
+
+        def keep(inputs: Inputs) -> Tensor:
+            kept.append(inputs)
+            return torch.zeros(len(inputs[0]), n_classes)
+
+        self.task.evaluate(keep, "test")
+        inputs = tuple(torch.cat(parts)[:128] for parts in zip(*kept, strict=True))
+        return inputs, inputs[1].bool().flatten() if self.name == "minilm" else None
+
+    def layers(self) -> list[Layer]:
+        """Without the first convolution, the embeddings and the classifier."""
+        first = "conv1" if self.name == "resnet56" else ""
+        kinds = ("conv2d",) if self.name == "resnet56" else ("linear",)
+        return [layer for layer in self.graph.layers if layer.kind in kinds and layer.path not in (first, "head")]
+
+
+def ranks_within(layer: Layer, scheme: str, share: float) -> tuple[int, ...] | None:
+    """The largest ranks, not on a grid, at which the factors take at most this share of the layer's MACs."""
+    if reason_against(layer, scheme) is not None:
+        return None
+    largest = largest_ranks(layer, scheme)
+    for step in range(1000, 0, -1):
+        ranks = tuple(max(1, math.floor(step / 1000 * most)) for most in largest)
+        if cost(layer, scheme, ranks) <= share * cost(layer, None):
+            return ranks
+    return None
+
+
+def rows_of(layer: Layer, module: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """What the layer's outputs are computed from, (n, features)."""
+    rows = windows(module, x)[0] if isinstance(module, nn.Conv2d) else x.flatten(0, -2)
+    return (rows if mask is None else rows[mask]).double()
+
+
+def layer_inputs(model: nn.Module, layers: list[Layer], inputs: Inputs) -> dict[str, Tensor]:
+    """What each layer reads."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(layer.path).register_forward_pre_hook(
+            lambda _module, args, path=layer.path: seen.__setitem__(path, args[0])
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        call_model(model, inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def errors() -> None:
+    """Output error of each layer at half of its MACs, on held-out inputs."""
+    for name in MODELS:
+        case = Case(name)
+        inputs, mask = case.held_out()
+        seen = layer_inputs(case.model, case.layers(), inputs)
+        for layer in case.layers():
+            module = case.model.get_submodule(layer.path)
+            (weight,) = matrices_of(module, layer, {})
+            rows = rows_of(layer, module, seen[layer.path], mask)
+            whole = rows @ weight[0].flatten(1).double().mT
+            for scheme in SCHEMES:
+                ranks = ranks_within(layer, scheme, 0.5)
+                if ranks is None or is_done("errors", model=name, layer=layer.path, scheme=scheme):
+                    continue
+                found = {}
+                for aware in (False, True):
+                    made = case.source.factors(layer, Split(scheme, ranks), activation_aware=aware)
+                    composed = compose(made.factors[0])[0].flatten(1)
+                    lost = rows @ (weight[0].flatten(1).double() - composed).mT
+                    found[aware] = float(lost.norm() / whole.norm())
+                append(
+                    "errors",
+                    model=name,
+                    layer=layer.path,
+                    shape="x".join(map(str, layer.weight_shape)),
+                    scheme=scheme,
+                    ranks=" ".join(map(str, ranks)),
+                    macs_share=round(cost(layer, scheme, ranks) / cost(layer, None), 3),
+                    plain_error=round(found[False], 5),
+                    aware_error=round(found[True], 5),
+                    ratio=round(found[True] / found[False], 4),
+                )
+            print(layer.path, flush=True)
+
+
+def models() -> None:
+    """Accuracy of whole models, every layer at a share of its MACs, without any fine-tune."""
+    for name in MODELS:
+        case = Case(name)
+        evidence = Evidence(case.model, case.graph, case.calibration)
+        evidence.__dict__["low_rank"] = case.source
+        record_model(case, "none", 1.0, None, case.model)
+        for share in (0.75, 0.5):
+            for scheme in SCHEMES:
+                splits = {layer.path: ranks_within(layer, scheme, share) for layer in case.layers()}
+                splits = {path: Split(scheme, ranks) for path, ranks in splits.items() if ranks is not None}
+                for aware in (False, True):
+                    if not splits or is_done("models", model=name, scheme=scheme, macs_share=share, aware=aware):
+                        continue
+                    student = rebuild(
+                        case.model,
+                        case.graph,
+                        Recipe(ranks=splits),
+                        case.calibration,
+                        evidence=evidence,
+                        activation_aware=aware,
+                    )
+                    record_model(case, scheme, share, aware, student)
+
+
+def record_model(case: Case, scheme: str, share: float, aware: bool | None, student: nn.Module) -> None:
+    """Judges a model on the test split."""
+    if not is_done("models", model=case.name, scheme=scheme, macs_share=share, aware=aware):
+        metrics = case.task.evaluate(predictor(student), "test")
+        values = {key: round(value, 4) for key, value in metrics.items()}
+        append("models", model=case.name, scheme=scheme, macs_share=share, aware=aware, **values)
+        print(case.name, scheme, share, aware, values, flush=True)
+
+
+def inputs() -> None:
+    """After pruning: second moments of the uncompressed model's inputs, or of the pruned student's own."""
+    case = Case("resnet56")
+    evidence = Evidence(case.model, case.graph, case.calibration)
+    evidence.__dict__["low_rank"] = case.source
+    for prune_ratio in (0.25, 0.5):
+        groups = [group for group in case.graph.groups if group.name.endswith("conv1") and group.name != "conv1"]
+        candidate = Candidate(prune_ratio={group.name: prune_ratio for group in groups})
+        pruned = resolve(case.model, case.graph, candidate, evidence=evidence)
+        bare = rebuild(case.model, case.graph, pruned, case.calibration, reconstruct=True)
+        ranks = {layer.path: "spatial:0.25" for layer in case.layers()}
+        both = Candidate(prune_ratio=candidate.prune_ratio, rank_ratio=ranks)
+        recipe = resolve(case.model, case.graph, both, evidence=evidence)
+        own = LowRankSource(case.model, case.graph, case.calibration)
+        own.__dict__["moments"] = collect_moments(bare, list(recipe.ranks), case.calibration)
+        for kind, source in (("pruned only", None), ("uncompressed model's", case.source), ("student's own", own)):
+            if is_done("inputs", prune_ratio=prune_ratio, moments=kind):
+                continue
+            student = bare
+            if source is not None:
+                student = _with_source(case, recipe, source, pruned_inputs=kind == "student's own")
+            metrics = case.task.evaluate(predictor(student), "test")
+            values = {key: round(value, 4) for key, value in metrics.items()}
+            append("inputs", prune_ratio=prune_ratio, moments=kind, **values)
+            print(prune_ratio, kind, values, flush=True)
+
+
+def _with_source(case: Case, recipe: Recipe, source: LowRankSource, pruned_inputs: bool) -> nn.Module:
+    """`rebuild` with these second moments; those of a pruned student are of the kept channels already."""
+    evidence = Evidence(case.model, case.graph, case.calibration)
+    evidence.__dict__["low_rank"] = source
+    if not pruned_inputs:
+        return rebuild(case.model, case.graph, recipe, case.calibration, True, evidence)
+    from autocompress.compression.low_rank import source as module
+
+    whole = module.seconds_of
+    module.seconds_of = lambda moments, layer, gone: [moments[layer.path]]  # type: ignore[assignment]
+    try:
+        return rebuild(case.model, case.graph, recipe, case.calibration, True, evidence)
+    finally:
+        module.seconds_of = whole
+
+
+def shows() -> None:
+    """A ResNet-56 with prune, rank and 8 bits in one layer, exported, run by ONNX Runtime beside PyTorch."""
+    case = Case("resnet56")
+    target = "layer3.4.conv2"
+    candidate = Candidate(
+        prune_ratio={"layer3.4.conv1": 0.25},
+        rank_ratio={target: "spatial:0.25"},
+        weight_bits={layer.path: 8 for layer in case.graph.layers},
+    )
+    evidence = Evidence(case.model, case.graph, case.calibration)
+    recipe = resolve(case.model, case.graph, candidate, evidence=evidence)
+    student = rebuild(case.model, case.graph, recipe, case.calibration, True, evidence)
+    runtime = runtime_named("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        session = runtime.load(runtime.export(student, as_inputs(case.task.example_inputs()), Path(folder)))
+        held_out, _ = case.held_out()
+        with torch.no_grad():
+            ours = call_model(student, held_out)
+        theirs = session.predict(held_out)
+        text = f"{target} of ResNet-56: input channels pruned by a quarter, then split, both factors at 8 bits\n\n"
+        text += f"{student.get_submodule(target)}\n\n"
+        text += "logits of the first three held-out images, PyTorch above ONNX Runtime\n"
+        for one, other in list(zip(ours, theirs, strict=True))[:3]:
+            for row in (one, other):
+                text += " ".join(f"{value:8.4f}" for value in row.tolist()) + "\n"
+            text += "\n"
+        noise = (theirs - ours).square().mean() / ours.square().mean()
+        text += (
+            f"difference on 128 images: {10 * float(noise.log10()):.1f} dB, largest {(theirs - ours).abs().max():.4f}, "
+        )
+        text += f"same class on {int((theirs.argmax(1) == ours.argmax(1)).sum())} of 128\n"
+        for label, predict in (("PyTorch", predictor(student)), ("ONNX Runtime", session.predict)):
+            text += f"accuracy on the test split, {label}: {case.task.evaluate(predict, 'test')['accuracy']:.4f}\n"
+    (HERE / "shows.txt").write_text(text)
+    print(text)
+
+
+def timings() -> None:
+    """Seconds of each step, on an idle machine."""
+    found: dict[str, float] = {}
+    for name in MODELS:
+        case = Case(name)
+        paths = [layer.path for layer in case.graph.layers]
+        found[f"{name}: second moments of {N_CALIBRATION[name]} samples, s"], moments = timed(
+            lambda: collect_moments(case.model, paths, case.calibration)  # noqa: B023
+        )
+        case.source.__dict__["moments"] = moments
+        begin = time.perf_counter()
+        for layer in case.graph.layers:
+            case.source.decompositions(layer, "channel")
+        found[f"{name}: channel decompositions of all {len(paths)} layers, s"] = time.perf_counter() - begin
+        case.source.moments  # noqa: B018
+        evidence = Evidence(case.model, case.graph, case.calibration)
+        found[f"{name}: moments read from disk, digest included, s"], _ = timed(
+            lambda: (evidence.low_rank.moments, sum(float(m.sum()) for m in evidence.low_rank.moments.values()))  # noqa: B023
+        )
+        for scheme in SCHEMES if name == "resnet56" else ("channel",):
+            splits = {layer: ranks_within(layer, scheme, 0.5) for layer in case.layers()}
+            cold, warm = [], []
+            for layer, ranks in splits.items():
+                if ranks is None:
+                    continue
+                case.source.decompositions(layer, scheme)
+                for times, at in ((cold, ranks), (warm, ranks)):
+                    seconds, _ = timed(lambda: apply(case, layer, Split(scheme, at)))  # noqa: B023
+                    times.append(1e3 * seconds)
+            for label, times in (("a rank not asked before", cold), ("a rank asked before", warm)):
+                found[f"{name} {scheme}: {label}, ms a layer, mean"] = sum(times) / len(times)
+                found[f"{name} {scheme}: {label}, ms a layer, largest"] = max(times)
+    data = {**{key: round(value, 3) for key, value in found.items()}, "n_threads": torch.get_num_threads()}
+    (HERE / "timings.json").write_text(json.dumps({**environment(), "seconds": data}, indent=1))
+    print(json.dumps(data, indent=1))
+
+
+def apply(case: Case, layer: Layer, split: Split) -> nn.Module:
+    """The torch layers at this rank, as in a trial, without the copy of the model."""
+    from autocompress.compression.low_rank.layers import layers_of
+
+    made = case.source.factors(layer, split)
+    return layers_of(case.model.get_submodule(layer.path), split.scheme, made.factors[0])
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what it gave."""
+    begin = time.perf_counter()
+    value = run()
+    return time.perf_counter() - begin, value
+
+
+def predictor(model: nn.Module) -> Callable[[Inputs], Tensor]:
+    """What a task judges."""
+
+    def predict(inputs: Inputs) -> Tensor:
+        with torch.no_grad():
+            outputs: Tensor = call_model(model, inputs)
+        return outputs
+
+    return predict
+
+
+def append(part: str, **row: object) -> None:
+    """Adds a row to the part's CSV file."""
+    file = HERE / f"{part}.csv"
+    is_new = not file.exists()
+    with file.open("a", newline="") as out:
+        writer = csv.DictWriter(out, list(row))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def is_done(part: str, **keys: object) -> bool:
+    """Whether a row with these values is there."""
+    file = HERE / f"{part}.csv"
+    if not file.exists():
+        return False
+    with file.open(newline="") as rows:
+        return any(all(row[key] == str(value) for key, value in keys.items()) for row in csv.DictReader(rows))
+
+
+def environment() -> dict[str, object]:
+    """Machine and library versions."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return {"commit": commit.stdout.strip(), "machine": describe_machine(), "versions": describe_versions()}
+
+
+if __name__ == "__main__":
+    {"errors": errors, "models": models, "inputs": inputs, "shows": shows, "timings": timings}[sys.argv[1]]()
