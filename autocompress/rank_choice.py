@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from autocompress.errors import InputError
 
-SCHEMES = ("channel", "spatial", "tucker")
+SCHEMES = ("channel", "spatial", "tucker", "recurrent")
 """Ways to split a layer; the first one exists for every kind of layer."""
 
 RANK_RULE = (
-    '`0 < rank_ratio <= 1`, null, or "[spatial:|tucker:](ratio|energy:share)[+sparse:share|+bits:n]" as "spatial:0.5", '
-    '"energy:0.95" or "0.25+sparse:0.05"'
+    '`0 < rank_ratio <= 1`, null, or "[spatial:|tucker:|recurrent:](ratio|energy:share)[+sparse:share|+bits:n]" '
+    'as "spatial:0.5", "energy:0.95" or "0.25+sparse:0.05"'
 )
 _FORM = re.compile(
     rf"(?:(?P<scheme>{'|'.join(SCHEMES)}):)?(?P<energy>energy:)?(?P<kept>[0-9.e-]+)"

@@ -24,8 +24,8 @@ class Split:
 
     Attributes:
         scheme: one of `SCHEMES`.
-        ranks: channels between the factors, over all groups: one number, for "tucker" two. Of a recurrent layer one for
-            each level; 0 leaves that level's input weights as they are.
+        ranks: channels between the factors, over all groups: one number, for "tucker" two. Of an LSTM or GRU one for
+            each level; 0 leaves the level as it is.
         residual: what is added to the factors, or None.
     """
 
@@ -51,11 +51,19 @@ class Split:
         return cls(str(data["scheme"]), tuple(int(rank) for rank in data["ranks"]), residual)
 
 
-def parts(layer: Layer) -> list[Layer]:
-    """The matrices of a layer that are split each on its own: the input weights of a recurrent one, else the layer."""
+def parts(layer: Layer, scheme: str) -> list[Layer]:
+    """The matrices of a layer that are split each on its own: one for each level of an LSTM or GRU, else the layer.
+
+    Of a level that is the input weights, or for "recurrent" what reads the hidden state: the hidden weights, and the
+    level's output as the state itself.
+    """
     if not layer.input_shapes:
         return [layer]
-    return [replace(layer, kind="linear", weight_shape=shape, input_shapes=()) for shape in layer.input_shapes]
+    shapes = layer.input_shapes
+    if scheme == "recurrent":
+        n_rows, n_hidden = layer.weight_shape
+        shapes = ((n_rows + n_hidden, n_hidden),) * len(shapes)
+    return [replace(layer, kind="linear", weight_shape=shape, input_shapes=()) for shape in shapes]
 
 
 def reason_against(layer: Layer, scheme: str, residual: Residual | None = None) -> str | None:
@@ -65,6 +73,10 @@ def reason_against(layer: Layer, scheme: str, residual: Residual | None = None) 
         return f"a layer of kind {layer.kind} is not split"
     if residual is not None and layer.kind in ("embedding", "lstm", "gru"):
         return f"a residual stands beside linear layers and convolutions, not {layer.kind}"
+    if scheme == "recurrent" and layer.kind != "lstm":
+        return f"hidden weights are split of an LSTM, by its projection, not of {layer.kind}"
+    if scheme == "recurrent" and layer.input_shapes[0][0] != layer.weight_shape[0]:
+        return "hidden weights are split of an LSTM of one direction"
     if scheme == "spatial" and not (len(kernel) == 2 and min(kernel) > 1):
         return f"the spatial scheme is for conv2d with a kernel larger than 1 x 1, not {layer.kind} {kernel}"
     if scheme == "tucker" and math.prod(kernel) == 1:
@@ -79,13 +91,16 @@ def reason_against(layer: Layer, scheme: str, residual: Residual | None = None) 
 
 
 def largest_ranks(layer: Layer, scheme: str) -> tuple[int, ...]:
-    """The ranks at which the factors give the weight itself, over all groups."""
-    ranks = []
-    for part in parts(layer):
+    """The ranks at which the factors give the weight itself, over all groups; of a hidden state one less."""
+    ranks: list[int] = []
+    for part in parts(layer, scheme):
         n_groups, (n_out, n_in, kernel) = part.groups, _sizes(part)
         size = math.prod(kernel)
         if scheme == "spatial":
             ranks.append(n_groups * min(n_in * kernel[0], n_out // n_groups * kernel[1]))
+            continue
+        if scheme == "recurrent":
+            ranks.append(n_in - 1)  # torch wants the projected state narrower than the state
             continue
         if scheme == "tucker":
             ranks.append(n_groups * min(n_in, n_out // n_groups * size))
@@ -152,13 +167,19 @@ def split_of(layer: Layer, choice: RankChoice, ranks: Sequence[int]) -> Split | 
     """
     if layer.input_shapes:
         worth = tuple(
-            rank if pays(part, choice.scheme, [rank]) else 0 for part, rank in zip(parts(layer), ranks, strict=True)
+            rank if cost(part, choice.scheme, [rank]) < _level_cost(layer, part, choice.scheme) else 0
+            for part, rank in zip(parts(layer, choice.scheme), ranks, strict=True)
         )
         return Split(choice.scheme, worth) if any(worth) else None
     split = Split(choice.scheme, tuple(ranks), choice.residual)
     if split.residual is not None:
         return split if stored_bits(layer, split) < _FULL_BITS * math.prod(layer.weight_shape) else None
     return split if pays(layer, choice.scheme, ranks) else None
+
+
+def _level_cost(layer: Layer, part: Layer, scheme: str) -> int:
+    """What the weights of a level cost that the scheme replaces: a hidden state costs nothing as it is."""
+    return cost(layer if scheme == "recurrent" else part, None)
 
 
 def stored_bits(layer: Layer, split: Split) -> int:
@@ -191,9 +212,16 @@ def useful_ranks(choices: Iterable[Any], layer: Layer) -> tuple[float | str | No
 
 
 def size_only_ranks(choices: Iterable[Any], layer: Layer) -> tuple[float | str, ...]:
-    """Of rank choices those that save bytes but no multiplications: an embedding has none, a residual keeps them."""
+    """Of rank choices those that save bytes but no time.
+
+    An embedding has no multiplications, a residual keeps those of the layer, and a projected LSTM has no fast kernel.
+    """
     asked = [parse_rank(choice) for choice in choices if choice is not None]
-    return tuple(choice.value for choice in asked if layer.kind == "embedding" or choice.residual is not None)
+    return tuple(
+        choice.value
+        for choice in asked
+        if layer.kind == "embedding" or choice.residual is not None or choice.scheme == "recurrent"
+    )
 
 
 def _sizes(layer: Layer) -> tuple[int, int, Shape]:

@@ -115,6 +115,13 @@ def test_an_embedding_pays_in_parameters_and_a_recurrent_layer_level_by_level() 
     assert split_of(lstm, parse_rank(1.0), (10, 128)) is None
 
 
+def test_hidden_weights_pay_below_two_thirds_of_the_state() -> None:
+    lstm = Layer("lstm", "lstm", (256, 64), 0, 0, input_shapes=((256, 10), (256, 64)))
+    assert largest_ranks(lstm, "recurrent") == (63, 63)
+    assert split_of(lstm, parse_rank("recurrent:0.5"), (40, 48)) == Split("recurrent", (40, 0))
+    assert 40 * (64 + 256 + 64) < 256 * 64 < 48 * (64 + 256 + 64)
+
+
 @pytest.mark.parametrize("split", [Split("channel", (8,)), Split("tucker", (8, 16), parse_rank("0.5+bits:4").residual)])
 def test_splits_are_plain_json(split: Split) -> None:
     assert Split.from_dict(split.to_dict()) == split

@@ -156,8 +156,8 @@ class _Structure:
         shape = whole.weight_shape
         pruned = replace(whole, weight_shape=(round(shape[0] * kept_out), round(shape[1] * kept_in), *shape[2:]))
         ranks = ranks_of_ratio(pruned, asked.scheme, asked.share)
-        dense = sum(cost(part, None) for part in parts(pruned))
-        pairs = zip(parts(pruned), _by_part(pruned, ranks), strict=True)
+        dense = sum(cost(part, None) for part in parts(pruned, asked.scheme))
+        pairs = zip(parts(pruned, asked.scheme), _by_part(pruned, ranks), strict=True)
         split = sum(min(cost(part, asked.scheme, own), cost(part, None)) for part, own in pairs)
         return split / dense if split < dense else None
 

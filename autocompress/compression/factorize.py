@@ -60,7 +60,7 @@ def factorize_(
 
 def _replacement(module: Any, split: Split, made: Parts) -> nn.Module:
     if isinstance(module, nn.RNNBase):
-        return split_recurrent(module, made.factors)
+        return split_recurrent(module, split.scheme, made.factors)
     (factors,) = made.factors
     assert factors is not None
     row = layers_of(module, split.scheme, factors)

@@ -67,7 +67,7 @@ def _ranks_of_energy(
     """The smallest ranks on the grid that keep the energy."""
     decompositions = source.decompositions(layer, choice.scheme, gone, activation_aware)
     ranks: list[int] = []
-    for part, decomposition in zip(parts(pruned), decompositions, strict=True):
+    for part, decomposition in zip(parts(pruned, choice.scheme), decompositions, strict=True):
         offered = offered_ranks(part, choice.scheme)
         by_group = [tuple(rank // part.groups for rank in item) for item in offered]
         place = by_group.index(smallest_ranks(decomposition, choice.energy or 1.0, by_group))

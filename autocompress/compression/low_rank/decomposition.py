@@ -153,6 +153,7 @@ class TuckerDecomposition:
 
 DECOMPOSITIONS: dict[str, Callable[[Tensor, Tensor | None], Decomposition]] = {
     "channel": ChannelDecomposition,
+    "recurrent": ChannelDecomposition,
     "spatial": SpatialDecomposition,
     "tucker": TuckerDecomposition,
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compression.low_rank.moments import Moments
-from autocompress.compression.low_rank.recurrent import input_weights
+from autocompress.compression.low_rank.recurrent import stacked_weights
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.graph.shrink import GoneSlots, group_slots
@@ -45,24 +45,17 @@ def is_touched(layer: Layer, gone: GoneSlots) -> bool:
     return any(slots and tensor.startswith(f"{layer.path}.weight") for (tensor, _), slots in gone.items())
 
 
-def matrices_of(module: Any, layer: Layer, gone: GoneSlots) -> list[Tensor]:
+def matrices_of(module: Any, layer: Layer, scheme: str, gone: GoneSlots) -> list[Tensor]:
     """For each of the layer's parts its weight without the slots that are gone, (groups, out, in, *kernel).
 
     Args:
         module: whose weights are taken.
+        scheme: "recurrent" takes an LSTM's hidden weights above the unit matrix, see `ranks.parts`.
         layer: as pruned; its groups count.
         gone: nothing for a module that was pruned before.
     """
     if isinstance(module, nn.RNNBase):
-        weights = [input_weights(module, level) for level in range(module.num_layers)]
-        n_directions = 2 if module.bidirectional else 1
-        chosen = []
-        for level, weight in enumerate(weights):
-            tensor = f"{layer.path}.weight_ih_l{level}"
-            rows = _kept(gone, tensor, 0, len(weight) // n_directions)
-            by_direction = weight.unflatten(0, (n_directions, -1))[:, rows].flatten(0, 1)
-            chosen.append(by_direction[:, _kept(gone, tensor, 1, weight.shape[1])][None])
-        return chosen
+        return [_level_matrix(module, layer.path, scheme, level, gone)[None] for level in range(module.num_layers)]
     weight, tensor = module.weight.detach(), f"{layer.path}.weight"
     for dim in (0, 1):
         if gone.get((tensor, dim)):
@@ -72,7 +65,17 @@ def matrices_of(module: Any, layer: Layer, gone: GoneSlots) -> list[Tensor]:
     return [weight.unflatten(0, (layer.groups, -1))]
 
 
-def seconds_of(moments: Moments, layer: Layer, gone: GoneSlots) -> list[Tensor]:
+def _level_matrix(module: nn.RNNBase, path: str, scheme: str, level: int, gone: GoneSlots) -> Tensor:
+    kind = "hh" if scheme == "recurrent" else "ih"
+    weight, tensor = stacked_weights(module, kind, level), f"{path}.weight_{kind}_l{level}"
+    n_directions = 2 if module.bidirectional else 1
+    rows = _kept(gone, tensor, 0, len(weight) // n_directions)
+    weight = weight.unflatten(0, (n_directions, -1))[:, rows].flatten(0, 1)
+    weight = weight[:, _kept(gone, tensor, 1, weight.shape[1])]
+    return torch.cat([weight, torch.eye(weight.shape[1]).to(weight)]) if scheme == "recurrent" else weight
+
+
+def seconds_of(moments: Moments, layer: Layer, scheme: str, gone: GoneSlots) -> list[Tensor]:
     """For each of the layer's parts the second moment of the inputs that are left; `layer` is the unpruned one.
 
     Raises:
@@ -83,6 +86,13 @@ def seconds_of(moments: Moments, layer: Layer, gone: GoneSlots) -> list[Tensor]:
             f"layer {layer.path!r} must be called on the calibration batches to be split, but never is; "
             "check the batches, or set `activation_aware=False`"
         )
+    if scheme == "recurrent":
+        return [
+            _submatrix(
+                moments[f"{layer.path}:{level + 1}"], gone, f"{layer.path}.weight_hh_l{level}", layer.weight_shape[1]
+            )
+            for level in range(len(layer.input_shapes))
+        ]
     if layer.input_shapes:
         return [
             _submatrix(moments[f"{layer.path}:{level}"], gone, f"{layer.path}.weight_ih_l{level}", n_inputs)

@@ -79,6 +79,8 @@ def _largest(row: list[Any], name: str) -> tuple[int, ...]:
 
 
 def _merged_recurrent(module: StackedRecurrent) -> nn.Module:
+    if any(isinstance(layer, nn.Linear) for layer in module.outputs):
+        raise CompressionError("an LSTM with split hidden weights gives a projected state, which no plain LSTM gives")
     kind: Any = nn.LSTM if module.mode == "LSTM" else nn.GRU
     merged = kind(
         module.input_size,

@@ -18,7 +18,7 @@ from autocompress.compression.low_rank.residual import factors_and_residual
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.graph.shrink import GoneSlots
-from autocompress.rank_choice import Residual
+from autocompress.rank_choice import SCHEMES, Residual
 from autocompress.ranks import Split, factor_shapes, parts, reason_against
 from autocompress.task import Inputs
 
@@ -58,7 +58,7 @@ class LowRankSource:
         paths = [
             layer.path
             for layer in self._graph.layers
-            if any(can_split(self._model.get_submodule(layer.path), layer, scheme) is None for scheme in DECOMPOSITIONS)
+            if any(can_split(self._model.get_submodule(layer.path), layer, scheme) is None for scheme in SCHEMES)
         ]
         return cached_moments(self._model, paths, self._calibration)
 
@@ -76,7 +76,7 @@ class LowRankSource:
             return made
         pruned = pruned_layer(layer, gone)
         if split.residual is not None:
-            (weight,), (second,) = self._matrices(layer, gone, activation_aware, student)
+            (weight,), (second,) = self._matrices(layer, split.scheme, gone, activation_aware, student)
             ranks = [rank // pruned.groups for rank in split.ranks]
             factors, residual = factors_and_residual(weight, second, split.scheme, ranks, split.residual)
             made = Parts([factors], residual)
@@ -86,7 +86,7 @@ class LowRankSource:
                     decomposition.factors([rank // part.groups for rank in ranks]) if all(ranks) else None
                     for decomposition, part, ranks in zip(
                         self.decompositions(layer, split.scheme, gone, activation_aware, student),
-                        parts(pruned),
+                        parts(pruned, split.scheme),
                         _ranks_by_part(pruned, split),
                         strict=True,
                     )
@@ -120,7 +120,7 @@ class LowRankSource:
         key = (layer.path, scheme, activation_aware)
         touched = is_touched(layer, gone)
         if touched or key not in self._kept:
-            weights, seconds = self._matrices(layer, gone, activation_aware, student)
+            weights, seconds = self._matrices(layer, scheme, gone, activation_aware, student)
             made = [DECOMPOSITIONS[scheme](weight, second) for weight, second in zip(weights, seconds, strict=True)]
             if touched:
                 return made
@@ -128,17 +128,17 @@ class LowRankSource:
         return self._kept[key]
 
     def _matrices(
-        self, layer: Layer, gone: GoneSlots, activation_aware: bool, student: nn.Module | None
+        self, layer: Layer, scheme: str, gone: GoneSlots, activation_aware: bool, student: nn.Module | None
     ) -> tuple[list[Tensor], Sequence[Tensor | None]]:
         """Weights of the layer's parts, and the second moments of what they read."""
         source, done = (self._model, gone)
         if student is not None and is_touched(layer, gone):
             source, done = student, NOTHING_GONE
-        weights = matrices_of(source.get_submodule(layer.path), pruned_layer(layer, gone), done)
+        weights = matrices_of(source.get_submodule(layer.path), pruned_layer(layer, gone), scheme, done)
         if not all(bool(torch.isfinite(weight).all()) for weight in weights):
             raise CompressionError(f"the weight of layer {layer.path!r} must be finite to be split, but is not")
         if activation_aware and self._calibration:
-            return weights, seconds_of(self.moments, layer, gone)
+            return weights, seconds_of(self.moments, layer, scheme, gone)
         return weights, [None] * len(weights)
 
 
@@ -157,7 +157,7 @@ def blank_factors(layer: Layer, split: Split) -> Parts:
         tuple(torch.zeros(shape).unflatten(0, (part.groups, -1)) for shape in factor_shapes(part, split.scheme, ranks))
         if all(ranks)
         else None
-        for part, ranks in zip(parts(layer), _ranks_by_part(layer, split), strict=True)
+        for part, ranks in zip(parts(layer, split.scheme), _ranks_by_part(layer, split), strict=True)
     ]
     residual = torch.zeros(layer.weight_shape).unflatten(0, (layer.groups, -1)) if split.residual else None
     return Parts(factors, residual)

@@ -141,6 +141,48 @@ def test_input_weights_of_every_level_are_the_best_of_their_rank() -> None:
         assert float((rows.double() @ (weight - product).mT).norm()) == pytest.approx(float(tail), rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "batch_first": True}], ids=str)
+def test_hidden_weights_of_an_lstm_go_through_its_projection(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(nn.LSTM, **options).eval(), torch.randn(7, 4, 5)
+    with torch.no_grad():  # a state that lives in four dimensions of six
+        for level in range(model.cell.num_layers):
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                by_unit = getattr(model.cell, f"{name}_l{level}").unflatten(0, (4, 6))
+                by_unit[:, 4:] = by_unit[:, :2]
+    levels = model.cell.num_layers
+    student = split(model, "cell", "recurrent", (4,) * levels, [(x,)])
+    assert [level.proj_size for level in student.cell.levels] == [4] * levels  # type: ignore[union-attr]
+    assert error(student, model, x) <= 1e-4 * size(model, x)
+    batch = x.shape[0 if model.cell.batch_first else 1]
+    hidden = torch.randn(levels, batch, 4)[..., [0, 1, 2, 3, 0, 1]]
+    state = (hidden, torch.randn(levels, batch, 4)[..., [0, 1, 2, 3, 0, 1]])
+    with torch.no_grad():
+        assert torch.allclose(student(x, state), model(x, state), atol=1e-4)
+    thin = split(model, "cell", "recurrent", (2, *(0,) * (levels - 1)), [(x,)])
+    assert error(thin, model, x) > 1e-2 * size(model, x)
+    with pytest.raises(CompressionError, match="which no plain LSTM gives"):
+        merge(thin.cell)  # type: ignore[arg-type]
+    thin.train()(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in thin.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_the_projection_is_the_best_for_what_reads_the_state() -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(nn.LSTM).eval(), random_inputs(0, 80, 5)[:, None]
+    with torch.no_grad():
+        states = model.cell(x)[0][:, 0].double()
+    reads = torch.cat([model.cell.weight_hh_l0.detach(), torch.eye(6)]).double()
+    student = split(model, "cell", "recurrent", (3,), [(x,)]).cell
+    level, outward = student.levels[0], student.outputs[0]  # type: ignore[union-attr,index]
+    second = torch.cat([level.weight_hh_l0, outward.weight]).detach().double()
+    kept = second @ level.weight_hr_l0.detach().double()
+    least = torch.linalg.svdvals(states @ reads.mT)[3:].norm()
+    assert float((states @ (reads - kept).mT).norm()) == pytest.approx(float(least), rel=1e-3)
+
+
 def test_dropout_between_levels_stays() -> None:
     model, x = Recurrent(nn.GRU, num_layers=2, dropout=0.9).eval(), torch.randn(7, 4, 5)
     student = split(model, "cell", "channel", (5, 6), [(x,)])

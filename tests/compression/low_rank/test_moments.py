@@ -215,6 +215,9 @@ def test_schemes_that_make_no_sense_are_refused() -> None:
         (nn.Conv2d(6, 6, 1), "tucker", "for convolutions with a kernel"),
         (nn.Embedding(6, 6, max_norm=1.0), "channel", "max_norm"),
         (nn.LSTM(6, 6, proj_size=2), "channel", "proj_size"),
+        (nn.GRU(6, 6), "recurrent", "split of an LSTM, by its projection, not of gru"),
+        (nn.LSTM(6, 6, bidirectional=True), "recurrent", "of one direction"),
+        (nn.Linear(6, 6), "recurrent", "not of linear"),
         (nn.Conv3d(6, 6, 3), "channel", "of kind conv3d is not split"),
     ):
         with pytest.raises(CompressionError, match=message):
