@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from autocompress.compression.low_rank.layers import layers_of, with_residual
 from autocompress.compression.low_rank.matrices import pruned_layer
 from autocompress.compression.low_rank.recurrent import split_recurrent
+from autocompress.compression.low_rank.residual import stored_precision
 from autocompress.compression.low_rank.source import (
     NOTHING_GONE,
     LowRankSource,
@@ -16,6 +18,7 @@ from autocompress.compression.low_rank.source import (
     blank_factors,
     can_split,
 )
+from autocompress.compression.quantize import quantize_
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer
 from autocompress.graph.shrink import GoneSlots
@@ -56,6 +59,9 @@ def factorize_(
     )
     parent, _, name = layer.path.rpartition(".")
     setattr(student.get_submodule(parent), name, _replacement(module, split, made))
+    if split.residual is not None and split.residual.bits is not None:
+        beside = replace(layer, path=f"{layer.path}.residual")
+        quantize_(student, [beside], {beside.path: stored_precision(split.residual)})
 
 
 def _replacement(module: Any, split: Split, made: Parts) -> nn.Module:

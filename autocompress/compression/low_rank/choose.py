@@ -44,8 +44,6 @@ def choose_splits(
             continue
         choice = parse_rank(candidate.rank_ratio[layer.path])
         reason = can_split(model.get_submodule(layer.path), layer, choice.scheme, choice.residual)
-        if choice.residual is not None and choice.residual.bits is not None:
-            reason = "residuals of few bits are not built yet"
         if reason is not None:
             raise CompressionError(f"rank_ratio {choice.value!r} does not fit layer {layer.path!r}: {reason}")
         pruned = pruned_layer(layer, gone)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from autocompress.compression.low_rank.decomposition import compose
 from autocompress.compression.low_rank.layers import ParallelSum
 from autocompress.compression.low_rank.recurrent import StackedRecurrent
+from autocompress.compression.quantize import RoundedLayer
 from autocompress.errors import CompressionError
 
 
@@ -24,8 +25,9 @@ def merge(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, ParallelSum):
         whole: Any = merge(module.low_rank)
+        residual: Any = module.residual
         with torch.no_grad():
-            whole.weight += module.residual.weight
+            whole.weight += residual.rounded_weight() if isinstance(residual, RoundedLayer) else residual.weight
         return whole  # type: ignore[no-any-return]
     row = list(module.children()) if isinstance(module, nn.Sequential) else []
     kinds = {type(layer) for layer in row}

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from autocompress.candidate import Precision
 from autocompress.compression.low_rank.algebra import conditioned, output_energy
 from autocompress.compression.low_rank.decomposition import DECOMPOSITIONS, Factors, compose
+from autocompress.compression.quantize.placing import rounded
 from autocompress.rank_choice import Residual
 
 _N_ROUNDS = 4
@@ -48,9 +50,14 @@ def _form(residual: Residual, second: Tensor | None) -> Callable[[Tensor], Tenso
     if residual.share is not None:
         share = residual.share
         return lambda weight: _largest_entries(weight, second, share)
-    bits = residual.bits
-    assert bits is not None
-    return lambda weight: rounded(weight, bits)
+    precision = stored_precision(residual)
+    return lambda weight: rounded(weight.flatten(0, 1).float(), precision).to(weight).reshape(weight.shape)
+
+
+def stored_precision(residual: Residual) -> Precision:
+    """How a residual of few bits is stored: weights alone, at 4 and 8 bits in the forms that kernels read."""
+    assert residual.bits is not None
+    return f"{residual.bits}w" if residual.bits in (4, 8) else residual.bits
 
 
 def _largest_entries(weight: Tensor, second: Tensor | None, share: float) -> Tensor:
@@ -64,11 +71,3 @@ def _largest_entries(weight: Tensor, second: Tensor | None, share: float) -> Ten
     mask = torch.zeros(weight.numel(), dtype=torch.bool)
     mask[score.flatten().argsort(descending=True, stable=True)[:n_kept]] = True
     return weight * mask.reshape(weight.shape)
-
-
-def rounded(weight: Tensor, bits: int) -> Tensor:
-    """To the nearest of 2^bits - 1 levels, symmetric about zero, one scale for each output channel."""
-    most = 2 ** (bits - 1) - 1
-    scale = weight.flatten(2).abs().amax(2) / most
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale)).reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-    return (weight / scale).round() * scale

@@ -145,7 +145,7 @@ class Sequences(nn.Module):
         return self.head(self.lstm(x)[0])  # type: ignore[no-any-return]
 
 
-MIXED = {"tokens": 0.25, "conv": "tucker:0.5", "lstm": 0.5, "head": "0.25+sparse:0.1"}
+MIXED = {"tokens": 0.25, "conv": "tucker:0.5", "lstm": 0.5, "head": "0.25+bits:4"}
 
 
 def test_every_kind_of_layer_is_split_saved_loaded_and_exported(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_every_kind_of_layer_is_split_saved_loaded_and_exported(tmp_path: Path) 
         assert torch.equal(again(*ids), expected)
     runtime = runtime_named("onnxruntime")
     found = runtime.load(runtime.export(student, ids, tmp_path)).predict(ids)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # the 4-bit kernel rounds what it reads
     student.train()(*ids).square().sum().backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
 

@@ -11,8 +11,10 @@ from torch import nn
 from autocompress.compression import merge
 from autocompress.compression.factorize import factorize_
 from autocompress.compression.low_rank.layers import ParallelSum
-from autocompress.compression.low_rank.residual import factors_and_residual, rounded
+from autocompress.compression.low_rank.residual import factors_and_residual, stored_precision
 from autocompress.compression.low_rank.source import LowRankSource
+from autocompress.compression.quantize import stored_bits as stored_bits_of
+from autocompress.compression.quantize.placing import rounded
 from autocompress.rank_choice import Residual, parse_rank
 from autocompress.ranks import Split, split_of, stored_bits
 from tests.compression.low_rank.reference import error, graph_of, layer_at, random_inputs, size, split
@@ -52,14 +54,36 @@ def test_the_low_rank_part_keeps_what_the_bits_lose() -> None:
     second = (x.double().mT @ x.double() / len(x))[None]
     weight = layer.weight.detach()[None].double()
     (first, last), kept = factors_and_residual(weight, second, "channel", [8], Residual(bits=3))
-    assert torch.equal(rounded(kept, 3), kept)
-    assert all(len(row.unique()) <= 7 for row in kept[0])
+    stored = rounded(weight[0].float(), 3).double()
+    assert all(len(row.unique()) <= 2**3 for row in kept[0])
 
     def output_error(other: torch.Tensor) -> float:
-        return float((x.double() @ (weight - other)[0].mT).norm())
+        return float((x.double() @ (weight[0] - other).mT).norm())
 
-    assert output_error(last @ first + kept) < 0.5 * output_error(rounded(weight, 3))
-    assert output_error(last @ first + kept) < 0.5 * output_error(last @ first)
+    assert output_error((last @ first + kept)[0]) < 0.5 * output_error(stored)
+    assert output_error((last @ first + kept)[0]) < 0.5 * output_error((last @ first)[0])
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_residual_of_few_bits_is_trained_merged_and_saved_on_its_grid(bits: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 48)), random_inputs(0, 400, 64)
+    student = beside(model, x, (8,), Residual(bits=bits))
+    both = student[0]  # type: ignore[index]
+    assert type(both.residual).__name__ == "QuantizedLinear"
+    assert stored_bits_of(both.residual) == bits
+    assert error(student, model, x) < 0.8 * error(split(model, "0", "channel", (8,), [(x,)]), model, x)
+    assert error(merge(both), student, x) <= 1e-5 * size(student, x)
+    optimizer = torch.optim.SGD(student.train().parameters(), lr=1e-3)
+    (student(x) - model(x).detach()).square().mean().backward()
+    optimizer.step()
+    student.eval()
+    stored = both.residual.rounded_weight()
+    torch.testing.assert_close(rounded(stored, stored_precision(Residual(bits=bits))), stored, rtol=1e-4, atol=1e-5)
+    fresh = beside(model, x, (8,), Residual(bits=bits))
+    fresh.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(x), student(x))
 
 
 def test_bytes_decide_whether_a_residual_is_offered() -> None:
