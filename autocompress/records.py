@@ -83,7 +83,8 @@ class TrialRecord:
         number: the study's trial number; also the name of its folder, `trial_0042`.
         state: "complete"; "stopped" early, at its last rung, because its rank was low; or "failed" with a traceback in
             `error`.
-        origin: who proposed it: "baseline", "uniform", "single drop", "sampler", or "random" (it repeated itself).
+        origin: who proposed it: "baseline", "uniform", "single drop", "sampler", "random" (it repeated itself), or
+            "refined" (trained longer, from an earlier trial's weights).
         candidate: what was asked.
         metrics: the best rung's metrics on the selection split (empty when failed).
         latency: measured during the search (None when failed before).

@@ -35,7 +35,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for command in ("demo", "inspect", "search", "resume", "report", "pick"):
+    for command in ("demo", "inspect", "search", "resume", "report", "pick", "compare", "refine", "export"):
         assert f"\n    {command} " in text
 
 
@@ -86,7 +86,13 @@ print(all(callable(getattr(ac, name)) for name in ac.__all__ if name[0].islower(
         (["search", "{tasks}:good", "--run-dir", "{here}"], "exists; name another one"),
         (["resume", "{here}"], "a run folder holds run.json"),
         (["report", "{here}"], "a run folder holds run.json"),
+        (["report", "{here}", "--serve"], "a run folder holds run.json"),
+        (["report", "{here}", "--figure", "front.svg"], "a run folder holds run.json"),
         (["pick", "{here}", "-o", "{here}"], "new folder"),
+        (["compare", "{here}", "1", "2"], "a run folder holds run.json"),
+        (["refine", "{here}", "1", "--epochs", "0"], "epochs >= 1"),
+        (["export", "{here}", "1", "--runtime", "torch", "-o", "{here}"], "new folder"),
+        (["export", "{here}", "1", "--runtime", "torch", "-o", "{here}/new"], "a run folder holds run.json"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,52 @@ def test_pick_copies_the_point_and_report_prints_the_front(killed_and_resumed: P
         _command("report", killed_and_resumed, "--text"), capture_output=True, text=True, check=True
     ).stdout
     assert "uncompressed" in text
+
+
+def test_compare_the_knee_and_a_figure(killed_and_resumed: Path, tmp_path: Path) -> None:
+    compared = subprocess.run(_command("compare", killed_and_resumed, 0, 1), capture_output=True, text=True, check=True)
+    assert "trial 0" in compared.stdout and "accuracy, test (file)" in compared.stdout
+    picked = _command("pick", killed_and_resumed, "--knee", "-o", tmp_path / "knee")
+    assert "run.py" in subprocess.run(picked, capture_output=True, text=True, check=True).stdout
+    drawn = _command("report", killed_and_resumed, "--figure", tmp_path / "front.svg")
+    subprocess.run(drawn, capture_output=True, check=True)
+    assert (tmp_path / "front.svg").read_text().startswith("<svg")
+
+
+def test_a_point_is_written_and_measured_for_another_runtime(killed_and_resumed: Path, tmp_path: Path) -> None:
+    records = read_records(killed_and_resumed / "trials.jsonl")
+    float_ones = [r for r in records if r.state == "complete" and not r.candidate.weight_bits]
+    trial = float_ones[-1].number
+    done = subprocess.run(
+        _command("export", killed_and_resumed, trial, "--runtime", "torch", "-o", tmp_path / "torch"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ran = subprocess.run([sys.executable, tmp_path / "torch" / "run.py"], capture_output=True, text=True, check=True)
+    assert "as measured: 8 of 8" in ran.stdout
+    assert json.loads((tmp_path / "torch" / "manifest.json").read_text())["runtime"] == "torch"
+    assert "torch" in (tmp_path / "torch" / "README.md").read_text()
+
+
+def test_refining_adds_a_record_that_trained_longer(killed_and_resumed: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(killed_and_resumed, tmp_path / "run"))
+    before = read_records(run / "trials.jsonl")
+    origin = min((r for r in before if r.state == "complete" and r.number), key=lambda r: r.metrics["accuracy"])
+    done = subprocess.run(
+        _command("refine", run, origin.number, "--epochs", 2), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    after = read_records(run / "trials.jsonl")
+    (new,) = [record for record in after if record.origin == "refined"]
+    assert len(after) == len(before) + 1 and new.number == max(record.number for record in after)
+    assert new.candidate == origin.candidate and new.latency == origin.latency
+    assert new.rungs[0].metrics == origin.metrics, "it starts where the trial ended"
+    assert new.metrics["accuracy"] == max(rung.metrics["accuracy"] for rung in new.rungs) >= origin.metrics["accuracy"]
+    on_front = new.number in set(pd.read_csv(run / "front.csv")["trial"])
+    assert on_front == (run / "front" / new.name / "model.onnx").is_file() == (new.file is not None)
+    again = subprocess.run(_command("resume", run), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert [record.number for record in read_records(run / "trials.jsonl")] == [record.number for record in after]
 
 
 def test_ctrl_c_leaves_the_front_so_far(example: Path, tmp_path: Path) -> None:

@@ -11,20 +11,21 @@ from typing import Any
 
 from rich.console import Console
 
-from autocompress.artifact import model_digest, save_student
+from autocompress.artifact import save_student
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
 from autocompress.automl.early_stopping import ParetoStopping
 from autocompress.automl.engine import n_concurrent, ray_cluster, run_trials
 from autocompress.automl.event_log import EventLog
-from autocompress.automl.finalists import finalize
+from autocompress.automl.finalists import publish
 from autocompress.automl.keeper import Keeper
 from autocompress.automl.loggers import loggers_named
 from autocompress.automl.patience import Patience
 from autocompress.automl.planning import Foresight, enqueue_solved, enqueue_stock, find_sensitivity, planner_of
-from autocompress.automl.preparation import make_job, prepare
+from autocompress.automl.preparation import prepare
 from autocompress.automl.progress import SearchProgress
-from autocompress.automl.samplers import PLANNED, planned, sampler_named
+from autocompress.automl.reopening import reopen, study_of, task_of
+from autocompress.automl.samplers import PLANNED, planned
 from autocompress.automl.scheduler import ParetoScheduler
 from autocompress.automl.sensitivity import Sensitivity
 from autocompress.automl.stop import Stop
@@ -32,14 +33,11 @@ from autocompress.automl.study import SearchStudy
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, SearchSettings
 from autocompress.errors import InputError, StorageError
-from autocompress.graph import inspect_model
 from autocompress.pareto import ParetoFront, budget_ratios, ratio, score
 from autocompress.records import TrialRecord, write_records
-from autocompress.report.card import UNKNOWN_LICENSE
-from autocompress.report.files import write_front_table, write_report
 from autocompress.run_folder import RunFolder, RunInfo
-from autocompress.space import Knob, SearchSpace
-from autocompress.task import Task, as_inputs, load_task
+from autocompress.space import SearchSpace
+from autocompress.task import Task
 
 
 def start(
@@ -67,7 +65,7 @@ def start(
         folder.reference.write_bytes(prepared.job.reference)
         save_student(folder.trial(prepared.baseline.name), prepared.job.model, Recipe())
         foresight = Foresight.of(prepared.job)
-        study = _study(folder, prepared.space, prepared.info, foresight)
+        study = study_of(folder, prepared.space, prepared.info, foresight.screened)
         study.add(prepared.baseline)
         if settings.sampler != PLANNED:
             enqueue_stock(study, settings.n_trials)
@@ -92,34 +90,16 @@ def resume(
         raise InputError(f"{run_dir} was limited by its minutes, which are over; give --minutes or --trials")
     settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
     info = replace(info, settings=settings)
-    if task is None:
-        if info.task_spec is None:
-            raise InputError(
-                f"the task of {run_dir} was given as an object; resume from Python: autocompress.resume(run, task=task)"
-            )
-        task = load_task(info.task_spec)
-    model = task.build_model()
-    if model_digest(model) != info.model_digest:
-        raise InputError(
-            f"{run_dir} searched another model (or other weights) than the task gives now; start a new search"
-        )
+    task = task_of(folder, info, task)
     with folder.locked():
+        run = reopen(folder, info, task)
         folder.write_info(info)
-        graph = inspect_model(model, as_inputs(task.example_inputs()))
-        job = make_job(task, model, graph, info, folder.reference.read_bytes())
-        knobs = tuple(
-            Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"], tuple(knob.get("size_only", ())))
-            for knob in info.knobs
-        )
-        space = SearchSpace(knobs, info.settings.space)
-        if space.digest != info.space_digest:
-            raise InputError(f"{folder.info} was edited: the knobs do not match their digest; restore the file")
-        foresight = Foresight.of(job)
-        study = _study(folder, space, info, foresight)
+        foresight = Foresight.of(run.job)
+        study = study_of(folder, run.space, info, foresight.screened)
         n_again = study.requeue_interrupted()
         if n_again:
             _say(console, f"{n_again} trials were cut off and run again")
-        return _go_on(folder, job, info, study, foresight, console)
+        return _go_on(folder, run.job, info, study, foresight, console)
 
 
 def _go_on(
@@ -185,21 +165,7 @@ def _go_on(
     if study.n_finished >= settings.n_trials:
         keeper.clear()
     _say(console, "measuring the front's files with the workers idle")
-    facts = {
-        "task": info.task,
-        "metric": info.metric,
-        "license": str(getattr(job.task, "license", UNKNOWN_LICENSE)),
-        "runtime": settings.runtime,
-        "n_threads": settings.n_threads,
-        "uncompressed": {"digest": info.model_digest, "n_params": job.graph.n_params, "latency_ms": info.reference_ms},
-        "machine": dict(info.machine),
-        "versions": dict(info.versions),
-    }
-    records, front = finalize(study.records(), job, folder, facts)
-    write_records(folder.records, records)
-    run = folder.read()
-    write_front_table(run)
-    write_report(run)
+    records, front = publish(study.records(), job, folder, info)
     if n_more > 0:
         _say(console, _share_at_work(records[n_before:], seconds, n_workers))
     _say_budgets(front, settings, info, console)
@@ -221,20 +187,6 @@ def _say_budgets(front: ParetoFront, settings: SearchSettings, info: RunInfo, co
 def _share_at_work(records: list[TrialRecord], seconds: float, n_workers: int) -> str:
     spent = sum(sum(record.seconds.values()) for record in records)
     return f"trials took {seconds:.0f} s; workers were at work for {100 * spent / (seconds * n_workers):.0f} % of it"
-
-
-def _study(folder: RunFolder, space: SearchSpace, info: RunInfo, foresight: Foresight) -> SearchStudy:
-    settings = info.settings
-    return SearchStudy(
-        folder.study,
-        space,
-        sampler_named(settings.sampler, settings.seed),
-        info.metric,
-        info.budget_ratio,
-        info.min_score,
-        settings.size_budget_mib,
-        foresight.screened,
-    )
 
 
 def _plan(

@@ -12,9 +12,37 @@ from autocompress.automl.bench import Job
 from autocompress.automl.point import Target, write_point
 from autocompress.errors import AutocompressError
 from autocompress.pareto import ParetoFront, front_of
-from autocompress.records import FileNumbers, TrialRecord
-from autocompress.report.card import write_card
-from autocompress.run_folder import RunFolder
+from autocompress.records import FileNumbers, TrialRecord, write_records
+from autocompress.report.card import UNKNOWN_LICENSE, write_card
+from autocompress.report.files import write_front_table, write_report
+from autocompress.run_folder import RunFolder, RunInfo
+from autocompress.task import Task
+
+
+def publish(
+    records: Sequence[TrialRecord], job: Job, folder: RunFolder, info: RunInfo
+) -> tuple[list[TrialRecord], ParetoFront]:
+    """Measures the front's files, and writes the records, the tables and the report; see `finalize`."""
+    measured, front = finalize(records, job, folder, facts_of(info, job.task, job.graph.n_params))
+    write_records(folder.records, measured)
+    run = folder.read()
+    write_front_table(run)
+    write_report(run)
+    return measured, front
+
+
+def facts_of(info: RunInfo, task: Task, n_params: int) -> dict[str, Any]:
+    """What every manifest of a run says."""
+    return {
+        "task": info.task,
+        "metric": info.metric,
+        "license": str(getattr(task, "license", UNKNOWN_LICENSE)),
+        "runtime": info.settings.runtime,
+        "n_threads": info.settings.n_threads,
+        "uncompressed": {"digest": info.model_digest, "n_params": n_params, "latency_ms": info.reference_ms},
+        "machine": dict(info.machine),
+        "versions": dict(info.versions),
+    }
 
 
 def finalize(

@@ -23,6 +23,7 @@ from autocompress.pareto import ratio
 from autocompress.records import TrialRecord
 from autocompress.space import SearchSpace
 
+REFINED = "refined"
 _NAME = "autocompress"
 _PATIENCE = 5  # repeated proposals in a row before random candidates are tried
 _MAX_REPEATS = 60
@@ -77,8 +78,8 @@ class SearchStudy:
 
     @property
     def n_finished(self) -> int:
-        """Complete, stopped and failed trials; interrupted ones, which run again, and repeated ones do not count."""
-        return len(self._records)
+        """Complete, stopped and failed trials; without interrupted ones, which run again, repeated and refined ones."""
+        return sum(record.origin != REFINED for record in self._records.values())
 
     def records(self) -> list[TrialRecord]:
         """The records of all finished trials, by number."""
@@ -90,7 +91,7 @@ class SearchStudy:
             TrialRecord.from_dict(trial.user_attrs["record"]) for trial in trials if "record" in trial.user_attrs
         ]
         self._records = {record.number: record for record in records}
-        self._known = {record.candidate.digest: record for record in records}
+        self._known = {record.candidate.digest: record for record in records if record.origin != REFINED}
 
     def use(self, sampler: BaseSampler) -> None:
         """Lets another sampler propose from now on."""
@@ -132,6 +133,24 @@ class SearchStudy:
             trial, candidate = self._propose()
             self._open[trial.number] = trial, candidate.digest
             self.tell(record)
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next trial will have."""
+        return len(self._study.get_trials(deepcopy=False))
+
+    def add_refined(self, record: TrialRecord) -> None:
+        """Adds a record of a candidate that was judged before and trained on, out of the sampler's sight.
+
+        Longer training is no merit of the candidate's choices, so the sampler must not learn from it.
+
+        Args:
+            record: its number is `next_number`, its origin "refined".
+        """
+        with self._written_at_once():
+            attrs = {"record": record.to_dict(), "origin": record.origin}
+            self._study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
+        self._records[record.number] = record
 
     def ask(self) -> tuple[int, Candidate, str] | None:
         """Number, candidate and origin of the next trial, one that was neither judged before nor is running.

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from autocompress.cli import inspecting, reporting, searching, watching
+from autocompress.cli import inspecting, leaving, reporting, searching, watching
 from autocompress.errors import AutocompressError
 
 _EXAMPLES = """\
@@ -16,8 +16,11 @@ examples:
   autocompress search my_model.py:task --latency-budget 0.5x --trials 100
   autocompress resume runs/my_model                      goes on after Ctrl-C, a crash or a power cut
   autocompress status runs/my_model --watch              how it stands, from another terminal
-  autocompress report runs/my_model                      one HTML page, CSV
+  autocompress report runs/my_model                      one HTML page, CSV, JSON; --serve watches a running search
   autocompress pick runs/my_model --latency-budget 1.5ms -o model/
+  autocompress compare runs/my_model 12 40               two trials side by side
+  autocompress refine runs/my_model 12 --epochs 10       trains one point longer
+  autocompress export runs/my_model 12 --runtime openvino -o model/
 
 A TASK is a ready-made name (digits, cifar10:resnet20, cifar10:resnet56), file.py:name or package.module:name.
 A budget is a share of the uncompressed model's latency (0.5x) or milliseconds (2.0ms).
@@ -47,6 +50,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (searching, watching, inspecting, reporting):
+    for group in (searching, watching, inspecting, reporting, leaving):
         group.add_commands(commands)
     return parser

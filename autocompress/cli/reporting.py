@@ -1,36 +1,84 @@
-"""Commands about a run that has trials: report, pick."""
+"""Commands that read a run: report, pick, compare."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autocompress.cli.commands import add_command
 
+if TYPE_CHECKING:
+    from autocompress.records import TrialRecord
+
 
 def add_commands(commands: Any) -> None:
-    """Adds report and pick."""
-    report = add_command(commands, "report", _report, "write a run's report: one HTML page and a CSV")
+    """Adds report, pick and compare."""
+    report = add_command(commands, "report", _report, "write a run's report: one HTML page, CSV, JSON")
     report.add_argument("run_dir", metavar="RUN", type=Path)
-    report.add_argument("--text", action="store_true", help="only print the front as a table")
+    ways = report.add_mutually_exclusive_group()
+    ways.add_argument("--text", action="store_true", help="only print the front as a table")
+    ways.add_argument("--figure", type=Path, metavar="FILE", help="only draw the front: an .svg or a .png file")
+    ways.add_argument("--serve", action="store_true", help="watch a running search in a browser, on this machine only")
 
     pick = add_command(commands, "pick", _pick, "copy one point of the front: the most accurate that fits")
     pick.add_argument("run_dir", metavar="RUN", type=Path)
     pick.add_argument("--latency-budget", help="0.5x of the uncompressed latency, or 1.5ms")
     pick.add_argument("--min-accuracy", type=float, help="the fastest point of at least this metric (selection split)")
     pick.add_argument("--trial", type=int, help="that trial")
+    pick.add_argument("--knee", action="store_true", help="where giving up more of one for the other stops paying")
     pick.add_argument("-o", "--output", type=Path, required=True, help="new folder for the model")
 
+    compare = add_command(
+        commands, "compare", _compare, "show trials side by side, and what keeps them from being faster"
+    )
+    compare.add_argument("run_dir", metavar="RUN", type=Path)
+    compare.add_argument("trials", metavar="N", type=int, nargs="+", help="numbers of trials")
 
-def _report(run_dir: Path, text: bool) -> None:
+
+def _report(run_dir: Path, text: bool, figure: Path | None, serve: bool) -> None:
     from autocompress.report.files import write_front_table, write_report
     from autocompress.run_folder import RunFolder
 
+    if serve:
+        return _serve(run_dir)
+    if figure is not None:
+        return _figure(run_dir, figure)
     if not text:
         run = RunFolder(run_dir).read()
         write_front_table(run)
         write_report(run)
-    show(run_dir, files=not text)
+    return show(run_dir, files=not text)
+
+
+def _serve(run_dir: Path) -> None:
+    from autocompress.report.live import LiveServer
+    from autocompress.run_folder import RunFolder
+
+    with LiveServer(RunFolder(run_dir)) as server:
+        print(f"{server.url} (only on this machine; Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("no longer served; the search goes on")
+
+
+def _figure(run_dir: Path, figure: Path) -> None:
+    from autocompress.report.figure import write_figure
+    from autocompress.run_folder import RunFolder
+
+    write_figure(RunFolder(run_dir).read(), figure)
+    print(f"figure: {figure}")
+
+
+def _compare(run_dir: Path, trials: list[int]) -> None:
+    from rich.console import Console
+
+    from autocompress.report.comparison import comparison
+    from autocompress.run_folder import RunFolder
+
+    console = Console()
+    for table in comparison(RunFolder(run_dir).read(), trials):
+        console.print(table)
 
 
 def show(run_dir: Path, files: bool = True) -> None:
@@ -53,7 +101,7 @@ def show(run_dir: Path, files: bool = True) -> None:
 
 
 def _pick(
-    run_dir: Path, latency_budget: str | None, min_accuracy: float | None, trial: int | None, output: Path
+    run_dir: Path, latency_budget: str | None, min_accuracy: float | None, trial: int | None, knee: bool, output: Path
 ) -> None:
     import shutil
 
@@ -63,13 +111,20 @@ def _pick(
     if output.exists():
         raise InputError(f"-o must name a new folder, but {output} exists")
     run = RunFolder(run_dir).read()
-    point = run.front.pick(latency_budget=latency_budget, min_accuracy=min_accuracy, trial=trial)
+    point = run.front.pick(latency_budget=latency_budget, min_accuracy=min_accuracy, trial=trial, knee=knee)
     source = run.folder.point(point.name)
     if not source.is_dir():
         raise InputError(f"{point.name} has no files yet; `autocompress resume {run_dir}` measures the front")
     shutil.copytree(source, output)
-    numbers = point.file
-    if numbers is not None:
-        test = ", ".join(f"{name} {value:.4f}" for name, value in numbers.metrics.get("test", {}).items())
-        print(f"{point.name}: {numbers.latency.ms:.3f} ms ({numbers.latency.ratio:.3f}x), test {test}")
+    print(numbers_line(point))
     print(f"model: {output}")
+    print(f"run:   python {output / 'run.py'}")
+
+
+def numbers_line(point: TrialRecord) -> str:
+    """A point's figures, from its file."""
+    numbers = point.file
+    if numbers is None:
+        return f"{point.name}: no file was measured"
+    test = ", ".join(f"{name} {value:.4f}" for name, value in numbers.metrics.get("test", {}).items())
+    return f"{point.name}: {numbers.latency.ms:.3f} ms ({numbers.latency.ratio:.3f}x), test {test}"

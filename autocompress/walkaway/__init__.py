@@ -14,7 +14,7 @@ from torch import Tensor
 from autocompress.task import Inputs
 
 EXAMPLES, RUNNER = "examples.npz", "run.py"
-RUNNABLE = ("onnxruntime",)
+RUNNABLE = ("onnxruntime", "openvino", "torch")
 """Runtimes that `run.py` can open."""
 _MAX_EXAMPLES, _MAX_BYTES = 8, 8 * 2**20
 _SECONDS = 120

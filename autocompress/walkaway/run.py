@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,7 +62,107 @@ def open_onnxruntime(file: Path, n_threads: int) -> Model:
     return Model([item.name for item in inputs], inputs[0].shape[0], lambda feed: session.run(None, feed)[0])
 
 
-OPENERS: dict[str, Callable[[Path, int], Model]] = {"onnxruntime": open_onnxruntime}
+def open_openvino(file: Path, n_threads: int) -> Model:
+    """An ONNX file on the CPU, with the settings that it was measured with."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": n_threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
+    request = compiled.create_infer_request()
+    names = [port.get_any_name() for port in compiled.inputs]
+    return Model(names, compiled.inputs[0].get_shape()[0], lambda feed: request.infer(feed)[0])
+
+
+def open_torch(file: Path, n_threads: int) -> Model:
+    """A safetensors file whose header lists the model's ATen calls; nothing is unpickled."""
+    import torch
+
+    torch.set_num_threads(n_threads)
+    graph, values = read_safetensors(file)
+    states = {name: torch.from_numpy(value) for name, value in values.items()}
+    names = [item["name"] for item in graph["inputs"]]
+
+    def run(feed: Arrays) -> Any:
+        found = dict(states)
+        for item in graph["inputs"]:
+            found[item["node"]] = torch.from_numpy(np.ascontiguousarray(feed[item["name"]]))
+        with torch.inference_mode():
+            for call in graph["calls"]:
+                args, kwargs = decoded(call["args"], found), decoded(call["kwargs"], found)
+                found[call["name"]] = op_named(call["op"])(*args, **kwargs)
+            return decoded(graph["output"], found).numpy()
+
+    return Model(names, graph["inputs"][0]["shape"][0], run)
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, Any], Arrays]:
+    """The graph in the header, and the tensors; the format is 8 bytes of length, a JSON header, and plain data."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    graph = json.loads(header.pop("__metadata__")["autocompress_graph"])
+    tensors = {}
+    for name, entry in header.items():
+        begin, stop = entry["data_offsets"]
+        data = np.frombuffer(bytearray(content[end + begin : end + stop]), dtype=TYPES[entry["dtype"]])
+        tensors[name] = data.reshape(entry["shape"])
+    return graph, tensors
+
+
+def op_named(name: str) -> Callable[..., Any]:
+    """An ATen op like "aten.conv2d.default"; no other function of torch can be named."""
+    import torch
+
+    if name == "getitem":
+        return operator.getitem
+    match = re.fullmatch(r"aten\.([a-z_0-9]+)\.([A-Za-z_0-9]+)", name)
+    if match is None or match[1] == "from_file":
+        raise SystemExit(f"{name!r} is no ATen op that may be called")
+    op: Callable[..., Any] = getattr(getattr(torch.ops.aten, match[1]), match[2])
+    return op
+
+
+def decoded(value: Any, found: dict[str, Any]) -> Any:
+    """An argument as it was written: nodes by name, torch's constants, infinities."""
+    import torch
+
+    if isinstance(value, list):
+        return tuple(decoded(item, found) for item in value)
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        return found[content]
+    if kind == "dict":
+        return {key: decoded(item, found) for key, item in content.items()}
+    if kind == "device":
+        return torch.device("cpu")
+    return float(content) if kind == "float" else getattr(torch, content)
+
+
+TYPES = {
+    "F64": "f8",
+    "F32": "f4",
+    "F16": "f2",
+    "I64": "i8",
+    "I32": "i4",
+    "I16": "i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+OPENERS: dict[str, Callable[[Path, int], Model]] = {
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+    "torch": open_torch,
+}
 
 
 def example_inputs(names: list[str]) -> Arrays:

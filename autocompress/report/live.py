@@ -1,0 +1,75 @@
+"""Shows a running search in a browser: a page that loads itself again when the run goes on. Loopback, read only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from autocompress.report.page import page
+from autocompress.run_folder import RunFolder
+
+HOST = "127.0.0.1"
+
+
+class LiveServer(ThreadingHTTPServer):
+    """Serves one run's page on a free port of this machine.
+
+    Args:
+        folder: of the run; it is only read.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: RunFolder) -> None:
+        folder.read_info()  # a folder that is no run is an error before anything listens
+        super().__init__((HOST, 0), _Handler)
+        self.folder = folder
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{HOST}:{self.server_port}/"
+
+    @property
+    def hosts(self) -> tuple[str, str]:
+        """Names under which a browser may ask; another name is another site that was pointed here."""
+        return f"{HOST}:{self.server_port}", f"localhost:{self.server_port}"
+
+    def stamp(self) -> str:
+        """Text that changes when the run went on."""
+        files = (self.folder.info, self.folder.records, self.folder.table, self.folder.sensitivity)
+        stats = [file.stat() for file in files if file.exists()]
+        return "-".join(f"{stat.st_mtime_ns}.{stat.st_size}" for stat in stats)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers GET of the page and of its stamp, and nothing else."""
+
+    server: LiveServer
+
+    def do_GET(self) -> None:
+        answers: dict[str, tuple[str, Callable[[], str]]] = {
+            "/": ("text/html", lambda: page(self.server.folder.read(), live=True)),
+            "/stamp": ("text/plain", self.server.stamp),
+        }
+        if self.headers.get("Host") not in self.server.hosts:
+            return self.send_error(HTTPStatus.FORBIDDEN, "only this machine's own browser may ask")
+        if self.path not in answers:
+            return self.send_error(HTTPStatus.NOT_FOUND)
+        kind, answer = answers[self.path]
+        content = answer().encode()
+        self.send_response(HTTPStatus.OK)
+        for name, value in (
+            ("Content-Type", f"{kind}; charset=utf-8"),
+            ("Content-Length", str(len(content))),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+        return None
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keeps requests out of the terminal."""
