@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check wheel clean
+.PHONY: help install demo test test-slow test-browser check wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,6 +26,11 @@ test: install ## run the tests, except the slow ones
 test-slow: install ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
+test-browser: install ## the report page in a real browser (Debian: apt-get install chromium)
+	$(PYTHON) -m venv .venv-browser
+	.venv-browser/bin/python -m pip install --quiet "playwright>=1.50" "pytest>=9.0"
+	AUTOCOMPRESS_PYTHON=$(BIN)/python .venv-browser/bin/python -m pytest --noconftest -q -s tests/browser
+
 check: install ## lint, format, types, layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +41,4 @@ wheel: install ## build the wheel and the sdist into dist/
 	$(BIN)/python -m build
 
 clean: ## remove .venv and everything that was built
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-browser build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,6 +14,7 @@ _NAMED = 4
 _WORTH_TELLING = 0.05  # share of the run below which a cause is not worth a sentence
 _LESS_WORK = 0.75  # a layer with this share of its multiplications or less is expected to be faster
 _NO_GAIN = 0.85  # and is not, if it still takes this share of its time
+_SLOWER = 1.15  # more than that is no noise
 _SMALL_MS = 0.02  # a layer that runs so shortly is bound by its start rather than by its work
 _GRID = 8  # float channels that one vector register of common CPUs holds
 _UNTOUCHED = 0.15
@@ -24,7 +25,7 @@ class Finding:
     """One cause.
 
     Attributes:
-        kind: "launch", "alignment", "split", "no gain", "borders", "untouched", "rest".
+        kind: "launch", "alignment", "split", "slower", "no gain", "borders", "untouched", "rest".
         text: a sentence or two.
         share: of the run's time that it is about, in [0, 1].
         layers: their paths, in network order.
@@ -73,6 +74,8 @@ def _layer_causes(
             causes[path] = "split"
         elif any(shape[0] % _GRID for shape in after.shapes.get(path, ())):
             causes[path] = "alignment"
+        elif ms_after > _SLOWER * ms_before and candidate.weight_bits.get(path, FULL_BITS) < FULL_BITS:
+            causes[path] = "slower"
         else:
             causes[path] = "launch" if ms_after <= _SMALL_MS else "no gain"
     return causes
@@ -90,6 +93,8 @@ _TEXTS = {
     "nothing; a channel_grid of 8 or 16 in the search space avoids it",
     "launch": "so short that starting it takes most of the time, and less work changes little; dropping whole blocks "
     "does change it",
+    "slower": "slower in few bits than in float: this runtime's kernel for such a layer loses more than it gains; offer "
+    "it 32 bits only",
     "no gain": "less work, but as long as before: memory or the kernel, not arithmetic, sets the pace",
 }
 

@@ -139,5 +139,5 @@ function showSideBySide(trial, beside, onCompare) {
   if (!trial) return place.replaceChildren(el("p", { class: "quiet" }, "There is nothing to compare."));
   const titles = shown.map((item) => (item === whole ? "uncompressed" : `trial ${item.number}`));
   const rows = rowsOf(shown);
-  return place.replaceChildren(compareSelect(trial, beside, onCompare), numbersTable(rows.main, shown, titles), opened("more", "More figures", () => [numbersTable(rows.more, shown, titles)]));
+  return place.replaceChildren(compareSelect(trial, beside, onCompare), el("div", { class: "tables" }, numbersTable(rows.main, shown, titles), numbersTable(rows.more, shown, titles)));
 }

@@ -106,7 +106,7 @@ function showLayers(trial, beside) {
     el("div", { class: "beside" }, ...shown.map((item) => layerPicture(item))));
 }
 
-const FINDING_TITLE = { launch: "Too short to be faster", alignment: "Awkward channel counts", split: "Two layers for one", "no gain": "Bound by memory", borders: "Precision borders", untouched: "Left as they are", rest: "Operations without weights" };
+const FINDING_TITLE = { launch: "Too short to be faster", alignment: "Awkward channel counts", split: "Two layers for one", slower: "Slower than before", "no gain": "Bound by memory", borders: "Precision borders", untouched: "Left as they are", rest: "Operations without weights" };
 
 /** Fills "Why is it not faster?" with what the layer times say. */
 function showWhy(trial) {

@@ -107,7 +107,8 @@ class Plot {
     const knee = this.byNumber.get(this.view.knee);
     for (const [point, text] of [[whole, "uncompressed"], [knee, "good trade"]]) {
       if (!point || (point === knee && whole && Math.hypot(point.left - whole.left, point.top - whole.top) < 60)) continue;
-      const right = point.left > this.size.right - 90;
+      // left of the knee and above it there are no points: they would be better
+      const right = point === knee ? point.left > this.size.left + 90 : point.left > this.size.right - 90;
       group.append(svg("text", { class: "label", x: point.left + (right ? -13 : 13), y: point.top - 10, "text-anchor": right ? "end" : "start" }, text));
     }
     return group;
