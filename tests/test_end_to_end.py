@@ -175,7 +175,7 @@ def test_refining_adds_a_record_that_trained_longer(killed_and_resumed: Path, tm
     assert new.rungs[0].metrics == origin.metrics, "it starts where the trial ended"
     assert new.metrics["accuracy"] == max(rung.metrics["accuracy"] for rung in new.rungs) >= origin.metrics["accuracy"]
     on_front = new.number in set(pd.read_csv(run / "front.csv")["trial"])
-    assert on_front == (run / "front" / new.name / "model.onnx").is_file() == (new.file is not None)
+    assert on_front == (run / "front" / new.name / "model.onnx").is_file()
     again = subprocess.run(_command("resume", run), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert [record.number for record in read_records(run / "trials.jsonl")] == [record.number for record in after]

@@ -92,7 +92,10 @@ def _with_known_file(record: TrialRecord, folder: RunFolder) -> TrialRecord:
     point = folder.point(record.name)
     if record.file is not None or not (point / "manifest.json").is_file():
         return record
-    return record.with_file(FileNumbers.from_dict(read_manifest(point)["numbers"]))
+    manifest = read_manifest(point)
+    if "examples" not in manifest:  # written by an earlier version, without what a folder holds now
+        return record
+    return record.with_file(FileNumbers.from_dict(manifest["numbers"]))
 
 
 def _measure(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[str, Any]) -> TrialRecord:

@@ -36,8 +36,9 @@ def _refine(run_dir: Path, trial: int, epochs: int, learning_rate: float | None)
         print(f"  after {rung.steps} steps: " + ", ".join(f"{k} {v:.4f}" for k, v in rung.metrics.items()), flush=True)
 
     record = refine(RunFolder(run_dir), trial, epochs, learning_rate, on_rung=tell)
-    where = "on the front" if record.file is not None else "not on the front"
     show(run_dir)
+    on_front = record.number in {point.number for point in RunFolder(run_dir).read().front.points}
+    where = "on the front" if on_front else "not on the front"
     print(f"trial {record.number}: trial {trial} after {epochs} more epochs, {where}")
 
 
