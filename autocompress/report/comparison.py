@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.records import Latency, TrialRecord
 from autocompress.report.interval import interval_of
@@ -100,7 +100,7 @@ def _choices(candidate: Candidate, layer: object) -> str:
         parts.append(f"rank {candidate.rank_ratio[path]}")
     if path in candidate.sparsity:
         parts.append(f"{candidate.sparsity[path]} zeros")
-    if candidate.weight_bits.get(path, FULL_BITS) < FULL_BITS:
+    if path in candidate.weight_bits:
         parts.append(f"{candidate.weight_bits[path]}-bit")
     return ", ".join(parts) or "as it was"
 

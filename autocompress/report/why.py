@@ -74,7 +74,7 @@ def _layer_causes(
             causes[path] = "split"
         elif any(shape[0] % _GRID for shape in after.shapes.get(path, ())):
             causes[path] = "alignment"
-        elif ms_after > _SLOWER * ms_before and candidate.weight_bits.get(path, FULL_BITS) < FULL_BITS:
+        elif ms_after > _SLOWER * ms_before and path in candidate.weight_bits:
             causes[path] = "slower"
         else:
             causes[path] = "launch" if ms_after <= _SMALL_MS else "no gain"
@@ -93,8 +93,8 @@ _TEXTS = {
     "nothing; a channel_grid of 8 or 16 in the search space avoids it",
     "launch": "so short that starting it takes most of the time, and less work changes little; dropping whole blocks "
     "does change it",
-    "slower": "slower in few bits than in float: this runtime's kernel for such a layer loses more than it gains; offer "
-    "it 32 bits only",
+    "slower": "slower in few bits than in float: this runtime's kernel for such a layer loses more than it gains; "
+    "offer it 32 bits only",
     "no gain": "less work, but as long as before: memory or the kernel, not arithmetic, sets the pace",
 }
 
@@ -134,7 +134,7 @@ def _untouched(
         for path in layers
         if path in shares.layers
         and before.shapes.get(path) == after.shapes.get(path)
-        and candidate.weight_bits.get(path, FULL_BITS) == FULL_BITS
+        and path not in candidate.weight_bits
     )
     share = sum(shares.layers[path] for path in paths) / shares.total_ms
     if paths and share >= _UNTOUCHED:

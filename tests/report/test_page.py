@@ -138,7 +138,7 @@ def test_a_large_run_is_written_quickly(make_run: MakeRun) -> None:
         for number in range(2000)
     ]
     run = make_run([*records[:-1], records_of_a_search()[-1]], layers)
-    start = time.perf_counter()
+    start = time.process_time()
     text = page(run)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5, "seconds of computing, which a busy machine does not stretch"
     assert len(text.encode()) < 6_000_000

@@ -65,7 +65,7 @@ function layerCells(line, longest, timed) {
   const name = el("bdi", { class: "path", title: line.detail }, line.path);
   const time = timed ? [timeBars(line.before, line.gone ? null : line.after, longest)] : [];
   if (line.gone) return [name, el("div", { class: "gone" }, "removed with its block"), ...time];
-  const bits = line.bits === null ? el("div") : el("div", { class: line.bits < 32 ? "bits low" : "bits" }, `${line.bits}-bit`);
+  const bits = line.bits === null ? el("div") : el("div", { class: line.bits === 32 ? "bits" : "bits low" }, `${line.bits}-bit`);
   if (line.sparsity) bits.append(el("small", {}, ` ${known(line.sparsity) ? percent(line.sparsity) : line.sparsity} zero`));
   return [name, known(line.share) ? bar(line.share, "width", line.width ?? percent(line.share)) : el("div"), rankCell(line), bits, ...time];
 }
