@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autocompress.distillation import distill
     from autocompress.errors import AutocompressError
     from autocompress.graph import ModelGraph, inspect_model
-    from autocompress.latency import Measurement, measure_latency, measure_paired
+    from autocompress.latency import LatencyModel, Measurement, measure_latency, measure_paired, profile
     from autocompress.pareto import ParetoFront
     from autocompress.records import TrialRecord
     from autocompress.runtimes import export
@@ -28,6 +28,7 @@ _HOMES = {
     "AutocompressError": "errors",
     "Candidate": "candidate",
     "DistillSettings": "config",
+    "LatencyModel": "latency",
     "Measurement": "latency",
     "ModelGraph": "graph",
     "ParetoFront": "pareto",
@@ -43,6 +44,7 @@ _HOMES = {
     "load_task": "task",
     "measure_latency": "latency",
     "measure_paired": "latency",
+    "profile": "latency",
     "resume": "automl",
     "search": "automl",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "AutocompressError",
     "Candidate",
     "DistillSettings",
+    "LatencyModel",
     "Measurement",
     "ModelGraph",
     "ParetoFront",
@@ -66,6 +69,7 @@ __all__ = [
     "load_task",
     "measure_latency",
     "measure_paired",
+    "profile",
     "resume",
     "search",
 ]

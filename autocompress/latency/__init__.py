@@ -9,11 +9,22 @@ from pathlib import Path
 from torch import Tensor
 
 from autocompress.latency.clock import PairedTiming, time_pair
+from autocompress.latency.model import LatencyModel
+from autocompress.latency.profiling import profile
 from autocompress.latency.turns import Turns
 from autocompress.runtimes import Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
-__all__ = ["Measurement", "PairedTiming", "Turns", "measure_latency", "measure_paired", "time_sessions"]
+__all__ = [
+    "LatencyModel",
+    "Measurement",
+    "PairedTiming",
+    "Turns",
+    "measure_latency",
+    "measure_paired",
+    "profile",
+    "time_sessions",
+]
 
 
 _BUSY = 1.1  # the reference may be this much slower than on the quiet machine

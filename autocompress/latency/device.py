@@ -316,7 +316,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno} is not JSON: {error.msg}; it is cut off or was edited") from error
+        raise InputError(
+            f"{path}, line {error.lineno} is not JSON: {error.msg}; it is cut off or was edited"
+        ) from error
     if not isinstance(data, dict):
         raise InputError(f"{path} must hold a JSON object, but holds {type(data).__name__}")
     return data

@@ -1,39 +1,22 @@
-"""Cuts single layers, with the norm and activation that follow them, out of compressed models: what the table times."""
+"""Reads what the latency of a model's layers depends on, and makes compressed models fast, without data."""
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.candidate import Candidate
 from autocompress.compression import rebuild, resolve
-from autocompress.compression.quantize import calibrate_, quantize_
+from autocompress.compression.quantize import calibrate_
 from autocompress.graph import Layer, ModelGraph
-from autocompress.latency.structure import Encoder, LayerStates, ModelShape
+from autocompress.latency.structure import Encoder, ModelShape
+from autocompress.latency.units import piece_key
 from autocompress.task import Inputs, call_model
-
-_PATIENCE = 200
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One layer at one size, rank and precision.
-
-    Attributes:
-        key: of the table; equal keys take equal time, in whatever model.
-        module: the layer with its norm and activation.
-        inputs: random, of the shape that the layer gets.
-    """
-
-    key: str
-    module: nn.Module
-    inputs: Inputs
 
 
 def describe_model(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> ModelShape:
@@ -42,72 +25,62 @@ def describe_model(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> Model
     return ModelShape.of(graph, {layer.path: _signature(model, layer, seen[layer.path]) for layer in graph.layers})
 
 
-def piece_key(signature: str, n_out: int, n_in: int, rank: int, bits: int) -> str:
-    """`conv2d 3x3 s1 @32x32 norm relu|16>8 r0 b32`."""
-    return f"{signature}|{n_in}>{n_out} r{rank} b{bits}"
-
-
-def pieces_to_cover(shape: ModelShape, candidates: Sequence[Candidate]) -> dict[str, tuple[int, int]]:
-    """Key of every distinct layer that occurs in the candidates -> (index of a candidate, index of the layer)."""
-    states = Encoder(shape).states(candidates)
-    found: dict[str, tuple[int, int]] = {}
-    for i in range(len(candidates)):
-        for j, key in enumerate(_keys(shape, states, i)):
-            if key is not None:
-                found.setdefault(key, (i, j))
-    return found
-
-
-def _keys(shape: ModelShape, states: LayerStates, i: int) -> Iterator[str | None]:
+def piece_keys(shape: ModelShape, candidates: Sequence[Candidate]) -> list[list[str | None]]:
+    """For each candidate the key of each layer, None for one that is dropped."""
+    encoder = Encoder(shape)
+    states = encoder.states(candidates)
+    keys: list[list[str | None]] = [[None] * len(shape.layers) for _ in candidates]
     for j, layer in enumerate(shape.layers):
-        size = (states.n_out[i, j], states.n_in[i, j], states.rank[i, j], states.bits[i, j])
-        yield piece_key(layer.signature, *map(int, size)) if states.alive[i, j] else None
+        sizes = np.stack([states.n_out[:, j], states.n_in[:, j], states.rank[:, j], states.bits[:, j]], 1)
+        for i in np.flatnonzero(states.alive[:, j]).tolist():
+            n_out, n_in, rank, bits = sizes[i].tolist()
+            keys[i][j] = piece_key(layer, n_out, n_in, encoder.ranks[rank], bits)
+    return keys
 
 
-def cut_pieces(
-    model: nn.Module, graph: ModelGraph, inputs: Inputs, candidate: Candidate, wanted: Mapping[int, str]
-) -> Iterator[Piece]:
-    """Layers of the compressed model, each with made-up ranges of its own.
+def covering(candidates: Sequence[list[str | None]], have: set[str], n_most: int) -> list[int]:
+    """Indices of candidates whose layers are not known yet, the one with most commonly used new ones first."""
+    n_times = Counter(key for keys in candidates for key in keys if key is not None)
+    chosen: list[int] = []
+    known = set(have)
+    for _ in range(n_most):
+        gains = [sum(n_times[key] for key in {*keys} - known if key is not None) for keys in candidates]
+        best = int(np.argmax(gains))
+        if gains[best] == 0:
+            break
+        chosen.append(best)
+        known |= {key for key in candidates[best] if key is not None}
+    return chosen
 
-    Args:
-        model: the uncompressed model.
-        graph: of the model.
-        inputs: of the model.
-        candidate: what is done to it.
-        wanted: index of the layer -> key.
+
+def quick_student(model: nn.Module, graph: ModelGraph, candidate: Candidate, inputs: Inputs) -> nn.Module:
+    """A compressed model that is as quick to run as the true one, but made without data.
+
+    Factors are random numbers instead of decompositions, and ranges are those of random inputs: neither changes the
+    latency.
     """
-    full = replace(candidate, weight_bits={})
-    student = rebuild(model, graph, resolve(model, graph, full), None)
-    seen = _layer_inputs(student, graph, inputs)
-    for j, key in wanted.items():
-        layer = graph.layers[j]
-        module = _unit(student, layer)
-        bits = candidate.weight_bits.get(layer.path, FULL_BITS)
-        fed = (_random_like(seen[layer.path]),)
-        if bits < FULL_BITS:
-            alone = replace(layer, path="layer", norm="norm" if layer.norm else None, feeds=(), feeds_only_layers=False)
-            quantize_(module, [alone], {"layer": bits})
-            calibrate_(module, [fed])
-        yield Piece(key, module, fed)
+    student = rebuild(model, graph, resolve(model, graph, candidate), None)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.dim() > 1 and not bool(parameter.any()):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+    if candidate.weight_bits:
+        student.apply(_refresh_)
+        calibrate_(student, [random_inputs(inputs)])
+    return student
 
 
-class _Unit(nn.Sequential):
-    """A layer and what follows it; of a recurrent layer the outputs alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self:
-            x = part(x)
-            x = x[0] if isinstance(x, tuple) else x
-        return x
+def _refresh_(module: nn.Module) -> None:
+    """Lets a quantized weight's scales follow the weight."""
+    module.train(module.training)
 
 
-def _unit(student: nn.Module, layer: Layer) -> nn.Module:
-    parts = OrderedDict([("layer", copy.deepcopy(student.get_submodule(layer.path)))])
-    if layer.norm is not None:
-        parts["norm"] = copy.deepcopy(student.get_submodule(layer.norm))
-    if layer.relu:
-        parts["relu"] = nn.ReLU()
-    return _Unit(parts).eval()
+def random_inputs(inputs: Inputs) -> Inputs:
+    """Normal random numbers of the same shapes; integers, which may be indices, stay."""
+    if isinstance(inputs, dict):
+        return {name: _random_like(value) for name, value in inputs.items()}
+    return tuple(_random_like(value) for value in inputs)
 
 
 def _layer_inputs(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> dict[str, Tensor]:

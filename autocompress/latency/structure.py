@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import FULL_BITS, Candidate
-from autocompress.graph import ModelGraph
-from autocompress.space import DEFAULT_GRID
+from autocompress.errors import InputError
+from autocompress.graph import Layer, ModelGraph
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -25,11 +26,11 @@ class LayerShape:
     Attributes:
         path, kind: as in `Layer`.
         n_out, n_in: output and input channels of the uncompressed layer.
-        kernel: entries of its weight for each pair of an output and an input channel.
+        kernel: of a convolution; () for other layers.
         n_macs: of the uncompressed layer, for one sample.
         signature: equal for layers that take the same time: kind, sizes, stride, shape of the input, what follows.
         relu: a ReLU follows at once.
-        factorable: it can be split in two.
+        groups, stride: as in `Layer`.
         feeds: indices of the layers that read its output.
         feeds_only_layers: nothing else reads it.
         branches: indices of the residual branches that it goes with.
@@ -39,11 +40,12 @@ class LayerShape:
     kind: str
     n_out: int
     n_in: int
-    kernel: int
+    kernel: tuple[int, ...]
     n_macs: int
     signature: str
     relu: bool
-    factorable: bool
+    groups: int
+    stride: tuple[int, ...]
     feeds: tuple[int, ...]
     feeds_only_layers: bool
     branches: tuple[int, ...]
@@ -82,7 +84,7 @@ class ModelShape:
     def from_dict(cls, data: Mapping[str, Any]) -> ModelShape:
         """The inverse of `to_dict`; KeyError or TypeError where it is not that."""
         layers = tuple(
-            LayerShape(**{**item, "feeds": tuple(item["feeds"]), "branches": tuple(item["branches"])})
+            LayerShape(**{**item, **{key: tuple(item[key]) for key in ("kernel", "stride", "feeds", "branches")}})
             for item in data["layers"]
         )
         groups = tuple(
@@ -105,13 +107,14 @@ class ModelShape:
             LayerShape(
                 path=layer.path,
                 kind=layer.kind,
-                n_out=_sizes(layer.kind, layer.weight_shape)[0],
-                n_in=_sizes(layer.kind, layer.weight_shape)[1],
-                kernel=int(np.prod(layer.weight_shape[2:], dtype=int)),
+                n_out=_sizes(layer)[0],
+                n_in=_sizes(layer)[1],
+                kernel=layer.weight_shape[2:],
                 n_macs=layer.n_macs,
                 signature=signatures.get(layer.path, layer.kind),
                 relu=layer.relu,
-                factorable=layer.kind in ("linear", "conv2d") and layer.groups == 1,
+                groups=layer.groups,
+                stride=layer.stride,
                 feeds=tuple(index[path] for path in layer.feeds),
                 feeds_only_layers=layer.feeds_only_layers,
                 branches=tuple(i for i, branch in enumerate(graph.branches) if layer.path in branch.layers),
@@ -133,11 +136,12 @@ class ModelShape:
         return cls(layers, tuple(groups), tuple(branch.name for branch in graph.branches))
 
 
-def _sizes(kind: str, shape: Sequence[int]) -> tuple[int, int]:
-    """Outputs and inputs; of a recurrent layer the hidden units twice, of an embedding its width and one."""
-    if kind in _RECURRENT:
-        return shape[1], shape[1]
-    return (shape[1], 1) if kind == "embedding" else (shape[0], shape[1])
+def _sizes(layer: Layer) -> tuple[int, int]:
+    """Outputs and inputs: of a recurrent layer its units and what it reads, of an embedding its width and one."""
+    shape = layer.weight_shape
+    if layer.kind in _RECURRENT:
+        return shape[1], layer.input_shapes[0][1]
+    return (shape[1], 1) if layer.kind == "embedding" else (shape[0], shape[1])
 
 
 def _side(kind: str, tensor: str, dim: int) -> int | None:
@@ -156,7 +160,7 @@ class LayerStates:
     Attributes:
         alive: not part of a dropped branch.
         n_out, n_in: channels that are left.
-        rank: of the two layers that it was split into; 0 where it is one layer.
+        rank: number of the rank that is asked for, see `Encoder.ranks`; 0 where none is.
         bits: of weights and activations.
     """
 
@@ -168,47 +172,67 @@ class LayerStates:
 
 
 class Encoder:
-    """Resolves candidates against a model shape, as `compression.resolve` does; the cost is linear in the layers."""
+    """Resolves candidates against a model shape, as `compression.resolve` does; the cost is linear in the layers.
+
+    Attributes:
+        ranks: every rank choice that was met so far, None first; a `LayerStates.rank` is an index into it.
+    """
 
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
-        self._groups = [group.name for group in shape.groups]
-        self._paths = [layer.path for layer in shape.layers]
+        self.ranks: list[float | str | None] = [None]
+        self._rank_numbers: dict[float | str | None, int] = {None: 0}
+        self._groups = {group.name: i for i, group in enumerate(shape.groups)}
+        self._paths = {layer.path: i for i, layer in enumerate(shape.layers)}
+        self._branches = {name: i for i, name in enumerate(shape.branches)}
         self._n_channels = np.array([group.n_channels for group in shape.groups], np.int64)
         self._size = np.array([(layer.n_out, layer.n_in) for layer in shape.layers], np.int64).reshape(-1, 2)
-        self._kernel = np.array([layer.kernel for layer in shape.layers], np.int64)
-        self._factorable = np.array([layer.factorable for layer in shape.layers], bool)
         self._cuts = [_Cuts([group.out for group in shape.groups]), _Cuts([group.into for group in shape.groups])]
         self._producers = _Members([group.producers for group in shape.groups])
         self._owners = _Members([layer.branches for layer in shape.layers])
 
     def states(self, candidates: Sequence[Candidate]) -> LayerStates:
-        """The states of all layers."""
-        ratios = _table([candidate.prune_ratio for candidate in candidates], self._groups, 0.0)
-        ranks = _table([candidate.rank_ratio for candidate in candidates], self._paths, 0.0)
-        bits = _table([candidate.weight_bits for candidate in candidates], self._paths, FULL_BITS)
-        dropped = np.array([[name in item.drop for name in self.shape.branches] for item in candidates], bool)
-        dropped = dropped.reshape(len(candidates), len(self.shape.branches))
+        """The states of all layers.
+
+        Raises:
+            InputError: a candidate names something that the model does not have.
+        """
+        ratios = _table([item.prune_ratio for item in candidates], self._groups, 0.0)
+        bits = _table([item.weight_bits for item in candidates], self._paths, FULL_BITS).astype(np.int64)
+        rank = self._rank_numbers_of([item.rank_ratio for item in candidates])
+        dropped = _table([dict.fromkeys(item.drop, 1.0) for item in candidates], self._branches, 0.0) > 0
         alive = ~self._owners.any(dropped)
-        removed = np.minimum(np.rint(ratios * self._n_channels).astype(np.int64), self._n_channels - 1)
-        removed *= self._producers.any(alive, empty=True)
-        n_out, n_in = (self._size[:, side] - self._cuts[side].removed(removed, len(self._paths)) for side in (0, 1))
-        return LayerStates(alive, n_out, n_in, self._rank(ranks, n_out, n_in * self._kernel), bits.astype(np.int64))
+        removed = np.rint(ratios * self._n_channels).astype(np.int64)
+        removed = np.minimum(removed, self._n_channels - 1) * self._producers.any(alive, empty=True)
+        n_out, n_in = (self._size[:, i] - self._cuts[i].removed(removed, len(self._paths)) for i in (0, 1))
+        return LayerStates(alive, n_out, n_in, rank, bits)
 
-    def _rank(self, ratios: Floats, n_out: Ints, n_rest: Ints) -> Ints:
-        """See `rank_on_grid` and `rank_pays`."""
-        largest = np.minimum(n_out, n_rest)
-        rank = np.maximum(DEFAULT_GRID, np.rint(ratios * largest / DEFAULT_GRID).astype(np.int64) * DEFAULT_GRID)
-        rank = np.minimum(rank, largest)
-        pays = (rank * (n_out + n_rest) < n_out * n_rest) & (ratios > 0) & self._factorable
-        return np.where(pays, rank, 0)
+    def _rank_numbers_of(self, values: Sequence[Mapping[str, float | str]]) -> Ints:
+        for value in set(chain.from_iterable(row.values() for row in values)):
+            if value not in self._rank_numbers:
+                self._rank_numbers[value] = len(self.ranks)
+                self.ranks.append(value)
+        return _table(values, self._paths, 0.0, self._rank_numbers).astype(np.int64)
 
 
-def _table(values: Sequence[Mapping[str, float]], names: Sequence[str], missing: float) -> Floats:
-    """Row for each mapping, column for each name."""
-    default = [missing] * len(names)
-    rows = [list(map(row.get, names, default)) if row else default for row in values]
-    return np.array(rows, np.float64).reshape(len(values), len(names))
+def _table(
+    values: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, int],
+    missing: float,
+    numbers: Mapping[Any, float] | None = None,
+) -> Floats:
+    """A row for each mapping, a column for each name; `numbers` says what a value that is no number stands for."""
+    table = np.full((len(values), len(columns)), missing, np.float64)
+    sizes = list(map(len, values))
+    n_entries = sum(sizes)
+    given = chain.from_iterable(row.values() for row in values)
+    entries = given if numbers is None else map(numbers.__getitem__, given)
+    try:
+        places = np.fromiter(map(columns.__getitem__, chain.from_iterable(values)), np.int64, n_entries)
+    except KeyError as error:
+        raise InputError(f"a candidate must name parts of the profiled model, which has no {error}") from error
+    table[np.repeat(np.arange(len(values)), sizes), places] = np.fromiter(entries, np.float64, n_entries)
+    return table
 
 
 class _Members:

@@ -1,0 +1,201 @@
+"""Writes the folder that a device measures: the uncompressed model, single layers, and whole random candidates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import nn
+
+from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.errors import InputError
+from autocompress.graph import ModelGraph, inspect_model
+from autocompress.latency.cutting import Cutter
+from autocompress.latency.device import PLAN, read_json, write_json
+from autocompress.latency.pieces import covering, describe_model, piece_keys, quick_student
+from autocompress.latency.shared_weights import WEIGHTS_FILE, write_shared
+from autocompress.latency.structure import ModelShape
+from autocompress.runtimes import Runtime, runtime_named
+from autocompress.space import Knob, SearchSpace
+from autocompress.task import Inputs, Task, as_inputs
+
+N_CANDIDATES = 60
+MAX_EXTRA = 12
+_N_DRAWS = 1000
+_REFERENCE, _WRITTEN = "reference", "written.json"
+_MOST_DROPPED = 0.7
+
+Listener = Callable[[int, int], None]
+
+
+def write_plan(
+    task: Task,
+    space: str | SearchSpace,
+    folder: Path,
+    *,
+    runtime: str = "onnxruntime",
+    n_threads: int = 1,
+    n_candidates: int = N_CANDIDATES,
+    seed: int = 0,
+    known: Sequence[str] = (),
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Writes everything that a device has to time; goes on where an earlier call with equal arguments was cut off.
+
+    Args:
+        task: gives the model.
+        space: that candidates are drawn from.
+        folder: made if missing.
+        runtime: whose files are written.
+        n_threads: that the runtime is to use.
+        n_candidates: whole candidates to calibrate on.
+        seed: of the candidates.
+        known: keys of layers that need not be timed again.
+        listener: told of candidates written and candidates in all.
+
+    Returns:
+        The plan, which is also in `plan.json`.
+    """
+    target, model, inputs = runtime_named(runtime), task.build_model().eval(), as_inputs(task.example_inputs())
+    graph = inspect_model(model, inputs)
+    if isinstance(space, str):
+        space = SearchSpace.load(space, graph)
+    shape = describe_model(model, graph, inputs)
+    candidates = draw_candidates(space, n_candidates, seed)
+    extra = _covering(shape, space, candidates, set(known))
+    writer = _Writer(target, folder, shape, graph)
+    reference = writer.write(_REFERENCE, Candidate(), model, inputs)
+    wholes = {}
+    for i, candidate in enumerate([*candidates, *extra]):
+        name = f"candidate_{candidate.digest}"
+        if not writer.has(name):
+            writer.write(name, candidate, quick_student(model, graph, candidate, inputs), inputs)
+        if i < len(candidates):
+            wholes[writer.file(name)] = candidate.to_dict()
+        if listener is not None:
+            listener(i + 1, len(candidates) + len(extra))
+    pieces = {key: file for key, file in writer.pieces().items() if key not in known}
+    plan = {
+        "digest": _digest([runtime, n_threads, sorted(pieces), sorted(wholes)]),
+        "task": str(getattr(task, "name", type(task).__name__)),
+        "runtime": runtime,
+        "n_threads": n_threads,
+        "batch": _batch(inputs),
+        "reference": reference,
+        "weights": {"file": WEIGHTS_FILE, "n_bytes": writer.n_bytes},
+        "files": [*wholes, *pieces.values()],
+        "pieces": pieces,
+        "candidates": wholes,
+        "shape": shape.to_dict(),
+    }
+    write_json(folder / PLAN, plan)
+    return plan
+
+
+def draw_candidates(space: SearchSpace, n_candidates: int, seed: int) -> list[Candidate]:
+    """Distinct random candidates: half drawn uniformly, half mild in some kinds of knobs and strong in others.
+
+    The second kind reaches what a search likes: hardly any dropped branch, or 8 bits almost everywhere.
+    """
+    found: dict[str, Candidate] = {}
+    for i in range(20 * n_candidates):
+        if len(found) == n_candidates:
+            break
+        rng = random.Random(f"{seed} {i}")
+        candidate = _uneven(space, rng) if i % 2 else space.sample(rng.randrange(2**32))
+        if not candidate.is_baseline:
+            found.setdefault(candidate.digest, candidate)
+    return list(found.values())
+
+
+def _uneven(space: SearchSpace, rng: random.Random) -> Candidate:
+    rate = {kind: rng.random() for kind in sorted({knob.kind for knob in space.knobs})}
+    rate["drop"] = _MOST_DROPPED * rate.get("drop", 0.0)
+
+    def choose(knob: Knob) -> Any:
+        return rng.choice(knob.choices[1:]) if rng.random() < rate[knob.kind] else knob.choices[0]
+
+    return space.candidate({knob.name: choose(knob) for knob in space.knobs})
+
+
+def _covering(shape: ModelShape, space: SearchSpace, candidates: list[Candidate], known: set[str]) -> list[Candidate]:
+    """A few more candidates, which are only cut into layers, for layers of the space that are in none of these."""
+    drawn = [space.sample(i) for i in range(_N_DRAWS)]
+    keys = piece_keys(shape, [Candidate(), *candidates, *drawn])
+    have = known | {key for row in keys[: len(candidates) + 1] for key in row if key is not None}
+    return [drawn[i] for i in covering(keys[len(candidates) + 1 :], have, MAX_EXTRA)]
+
+
+class _Writer:
+    """Exports whole models into one flat folder, and cuts each into layers; files that are there already stay.
+
+    Attributes:
+        n_bytes: of shared weights that the files need.
+    """
+
+    def __init__(self, target: Runtime, folder: Path, shape: ModelShape, graph: ModelGraph) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._target, self._folder, self._shape, self._graph = target, folder, shape, graph
+        self._index = folder / _WRITTEN
+        self._sizes: dict[str, Any] = read_json(self._index) if self._index.is_file() else {}
+
+    @property
+    def n_bytes(self) -> int:
+        return max((entry["n_bytes"] for entry in self._sizes.values()), default=0)
+
+    def has(self, name: str) -> bool:
+        return name in self._sizes
+
+    def file(self, name: str) -> str:
+        return f"{name}.onnx"
+
+    def pieces(self) -> dict[str, str]:
+        """Key of each layer that was cut out -> its file."""
+        return {key: file for entry in self._sizes.values() for key, file in entry["pieces"].items()}
+
+    def write(self, name: str, candidate: Candidate, student: nn.Module, inputs: Inputs) -> str:
+        """Name of the file, which is made where it is missing.
+
+        Raises:
+            InputError: the runtime's files are not ONNX files, which alone can be cut.
+        """
+        if not self.has(name):
+            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+                made = self._target.export(student, inputs, Path(scratch))
+                if made.suffix != ".onnx":
+                    raise InputError(f"a profile is made of ONNX files, but {self._target.name} writes {made.suffix}")
+                model = onnx.load(made)
+            pieces = self._cut(model, candidate)
+            n_bytes = write_shared(model, self._folder / self.file(name))
+            self._sizes[name] = {"n_bytes": n_bytes, "pieces": pieces}
+            write_json(self._index, self._sizes)
+        return self.file(name)
+
+    def _cut(self, model: onnx.ModelProto, candidate: Candidate) -> dict[str, str]:
+        """Writes the layers that are new; key -> file."""
+        keys, done = piece_keys(self._shape, [candidate])[0], self.pieces()
+        new = {key: j for j, key in enumerate(keys) if key is not None and key not in done}
+        cutter, pieces = Cutter(model), {}
+        for key, j in new.items():
+            layer = self._graph.layers[j]
+            integer = layer.kind.startswith("conv") and candidate.weight_bits.get(layer.path, FULL_BITS) < FULL_BITS
+            part = cutter.cut(layer.path, layer.norm, layer.relu, integer)
+            if part is not None:
+                pieces[key] = f"layer_{_digest(key)}.onnx"
+                write_shared(part, self._folder / pieces[key])
+        return pieces
+
+
+def _batch(inputs: Inputs) -> int:
+    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    return int(tensors[0].shape[0])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]

@@ -1,0 +1,129 @@
+"""Makes a latency model: writes what has to be timed, times it here or takes what a device measured, and fits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.candidate import Candidate
+from autocompress.errors import InputError
+from autocompress.latency.device import (
+    MEASURED,
+    clock_drift,
+    measure_folder,
+    read_json,
+    repeatability,
+    settled,
+    show_progress,
+)
+from autocompress.latency.model import LatencyModel
+from autocompress.latency.plan import N_CANDIDATES, write_plan
+from autocompress.latency.structure import ModelShape
+from autocompress.latency.table import Table
+from autocompress.latency.turns import Turns
+from autocompress.space import SearchSpace
+from autocompress.task import Task, load_task
+
+_FEWEST = 12
+
+
+def profile(
+    task: Task | str,
+    space: str | SearchSpace = "default",
+    *,
+    runtime: str = "onnxruntime",
+    n_threads: int = 1,
+    n_candidates: int = N_CANDIDATES,
+    n_passes: int = 1,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    force: bool = False,
+    show: bool = False,
+) -> LatencyModel:
+    """Times a model's layers and whole candidates on this machine, and fits a latency model to them.
+
+    The batch is that of the task's example inputs.
+
+    Args:
+        task: what is compressed, or the text that names it.
+        space: whose candidates are to be predicted.
+        runtime: name of the target runtime.
+        n_threads: that the runtime may use.
+        n_candidates: whole candidates to calibrate on.
+        n_passes: how often each file is timed; two tell how repeatable a measurement is.
+        folder: for the files and what is measured of them, so that a profile that was cut off goes on; None is a
+            temporary one.
+        seed: of the candidates.
+        force: measure on a noisy machine too.
+        show: draw progress in the terminal.
+
+    Raises:
+        MeasurementError: the machine is too noisy.
+        InputError: too few candidates, or the folder is of another profile.
+    """
+    loaded = load_task(task) if isinstance(task, str) else task
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
+        place = Path(folder) if folder is not None else Path(scratch)
+        plan = write_plan(
+            loaded,
+            space,
+            place,
+            runtime=runtime,
+            n_threads=n_threads,
+            n_candidates=n_candidates,
+            seed=seed,
+            listener=_show_written if show else None,
+        )
+        with Turns().measure():
+            results = measure_folder(
+                place,
+                place / MEASURED,
+                n_passes=n_passes,
+                force=force,
+                listener=show_progress if show else None,
+            )
+    return model_of(plan, results)
+
+
+def model_of(plan: Mapping[str, Any], results: Mapping[str, Any]) -> LatencyModel:
+    """The latency model of a plan and what a device measured of it.
+
+    Raises:
+        InputError: the results are of another plan, or too few candidates were measured.
+    """
+    if results.get("plan") != plan["digest"]:
+        raise InputError(f"the results are of plan {results.get('plan')!r}, but this is plan {plan['digest']!r}")
+    ratios = settled(results)
+    candidates = tuple(
+        (Candidate.from_dict(asked), ratios[file]) for file, asked in plan["candidates"].items() if file in ratios
+    )
+    if len(candidates) < _FEWEST:
+        raise InputError(f"at least {_FEWEST} candidates must be measured, but got {len(candidates)}; measure more")
+    head = {
+        **{key: plan[key] for key in ("task", "runtime", "n_threads", "batch")},
+        "version": results["version"],
+        "device": results["device"],
+        "date": results.get("finished", results["started"]),
+        "repeatability": _or_none(repeatability(results)),
+        "clock_drift": round(clock_drift(results), 4),
+    }
+    pieces = {key: ratios[file] for key, file in plan["pieces"].items() if file in ratios}
+    baseline_ms = float(np.median(results["reference_ms"]))
+    return LatencyModel(Table(head, baseline_ms, ModelShape.from_dict(plan["shape"]), pieces, candidates))
+
+
+def profile_of(folder: str | Path, measured: str | Path) -> LatencyModel:
+    """The latency model of a bundle and the JSON that the device wrote."""
+    return model_of(read_json(Path(folder) / "plan.json"), read_json(Path(measured)))
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 5)
+
+
+def _show_written(n_done: int, n_all: int) -> None:
+    print(f"\rwriting files: {n_done}/{n_all} ", end="", flush=True)

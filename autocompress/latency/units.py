@@ -1,0 +1,192 @@
+"""Looks up how long each layer of a candidate takes alone, and adds up what the context terms need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.graph import Layer
+from autocompress.latency.structure import Encoder, LayerShape, ModelShape
+from autocompress.rank_choice import parse_rank
+from autocompress.ranks import ranks_of_ratio, split_of
+
+Floats = NDArray[np.float64]
+_KILO = 1e3
+_N_FIGURES = 5
+_SIZES, _RANKS, _BITS = 2**18, 2**8, 2**6  # of the fields of a code
+
+
+def piece_key(layer: LayerShape, n_out: int, n_in: int, rank: float | str | None, bits: int) -> str:
+    """Key of a layer's time in the table, such as `conv2d 3x3 s1 @1x32x32 norm relu|16>8 r4 b8`."""
+    return f"{layer.signature}|{n_in}>{n_out} r{_split_text(layer, n_out, n_in, rank)} b{bits}"
+
+
+def _split_text(layer: LayerShape, n_out: int, n_in: int, rank: float | str | None) -> str:
+    """The ranks that a choice comes to, 0 where the layer stays whole; the choice itself where only data tells."""
+    if rank is None:
+        return "0"
+    choice = parse_rank(rank)
+    if choice.ratio is None or layer.kind not in ("linear", "conv1d", "conv2d"):
+        return str(rank)
+    shape = (n_out, n_in, *layer.kernel)
+    pruned = Layer(layer.path, layer.kind, shape, 0, 0, groups=layer.groups, stride=layer.stride)
+    split = split_of(pruned, choice, ranks_of_ratio(pruned, choice.scheme, choice.ratio))
+    if split is None:
+        return "0"
+    ranks = "x".join(map(str, split.ranks))
+    return ranks if split.scheme == "channel" else f"{split.scheme}:{ranks}"
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What is known of whole candidates.
+
+    Attributes:
+        features: context terms, (n_candidates, n_features).
+        naive: sum over the layers' own times, as a ratio to the uncompressed model's latency, (n_candidates,).
+        outside: share of that sum that comes from layers whose time is not in the table but estimated.
+        n_outside: how many layers these are.
+    """
+
+    features: Floats
+    naive: Floats
+    outside: Floats
+    n_outside: NDArray[np.int64]
+
+
+class LayerTimes:
+    """Times of single layers, from a table, and for what is not in it from its nearest entries.
+
+    Args:
+        shape: of the model.
+        pieces: key -> latency of the layer alone, as a ratio to the uncompressed model's.
+        precisions: bits that layers may have, the full ones first; others count as the last of them.
+    """
+
+    def __init__(self, shape: ModelShape, pieces: Mapping[str, float], precisions: Sequence[int]) -> None:
+        self.shape, self.pieces, self.precisions = shape, dict(pieces), tuple(precisions)
+        self._encoder = Encoder(shape)
+        signatures = {layer.signature: i for i, layer in enumerate(shape.layers)}
+        self._example = np.array([signatures[layer.signature] for layer in shape.layers], np.int64)
+        self._places = np.array([_places(layer) for layer in shape.layers])
+        fed_by = [{i for i, item in enumerate(shape.layers) if j in item.feeds} for j in range(len(shape.layers))]
+        self._direct = [bool(sources) for sources in fed_by]
+        self._known: dict[int, tuple[float, ...]] = {}
+        self._nearest = _Nearest(self.pieces)
+
+    def sums(self, candidates: Sequence[Candidate]) -> Sums:
+        """Adds up layer times and context terms; linear in the number of layers."""
+        states = self._encoder.states(candidates)
+        precision = self._precision(states.bits)
+        figures = self._figures(np.stack([states.n_out, states.n_in, states.rank, states.bits]), states.alive)
+        time, split, outside = figures[..., 0], figures[..., 1], figures[..., 2]
+        n_values = figures[..., 3]
+        terms = self._layer_terms(precision, states.alive, time, split, n_values)
+        terms += self._border_terms(precision, states.alive, figures[..., 4])
+        naive = time.sum(1)
+        return Sums(
+            np.stack(terms, 1),
+            naive,
+            (time * outside).sum(1) / np.maximum(naive, 1e-12),
+            outside.sum(1).astype(np.int64),
+        )
+
+    def _precision(self, bits: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Index of each layer's precision."""
+        index = np.full(FULL_BITS + 1, len(self.precisions) - 1)
+        index[list(self.precisions)] = range(len(self.precisions))
+        chosen: NDArray[np.int64] = index[bits]
+        return chosen
+
+    def _layer_terms(
+        self,
+        precision: NDArray[np.int64],
+        alive: NDArray[np.bool_],
+        time: Floats,
+        split: Floats,
+        n_values: Floats,
+    ) -> list[Floats]:
+        """For each precision: time, number of layers, number of split ones, outputs."""
+        terms: list[Floats] = []
+        for p in range(len(self.precisions)):
+            mine = alive & (precision == p)
+            terms += [(time * mine).sum(1), mine.sum(1).astype(float), (split * mine).sum(1), (n_values * mine).sum(1)]
+        return terms
+
+    def _border_terms(self, precision: NDArray[np.int64], alive: NDArray[np.bool_], n_inputs: Floats) -> list[Floats]:
+        """For each pair of precisions of neighbours: how many borders, and how many values cross them.
+
+        Neighbours are layers that follow each other in network order once dropped branches are gone; those that feed
+        each other directly count apart from those with a sum or another operation between them.
+        """
+        n, n_precisions = len(alive), len(self.precisions)
+        n_kinds = 2 * n_precisions**2
+        counts, values = np.zeros((n, n_kinds)), np.zeros((n, n_kinds))
+        rows = np.arange(n)
+        previous = np.zeros(n, np.int64)  # inputs and outputs of a model are full precision
+        for j, direct in enumerate(self._direct):
+            kind = (previous * n_precisions + precision[:, j]) * 2 + direct
+            counts[rows, kind] += alive[:, j]
+            values[rows, kind] += alive[:, j] * n_inputs[:, j]
+            previous = np.where(alive[:, j], precision[:, j], previous)
+        used = range(2, n_kinds)  # full to full, the first two, is what the other terms are about
+        return [column for kind in used for column in (counts[:, kind], values[:, kind])]
+
+    def _figures(self, states: NDArray[np.int64], alive: NDArray[np.bool_]) -> Floats:
+        """Time, split or not, estimated or not, outputs and inputs of every layer, (n_candidates, n_layers, 5)."""
+        n_out, n_in, rank, bits = states
+        codes = (((self._example * _SIZES + n_out) * _SIZES + n_in) * _RANKS + rank) * _BITS + bits
+        codes = np.where(alive, codes, -1)
+        unique, inverse = np.unique(codes, return_inverse=True)
+        table = np.zeros((len(unique), _N_FIGURES))
+        for row, code in enumerate(unique.tolist()):
+            if code >= 0:
+                if code not in self._known:
+                    self._known[code] = self._look_up(code)
+                table[row] = self._known[code]
+        figures: Floats = table[inverse.reshape(codes.shape)]
+        return figures
+
+    def _look_up(self, code: int) -> tuple[float, ...]:
+        code, bits = divmod(code, _BITS)
+        code, rank = divmod(code, _RANKS)
+        code, n_in = divmod(code, _SIZES)
+        example, n_out = divmod(code, _SIZES)
+        layer = self.shape.layers[example]
+        key = piece_key(layer, n_out, n_in, self._encoder.ranks[rank], bits)
+        places = float(self._places[example])
+        is_split = f" r0 b{bits}" not in key
+        time = self.pieces.get(key)
+        found = time if time is not None else self._nearest.time(layer.signature, key, n_out * n_in)
+        return (found, float(is_split), float(time is None), n_out * places / _KILO, n_in * places / _KILO)
+
+
+def _places(layer: LayerShape) -> float:
+    """Positions that a layer computes its outputs at, for one sample."""
+    return layer.n_macs / max(1, layer.n_out * layer.n_in * int(np.prod(layer.kernel, dtype=int)) // layer.groups)
+
+
+class _Nearest:
+    """Estimates a missing time from the table's entries of the same signature and precision, by size of the weight."""
+
+    def __init__(self, pieces: Mapping[str, float]) -> None:
+        self._by_kind: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        for key, time in pieces.items():
+            signature, _, rest = key.partition("|")
+            size, _, bits = rest.split(" ")
+            n_in, _, n_out = size.partition(">")
+            for kind in ((signature, bits), (signature, "")):
+                self._by_kind.setdefault(kind, []).append((int(n_in) * int(n_out), time))
+
+    def time(self, signature: str, key: str, size: int) -> float:
+        """Linear in the size between the smallest and the largest entry; 0 where the table has nothing like it."""
+        bits = key.rpartition(" ")[2]
+        entries = self._by_kind.get((signature, bits)) or self._by_kind.get((signature, ""))
+        if not entries:
+            return 0.0
+        sizes, times = np.array(sorted(entries)).T
+        return float(np.interp(size, sizes, times))
