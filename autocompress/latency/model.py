@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.candidate import FULL_BITS, PRECISIONS, Candidate
 from autocompress.errors import InputError
 from autocompress.latency.device import write_json
 from autocompress.latency.table import Table, read_table
@@ -44,8 +44,9 @@ class LatencyModel:
 
     def __post_init__(self) -> None:
         measured = self.measured
-        bits = {width for candidate, _ in measured for width in candidate.weight_bits.values()}
-        self._times = LayerTimes(self.table.shape, self.table.pieces, (FULL_BITS, *sorted(bits, reverse=True)))
+        used = {FULL_BITS, *(bits for candidate, _ in measured for bits in candidate.weight_bits.values())}
+        precisions = [precision for precision in PRECISIONS if precision in used]
+        self._times = LayerTimes(self.table.shape, self.table.pieces, precisions)
         self._fit: _Fit | None = None
 
     @property

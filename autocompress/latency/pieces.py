@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import PRECISIONS, Candidate
 from autocompress.compression import rebuild, resolve
 from autocompress.compression.quantize import calibrate_
 from autocompress.graph import Layer, ModelGraph
@@ -34,7 +34,7 @@ def piece_keys(shape: ModelShape, candidates: Sequence[Candidate]) -> list[list[
         sizes = np.stack([states.n_out[:, j], states.n_in[:, j], states.rank[:, j], states.bits[:, j]], 1)
         for i in np.flatnonzero(states.alive[:, j]).tolist():
             n_out, n_in, rank, bits = sizes[i].tolist()
-            keys[i][j] = piece_key(layer, n_out, n_in, encoder.ranks[rank], bits)
+            keys[i][j] = piece_key(layer, n_out, n_in, encoder.ranks[rank], PRECISIONS[bits])
     return keys
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from torch import nn
 
-from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.candidate import INT8_BITS, Candidate
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency.cutting import Cutter
@@ -184,7 +184,7 @@ class _Writer:
         cutter, pieces = Cutter(model), {}
         for key, j in new.items():
             layer = self._graph.layers[j]
-            integer = layer.kind.startswith("conv") and candidate.weight_bits.get(layer.path, FULL_BITS) < FULL_BITS
+            integer = layer.kind.startswith("conv") and candidate.weight_bits.get(layer.path) == INT8_BITS
             part = cutter.cut(layer.path, layer.norm, layer.relu, integer)
             if part is not None:
                 pieces[key] = f"layer_{_digest(key)}.onnx"

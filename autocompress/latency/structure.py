@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.candidate import PRECISIONS, Candidate
 from autocompress.errors import InputError
 from autocompress.graph import Layer, ModelGraph
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 _RECURRENT = ("lstm", "gru")
+_PRECISION_NUMBERS = {precision: i for i, precision in enumerate(PRECISIONS)}
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class LayerStates:
         alive: not part of a dropped branch.
         n_out, n_in: channels that are left.
         rank: number of the rank that is asked for, see `Encoder.ranks`; 0 where none is.
-        bits: of weights and activations.
+        bits: index into `PRECISIONS`.
     """
 
     alive: NDArray[np.bool_]
@@ -198,7 +199,7 @@ class Encoder:
             InputError: a candidate names something that the model does not have.
         """
         ratios = _table([item.prune_ratio for item in candidates], self._groups, 0.0)
-        bits = _table([item.weight_bits for item in candidates], self._paths, FULL_BITS).astype(np.int64)
+        bits = _table([item.weight_bits for item in candidates], self._paths, 0, _PRECISION_NUMBERS).astype(np.int64)
         rank = self._rank_numbers_of([item.rank_ratio for item in candidates])
         dropped = _table([dict.fromkeys(item.drop, 1.0) for item in candidates], self._branches, 0.0) > 0
         alive = ~self._owners.any(dropped)

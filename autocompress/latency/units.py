@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import FULL_BITS, Candidate
+from autocompress.candidate import PRECISIONS, Candidate, Precision
 from autocompress.graph import Layer
 from autocompress.latency.structure import Encoder, LayerShape, ModelShape
 from autocompress.rank_choice import parse_rank
@@ -20,7 +20,7 @@ _N_FIGURES = 5
 _SIZES, _RANKS, _BITS = 2**18, 2**8, 2**6  # of the fields of a code
 
 
-def piece_key(layer: LayerShape, n_out: int, n_in: int, rank: float | str | None, bits: int) -> str:
+def piece_key(layer: LayerShape, n_out: int, n_in: int, rank: float | str | None, bits: Precision) -> str:
     """Key of a layer's time in the table, such as `conv2d 3x3 s1 @1x32x32 norm relu|16>8 r4 b8`."""
     return f"{layer.signature}|{n_in}>{n_out} r{_split_text(layer, n_out, n_in, rank)} b{bits}"
 
@@ -64,10 +64,10 @@ class LayerTimes:
     Args:
         shape: of the model.
         pieces: key -> latency of the layer alone, as a ratio to the uncompressed model's.
-        precisions: bits that layers may have, the full ones first; others count as the last of them.
+        precisions: that layers may have, the full one first; others count as the last of them.
     """
 
-    def __init__(self, shape: ModelShape, pieces: Mapping[str, float], precisions: Sequence[int]) -> None:
+    def __init__(self, shape: ModelShape, pieces: Mapping[str, float], precisions: Sequence[Precision]) -> None:
         self.shape, self.pieces, self.precisions = shape, dict(pieces), tuple(precisions)
         self._encoder = Encoder(shape)
         signatures = {layer.signature: i for i, layer in enumerate(shape.layers)}
@@ -75,6 +75,10 @@ class LayerTimes:
         self._places = np.array([_places(layer) for layer in shape.layers])
         fed_by = [{i for i, item in enumerate(shape.layers) if j in item.feeds} for j in range(len(shape.layers))]
         self._direct = [bool(sources) for sources in fed_by]
+        members = [
+            [j for j, layer in enumerate(shape.layers) if b in layer.branches] for b in range(len(shape.branches))
+        ]
+        self._branches = [layers for layers in members if layers]
         self._known: dict[int, tuple[float, ...]] = {}
         self._nearest = _Nearest(self.pieces)
 
@@ -87,6 +91,7 @@ class LayerTimes:
         n_values = figures[..., 3]
         terms = self._layer_terms(precision, states.alive, time, split, n_values)
         terms += self._border_terms(precision, states.alive, figures[..., 4])
+        terms += self._branch_terms(precision, states.alive)
         naive = time.sum(1)
         return Sums(
             np.stack(terms, 1),
@@ -96,9 +101,9 @@ class LayerTimes:
         )
 
     def _precision(self, bits: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Index of each layer's precision."""
-        index = np.full(FULL_BITS + 1, len(self.precisions) - 1)
-        index[list(self.precisions)] = range(len(self.precisions))
+        """Index of each layer's precision among those of this table."""
+        index = np.full(len(PRECISIONS), len(self.precisions) - 1)
+        index[[PRECISIONS.index(precision) for precision in self.precisions]] = range(len(self.precisions))
         chosen: NDArray[np.int64] = index[bits]
         return chosen
 
@@ -136,6 +141,16 @@ class LayerTimes:
         used = range(2, n_kinds)  # full to full, the first two, is what the other terms are about
         return [column for kind in used for column in (counts[:, kind], values[:, kind])]
 
+    def _branch_terms(self, precision: NDArray[np.int64], alive: NDArray[np.bool_]) -> list[Floats]:
+        """Residual branches that are there, and for each lower precision those that have it throughout."""
+        whole = [
+            np.stack([alive[:, members[0]] & (precision[:, members] == p).all(1) for members in self._branches], 1)
+            for p in range(1, len(self.precisions))
+            if self._branches
+        ]
+        there = [alive[:, [members[0] for members in self._branches]]] if self._branches else []
+        return [flags.sum(1).astype(float) for flags in (*there, *whole)]
+
     def _figures(self, states: NDArray[np.int64], alive: NDArray[np.bool_]) -> Floats:
         """Time, split or not, estimated or not, outputs and inputs of every layer, (n_candidates, n_layers, 5)."""
         n_out, n_in, rank, bits = states
@@ -152,7 +167,8 @@ class LayerTimes:
         return figures
 
     def _look_up(self, code: int) -> tuple[float, ...]:
-        code, bits = divmod(code, _BITS)
+        code, place = divmod(code, _BITS)
+        bits = PRECISIONS[place]
         code, rank = divmod(code, _RANKS)
         code, n_in = divmod(code, _SIZES)
         example, n_out = divmod(code, _SIZES)

@@ -36,7 +36,7 @@ def test_predictions_hold_on_candidates_it_has_not_seen() -> None:
 def test_intervals_contain_what_they_promise() -> None:
     candidates, truth = held_out()
     noise = np.random.default_rng(5).normal(1, 0.05, len(truth))
-    model = LatencyModel(made_up_table(noise=0.05))
+    model = LatencyModel(made_up_table(150, noise=0.05))
     low, high = model.interval_ratio(candidates).T
     inside = (low <= truth * noise) & (truth * noise <= high)
     assert inside.mean() > 0.9

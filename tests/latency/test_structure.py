@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import PRECISIONS, Candidate
 from autocompress.compression import rebuild, resolve
 from autocompress.errors import InputError
 from autocompress.graph import inspect_model
@@ -33,7 +33,7 @@ def test_states_are_those_of_the_compressed_model() -> None:
             parts = list(module) if isinstance(module, nn.Sequential) else [module]
             assert states.n_in[i, j] == parts[0].weight.shape[1]
             assert states.n_out[i, j] == parts[-1].weight.shape[0]
-            assert states.bits[i, j] == recipe.bits.get(layer.path, 32)
+            assert PRECISIONS[states.bits[i, j]] == recipe.bits.get(layer.path, 32)
 
 
 def test_recurrent_layers_count_their_hidden_units() -> None:
