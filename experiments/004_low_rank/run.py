@@ -1,6 +1,6 @@
 """Low rank by output error beside plain weight SVD: per layer, whole models, timings, and which inputs count.
 
-    python run.py errors|models|inputs|shows|timings
+    python run.py errors|models|inputs|shows|timings|files|latency
 
 Every part appends what it has measured to its own CSV file and passes over rows that are already there.
 """
@@ -20,15 +20,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from autocompress.automl.bench import n_macs
 from autocompress.candidate import Candidate
-from autocompress.compression import Evidence, rebuild, resolve
+from autocompress.compression import Evidence, compress, rebuild, resolve
 from autocompress.compression.low_rank.decomposition import compose
 from autocompress.compression.low_rank.matrices import matrices_of
 from autocompress.compression.low_rank.moments import collect_moments, windows
 from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.compression.recipe import Recipe
 from autocompress.graph import Layer, inspect_model
+from autocompress.latency import measure_paired
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.ranks import Split, cost, largest_ranks, reason_against
 from autocompress.runtimes import runtime_named
@@ -79,6 +82,15 @@ class Case:
         self.task.evaluate(keep, "test")
         inputs = tuple(torch.cat(parts)[:128] for parts in zip(*kept, strict=True))
         return inputs, inputs[1].bool().flatten() if self.name == "minilm" else None
+
+    def test_images(self, n_samples: int) -> tuple[Inputs, Tensor]:
+        """Of the test split."""
+        from autocompress.tasks.cifar10 import _to_inputs
+        from autocompress.tasks.cifar10_data import load_images, split_indices
+
+        images, labels = load_images("test")
+        members = split_indices("test")[:n_samples]
+        return _to_inputs(images[members]), labels[members]
 
     def layers(self) -> list[Layer]:
         """Without the first convolution, the embeddings and the classifier."""
@@ -159,12 +171,12 @@ def errors() -> None:
 
 def models() -> None:
     """Accuracy of whole models, every layer at a share of its MACs, without any fine-tune."""
-    for name in MODELS:
+    for name in sys.argv[2:] or MODELS:
         case = Case(name)
         evidence = Evidence(case.model, case.graph, case.calibration)
         evidence.__dict__["low_rank"] = case.source
         record_model(case, "none", 1.0, None, case.model)
-        for share in (0.75, 0.5):
+        for share in (0.5, 0.75):
             for scheme in SCHEMES:
                 splits = {layer.path: ranks_within(layer, scheme, share) for layer in case.layers()}
                 splits = {path: Split(scheme, ranks) for path, ranks in splits.items() if ranks is not None}
@@ -191,9 +203,11 @@ def record_model(case: Case, scheme: str, share: float, aware: bool | None, stud
         print(case.name, scheme, share, aware, values, flush=True)
 
 
+@torch.no_grad()
 def inputs() -> None:
     """After pruning: second moments of the uncompressed model's inputs, or of the pruned student's own."""
     case = Case("resnet56")
+    images, labels = case.test_images(1000)
     evidence = Evidence(case.model, case.graph, case.calibration)
     evidence.__dict__["low_rank"] = case.source
     for prune_ratio in (0.25, 0.5):
@@ -212,8 +226,12 @@ def inputs() -> None:
             student = bare
             if source is not None:
                 student = _with_source(case, recipe, source, pruned_inputs=kind == "student's own")
-            metrics = case.task.evaluate(predictor(student), "test")
-            values = {key: round(value, 4) for key, value in metrics.items()}
+            outputs = call_model(student, images)
+            values = {
+                "accuracy": float((outputs.argmax(1) == labels).double().mean()),
+                "loss": round(float(cross_entropy(outputs, labels)), 4),
+                "logit_error": round(float((outputs - call_model(bare, images)).norm() / outputs.norm()), 4),
+            }
             append("inputs", prune_ratio=prune_ratio, moments=kind, **values)
             print(prune_ratio, kind, values, flush=True)
 
@@ -271,6 +289,45 @@ def shows() -> None:
     print(text)
 
 
+LATENCIES = {
+    "resnet56": (0.5, 0.25, "spatial:0.25", "spatial:0.125", "tucker:0.5", "tucker:0.25"),
+    "minilm": (0.5, 0.25),
+}
+
+
+def files() -> None:
+    """Writes the ONNX files that `latency` times: every layer at one choice, ranks on the grid."""
+    for name, choices in LATENCIES.items():
+        task = load_task(MODELS[name])
+        model, example = task.build_model(), as_inputs(task.example_inputs())
+        graph = inspect_model(model, example)
+        kinds = ("conv2d",) if name == "resnet56" else ("linear",)
+        paths = [layer.path for layer in graph.layers if layer.kind in kinds and layer.path not in ("conv1", "head")]
+        for choice in (None, *choices):
+            student = model
+            if choice is not None:
+                candidate = Candidate(rank_ratio=dict.fromkeys(paths, choice))
+                student = compress(model, candidate, example, graph=graph, activation_aware=False)
+            folder = HERE / "files" / name / str(choice).replace(":", "_")
+            folder.mkdir(parents=True, exist_ok=True)
+            runtime_named("onnxruntime").export(student, example, folder)
+            print(folder, n_macs(student, example), flush=True)
+
+
+def latency() -> None:
+    """Times the files, each in rounds that alternate with the uncompressed model's; an idle machine."""
+    for name, choices in LATENCIES.items():
+        example = as_inputs(load_task(MODELS[name]).example_inputs())
+        (reference,) = (HERE / "files" / name / "None").glob("*.onnx")
+        for choice in choices:
+            if is_done("latency", model=name, choice=choice):
+                continue
+            (file,) = (HERE / "files" / name / str(choice).replace(":", "_")).glob("*.onnx")
+            found = measure_paired(file, reference, example)
+            append("latency", model=name, choice=choice, ratio=round(found.value, 4), spread=round(found.spread, 4))
+            print(name, choice, found, flush=True)
+
+
 def timings() -> None:
     """Seconds of each step, on an idle machine."""
     found: dict[str, float] = {}
@@ -285,11 +342,9 @@ def timings() -> None:
         for layer in case.graph.layers:
             case.source.decompositions(layer, "channel")
         found[f"{name}: channel decompositions of all {len(paths)} layers, s"] = time.perf_counter() - begin
-        case.source.moments  # noqa: B018
-        evidence = Evidence(case.model, case.graph, case.calibration)
-        found[f"{name}: moments read from disk, digest included, s"], _ = timed(
-            lambda: (evidence.low_rank.moments, sum(float(m.sum()) for m in evidence.low_rank.moments.values()))  # noqa: B023
-        )
+        Evidence(case.model, case.graph, case.calibration).low_rank.moments  # noqa: B018
+        seconds, _ = timed(lambda: Evidence(case.model, case.graph, case.calibration).low_rank.moments)  # noqa: B023
+        found[f"{name}: moments found on disk, digest of model and data included, s"] = seconds
         for scheme in SCHEMES if name == "resnet56" else ("channel",):
             splits = {layer: ranks_within(layer, scheme, 0.5) for layer in case.layers()}
             cold, warm = [], []
@@ -361,4 +416,5 @@ def environment() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    {"errors": errors, "models": models, "inputs": inputs, "shows": shows, "timings": timings}[sys.argv[1]]()
+    parts = (errors, models, inputs, shows, timings, files, latency)
+    {part.__name__: part for part in parts}[sys.argv[1]]()
