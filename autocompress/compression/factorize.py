@@ -19,9 +19,11 @@ from autocompress.compression.low_rank.source import (
     can_split,
 )
 from autocompress.compression.quantize import quantize_
+from autocompress.compression.sparsify import mark_sparse_
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer
 from autocompress.graph.shrink import GoneSlots
+from autocompress.rank_choice import Residual
 from autocompress.ranks import Split, largest_ranks
 
 
@@ -59,9 +61,16 @@ def factorize_(
     )
     parent, _, name = layer.path.rpartition(".")
     setattr(student.get_submodule(parent), name, _replacement(module, split, made))
-    if split.residual is not None and split.residual.bits is not None:
-        beside = replace(layer, path=f"{layer.path}.residual")
-        quantize_(student, [beside], {beside.path: stored_precision(split.residual)})
+    if split.residual is not None:
+        _hold_to_form_(student, replace(layer, path=f"{layer.path}.residual"), split.residual)
+
+
+def _hold_to_form_(student: nn.Module, beside: Layer, residual: Residual) -> None:
+    """Lets a fine-tune keep the residual's zeros, or its few bits."""
+    if residual.bits is None:
+        mark_sparse_(student, [beside.path])
+    else:
+        quantize_(student, [beside], {beside.path: stored_precision(residual)})
 
 
 def _replacement(module: Any, split: Split, made: Parts) -> nn.Module:

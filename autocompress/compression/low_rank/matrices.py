@@ -56,7 +56,7 @@ def matrices_of(module: Any, layer: Layer, scheme: str, gone: GoneSlots) -> list
     """
     if isinstance(module, nn.RNNBase):
         return [_level_matrix(module, layer.path, scheme, level, gone)[None] for level in range(module.num_layers)]
-    weight, tensor = module.weight.detach(), f"{layer.path}.weight"
+    weight, tensor = module.weight.detach().cpu(), f"{layer.path}.weight"
     for dim in (0, 1):
         if gone.get((tensor, dim)):
             weight = weight.index_select(dim, _kept(gone, tensor, dim, weight.shape[dim]))
@@ -67,7 +67,7 @@ def matrices_of(module: Any, layer: Layer, scheme: str, gone: GoneSlots) -> list
 
 def _level_matrix(module: nn.RNNBase, path: str, scheme: str, level: int, gone: GoneSlots) -> Tensor:
     kind = "hh" if scheme == "recurrent" else "ih"
-    weight, tensor = stacked_weights(module, kind, level), f"{path}.weight_{kind}_l{level}"
+    weight, tensor = stacked_weights(module, kind, level).cpu(), f"{path}.weight_{kind}_l{level}"
     n_directions = 2 if module.bidirectional else 1
     rows = _kept(gone, tensor, 0, len(weight) // n_directions)
     weight = weight.unflatten(0, (n_directions, -1))[:, rows].flatten(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -45,10 +46,8 @@ def moments_digest(model: nn.Module, paths: Sequence[str], batches: Sequence[Inp
     tensors = [*model.state_dict().values()]
     for inputs in batches:
         tensors += inputs.values() if isinstance(inputs, dict) else inputs
-    was_training = model.training
     with torch.no_grad():
-        tensors += _tensors(call_model(model.eval(), batches[0]))
-    model.train(was_training)
+        tensors += _tensors(call_model(copy.deepcopy(model).eval(), batches[0]))
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -15,6 +15,7 @@ from autocompress.compression.low_rank.residual import factors_and_residual, sto
 from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.compression.quantize import stored_bits as stored_bits_of
 from autocompress.compression.quantize.placing import rounded
+from autocompress.compression.sparsify import sparse_weights
 from autocompress.rank_choice import Residual, parse_rank
 from autocompress.ranks import Split, split_of, stored_bits
 from tests.compression.low_rank.reference import error, graph_of, layer_at, random_inputs, size, split
@@ -41,6 +42,7 @@ def test_a_sparse_residual_lowers_the_error_and_keeps_its_zeros(layer: nn.Module
     both = student[0]  # type: ignore[index]
     assert isinstance(both, ParallelSum) and type(both.residual) is type(layer) and both.residual.bias is None
     weight = both.residual.weight
+    assert [id(each) for each in sparse_weights(student)] == [id(weight)], "so a fine-tune keeps the zeros"
     assert int(weight.count_nonzero()) == round(0.1 * weight.numel())
     assert error(student, model, x) < 0.9 * error(split(model, "0", "channel", (4,), [(x,)]), model, x)
     assert error(merge(both), student, x) <= 1e-5 * size(student, x)
