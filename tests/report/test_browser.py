@@ -54,7 +54,7 @@ def test_the_budget_chooses_the_best_point_within_it(make_run: MakeRun, tmp_path
     best = run.front.pick(latency_budget="0.6x")
     assert best.file is not None
     chosen = f"trial {best.number}, {metric_text(best.file.metrics['selection']['accuracy'], 'accuracy')}"
-    assert element(document, "budget-value") == f"latency up to 0.600× (0.414 ms) → {chosen}"
+    assert element(document, "budget-value") == f"latency up to 0.600× (0.414 ms) → best: {chosen}"
     assert element(document, "details-title").startswith(f"Trial {best.number}, on the front")
     assert f"autocompress pick {run.folder.path} --trial {best.number} -o model/" in element(document, "details")
     assert len(re.findall(r'class="point front ', document)) == len(run.front.points)

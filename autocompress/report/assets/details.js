@@ -32,7 +32,7 @@ function accuracyTile(trial) {
 function sizeTile(trial) {
   const share = whole && known(whole.size_mib) && known(trial.size_mib) && trial !== whole ? trial.size_mib / whole.size_mib : null;
   const figure = share === null ? `${significant(trial.size_mib, 3)} MiB` : share < 1 ? `${percent(1 - share)} smaller` : `${percent(share - 1)} larger`;
-  return tile("File", figure, share === null ? null : `${significant(trial.size_mib, 2)} MiB instead of ${significant(whole.size_mib, 2)}`);
+  return tile("File", figure, share === null ? null : `${significant(trial.size_mib)} MiB instead of ${significant(whole.size_mib)}`);
 }
 
 function command(title, text, note) {

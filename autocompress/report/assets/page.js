@@ -80,7 +80,7 @@ function setBudget(budget) {
   state.budget = budget;
   const best = fits.reduce((best, trial) => (best === null || trial.score > best.score ? trial : best), null);
   const limit = `${state.x.name} up to ${state.x.text(budget)}`;
-  byId("budget-value").textContent = best ? `${limit} → ${best === whole ? "the uncompressed model" : `trial ${best.number}`}, ${metricText(best.score)}` : `${limit}: no point of the front is that small`;
+  byId("budget-value").textContent = best ? `${limit} → best: ${best === whole ? "the uncompressed model" : `trial ${best.number}`}, ${metricText(best.score)}` : `${limit}: no point of the front is that small`;
   if (best) choose(best.number);
   else plot.update(budget, state.selected, state.beside);
 }
