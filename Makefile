@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-browser check wheel clean
+.PHONY: help install demo test test-slow test-browser chaos check wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,9 @@ test-browser: install ## the report page in a real browser (Debian: apt-get inst
 	$(PYTHON) -m venv .venv-browser
 	.venv-browser/bin/python -m pip install --quiet "playwright>=1.50" "pytest>=9.0"
 	AUTOCOMPRESS_PYTHON=$(BIN)/python .venv-browser/bin/python -m pytest --noconftest -q -s tests/browser
+
+chaos: install ## kill workers, nodes and drivers 21 times during one search
+	$(BIN)/python -m pytest -s tests/automl/test_chaos.py
 
 check: install ## lint, format, types, layering
 	$(BIN)/ruff check .

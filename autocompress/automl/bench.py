@@ -233,10 +233,10 @@ class Trial:
             file = bench.runtime.export(self._student, bench.example_inputs, bench.folder)
             session = bench.runtime.load(file, settings.n_threads)
             self._size_mib = file.stat().st_size / _BYTES_PER_MIB
+        # the reference's latency on another machine does not tell whether this one is quiet
+        quiet_ms = self._job.reference_ms if settings.latency_resource is None else None
         with self._phase("measure"):
-            timing = time_sessions(
-                session, bench.reference, bench.example_inputs, turns=bench.turns, quiet_ms=self._job.reference_ms
-            )
+            timing = time_sessions(session, bench.reference, bench.example_inputs, turns=bench.turns, quiet_ms=quiet_ms)
         ms = timing.ratio * self._job.reference_ms
         self._latency = Latency(timing.ratio, timing.spread, ms, timing.n_rounds)
 

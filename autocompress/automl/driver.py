@@ -14,8 +14,9 @@ from rich.console import Console
 from autocompress.artifact import save_student
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
+from autocompress.automl.device import Device
 from autocompress.automl.early_stopping import ParetoStopping
-from autocompress.automl.engine import n_concurrent, ray_cluster, run_trials
+from autocompress.automl.engine import n_concurrent, ray_cluster, run_trials, target_machine
 from autocompress.automl.event_log import EventLog
 from autocompress.automl.finalists import publish
 from autocompress.automl.keeper import Keeper
@@ -59,18 +60,19 @@ def start(
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
     _say(console, "checking the task, reading the model, timing the uncompressed model")
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
-    prepared = prepare(task, space, settings, spec)
-    run_dir.mkdir(parents=True)
-    with folder.locked():
-        folder.reference.write_bytes(prepared.job.reference)
-        save_student(folder.trial(prepared.baseline.name), prepared.job.model, Recipe())
-        foresight = Foresight.of(prepared.job)
-        study = study_of(folder, prepared.space, prepared.info, foresight.screened)
-        study.add(prepared.baseline)
-        if settings.sampler != PLANNED:
-            enqueue_stock(study, settings.n_trials)
-        folder.write_info(prepared.info)  # last: a folder without it is not a run yet
-        return _go_on(folder, prepared.job, prepared.info, study, foresight, console)
+    with target_machine(settings) as elsewhere:
+        prepared = prepare(task, space, settings, spec, elsewhere)
+        run_dir.mkdir(parents=True)
+        with folder.locked():
+            folder.reference.write_bytes(prepared.job.reference)
+            save_student(folder.trial(prepared.baseline.name), prepared.job.model, Recipe())
+            foresight = Foresight.of(prepared.job)
+            study = study_of(folder, prepared.space, prepared.info, foresight.screened)
+            study.add(prepared.baseline)
+            if settings.sampler != PLANNED:
+                enqueue_stock(study, settings.n_trials)
+            folder.write_info(prepared.info)  # last: a folder without it is not a run yet
+            return _go_on(folder, prepared.job, prepared.info, study, foresight, console, elsewhere)
 
 
 def resume(
@@ -91,7 +93,7 @@ def resume(
     settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
     info = replace(info, settings=settings)
     task = task_of(folder, info, task)
-    with folder.locked():
+    with target_machine(settings) as elsewhere, folder.locked():
         run = reopen(folder, info, task)
         folder.write_info(info)
         foresight = Foresight.of(run.job)
@@ -99,11 +101,17 @@ def resume(
         n_again = study.requeue_interrupted()
         if n_again:
             _say(console, f"{n_again} trials were cut off and run again")
-        return _go_on(folder, run.job, info, study, foresight, console)
+        return _go_on(folder, run.job, info, study, foresight, console, elsewhere)
 
 
 def _go_on(
-    folder: RunFolder, job: Job, info: RunInfo, study: SearchStudy, foresight: Foresight, console: Console | None
+    folder: RunFolder,
+    job: Job,
+    info: RunInfo,
+    study: SearchStudy,
+    foresight: Foresight,
+    console: Console | None,
+    elsewhere: Device | None,
 ) -> ParetoFront:
     settings = info.settings
     records = study.records()
@@ -165,7 +173,7 @@ def _go_on(
     if study.n_finished >= settings.n_trials:
         keeper.clear()
     _say(console, "measuring the front's files with the workers idle")
-    records, front = publish(study.records(), job, folder, info)
+    records, front = publish(study.records(), job, folder, info, elsewhere=elsewhere)
     if n_more > 0:
         _say(console, _share_at_work(records[n_before:], seconds, n_workers))
     _say_budgets(front, settings, info, console)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.tune.schedulers import TrialScheduler
 
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
+from autocompress.automl.device import ClusterMachine, Device
 from autocompress.automl.scratch import Scratch
 from autocompress.automl.stop import Stop
 from autocompress.automl.worker import Worker
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
+
+_MAX_BASE = 18
 
 
 @contextmanager
@@ -42,7 +47,7 @@ def ray_cluster(settings: SearchSettings) -> Iterator[None]:
         _check_resource(settings)
         yield
         return
-    with Scratch() as scratch:
+    with Scratch(_short_folder()) as scratch:
         if settings.ray_address is not None:
             _join(settings.ray_address)
         else:
@@ -52,6 +57,20 @@ def ray_cluster(settings: SearchSettings) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def target_machine(settings: SearchSettings) -> Iterator[Device | None]:
+    """The machine that the model is for, where it is one of the cluster; None is the driver's.
+
+    Raises:
+        InputError: see `ray_cluster`.
+    """
+    if settings.latency_resource is None:
+        yield None
+        return
+    with ray_cluster(settings):
+        yield ClusterMachine(settings.latency_resource, settings.runtime, settings.n_threads)
 
 
 def n_concurrent(settings: SearchSettings) -> int:
@@ -115,16 +134,37 @@ def _name_of(trial: Any) -> str:
 
 
 def _start_local(settings: SearchSettings, folder: Path) -> None:
-    ray.init(
-        address="local",  # without it Ray would join whatever cluster was started last on this machine
-        num_cpus=_local_cpus(settings),
-        num_gpus=None if settings.gpus_per_trial else 0,
-        include_dashboard=settings.dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(folder),
-    )
+    with _on_loopback():
+        ray.init(
+            address="local",  # without it Ray would join whatever cluster was started last on this machine
+            num_cpus=_local_cpus(settings),
+            num_gpus=None if settings.gpus_per_trial else 0,
+            include_dashboard=settings.dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray started or joined inside knows this machine as 127.0.0.1 only, so that all its servers listen there only.
+
+    Ray takes `_node_ip_address="127.0.0.1"` for the machine's outer address and listens on all interfaces; this switch,
+    meant for systems whose firewalls ask about each port, is what it listens to.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _short_folder() -> Path:
+    """For temporary files; the paths of Ray's sockets in it may have 107 characters, so a long one will not do."""
+    given, short = Path(tempfile.gettempdir()), Path("/") / "tmp"
+    return short if len(str(given)) > _MAX_BASE and short.is_dir() else given
 
 
 def _local_cpus(settings: SearchSettings) -> int:
@@ -135,8 +175,10 @@ def _local_cpus(settings: SearchSettings) -> int:
 
 
 def _join(address: str) -> None:
+    host = address.rpartition(":")[0]
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _on_loopback() if host in ("127.0.0.1", "localhost") else nullcontext():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         raise InputError(
             f"ray_address must be that of a running cluster, but {address!r} is not ({error}); "

@@ -57,8 +57,9 @@ class EventLog(tune.Callback):
         for end in ("failed", "unusable"):
             if end in result:
                 self._end(end, trial, reason=_last_line(result[end]))
-        if "outcome" in result:
-            self._end("complete", trial)
+                return
+        if result.get("done"):
+            self._end("complete" if "outcome" in result else "stopped", trial)
         elif "so_far" in result and result.get("done"):
             self._end("stopped", trial)
 

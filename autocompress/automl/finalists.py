@@ -9,6 +9,7 @@ from typing import Any
 
 from autocompress.artifact import load_student, read_manifest
 from autocompress.automl.bench import Job
+from autocompress.automl.device import Device
 from autocompress.automl.point import Target, write_point
 from autocompress.errors import AutocompressError
 from autocompress.pareto import ParetoFront, front_of
@@ -20,10 +21,11 @@ from autocompress.task import Task
 
 
 def publish(
-    records: Sequence[TrialRecord], job: Job, folder: RunFolder, info: RunInfo
+    records: Sequence[TrialRecord], job: Job, folder: RunFolder, info: RunInfo, elsewhere: Device | None = None
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Measures the front's files, and writes the records, the tables and the report; see `finalize`."""
-    measured, front = finalize(records, job, folder, facts_of(info, job.task, job.graph.n_params))
+    facts = facts_of(info, job.task, job.graph.n_params)
+    measured, front = finalize(records, job, folder, facts, elsewhere=elsewhere)
     write_records(folder.records, measured)
     run = folder.read()
     write_front_table(run)
@@ -51,6 +53,7 @@ def finalize(
     folder: RunFolder,
     facts: Mapping[str, Any],
     on_point: Callable[[str], None] = lambda name: None,
+    elsewhere: Device | None = None,
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Gives every front point, and the uncompressed model, numbers measured from its file.
 
@@ -63,6 +66,7 @@ def finalize(
         folder: of the run; points go to `front/`, and points no longer on the front are removed.
         facts: for the manifests.
         on_point: told the name of each point before it is measured.
+        elsewhere: the machine that the model is for, when it is another one than this.
 
     Returns:
         All records, those with files updated, and the front.
@@ -77,7 +81,7 @@ def finalize(
             break
         for record in missing:
             on_point(record.name)
-            by_number[record.number] = _measure(record, job, folder, facts)
+            by_number[record.number] = _measure(record, job, folder, facts, elsewhere)
     for record in wanted:
         write_card(folder.point(record.name), None if front.baseline is None else front.baseline.file)
     kept = {record.name for record in wanted}
@@ -98,19 +102,23 @@ def _with_known_file(record: TrialRecord, folder: RunFolder) -> TrialRecord:
     return record.with_file(FileNumbers.from_dict(manifest["numbers"]))
 
 
-def _measure(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[str, Any]) -> TrialRecord:
+def _measure(
+    record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[str, Any], elsewhere: Device | None
+) -> TrialRecord:
     try:
-        return _measured(record, job, folder, facts)
+        return _measured(record, job, folder, facts, elsewhere)
     except AutocompressError as error:
         # the trial's weights or its file are unusable: it leaves the front with the reason, the search goes on
         return replace(record, state="failed", error=f"while its file was measured: {error}")
 
 
-def _measured(record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[str, Any]) -> TrialRecord:
+def _measured(
+    record: TrialRecord, job: Job, folder: RunFolder, facts: Mapping[str, Any], elsewhere: Device | None
+) -> TrialRecord:
     student, recipe = load_student(folder.trial(record.name), job.model, job.graph)
     partial = folder.front / f".{record.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    target = Target(job.settings.runtime, job.settings.n_threads, folder.reference, job.reference_ms)
+    target = Target(job.settings.runtime, job.settings.n_threads, folder.reference, job.reference_ms, elsewhere)
     measured = write_point(partial, record, student, recipe, job.task, target, facts)
     shutil.rmtree(folder.point(record.name), ignore_errors=True)
     partial.rename(folder.point(record.name))

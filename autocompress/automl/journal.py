@@ -26,8 +26,8 @@ class StudyJournal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self._path = path
         path.touch()
-        self._known: list[bytes] = path.read_bytes().splitlines()
-        self._first = 0  # number of the oldest entry in `_known`
+        self._new: list[bytes] = []  # entries since those that were in the file
+        self._first: int | None = None  # number of the first of `_new`; None before the file was read
         self._pending: list[bytes] = []
         self._n_batches = 0  # open ones, one inside the other
 
@@ -48,13 +48,19 @@ class StudyJournal(BaseJournalBackend):
         self._pending += lines
         if not self._n_batches:
             self._write()
-        self._known += lines
+        self._new += lines
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """The entries from that number on; earlier ones are never asked for again."""
-        del self._known[: log_number_from - self._first]
-        self._first = log_number_from
-        for line in list(self._known):
+        if self._first is None:
+            self._first = 0
+            with self._path.open("rb") as file:
+                for line in file:
+                    self._first += 1
+                    yield json.loads(line)
+        del self._new[: max(0, log_number_from - self._first)]
+        self._first = max(self._first, log_number_from)
+        for line in list(self._new):
             yield json.loads(line)
 
     def _write(self) -> None:

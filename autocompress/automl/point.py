@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.artifact import RECIPE, save_student, write_manifest
+from autocompress.automl.device import Device, ThisMachine
 from autocompress.compression import Recipe, sparse_saving_bytes
-from autocompress.latency import time_sessions
 from autocompress.latency.layer_times import measure_layer_times
 from autocompress.records import FileNumbers, Latency, TrialRecord
 from autocompress.run_folder import LAYER_TIMES
@@ -35,12 +35,19 @@ class Target:
         n_threads: threads that it may use.
         reference: the uncompressed model's file for it.
         reference_ms: latency of that file, milliseconds.
+        elsewhere: the machine that the model is for, when it is another one than this.
     """
 
     runtime: str
     n_threads: int
     reference: Path
     reference_ms: float
+    elsewhere: Device | None = None
+
+    @property
+    def device(self) -> Device:
+        """Where files are loaded and timed."""
+        return self.elsewhere or ThisMachine(self.runtime, self.n_threads)
 
 
 def write_point(
@@ -69,9 +76,8 @@ def write_point(
     save_student(folder, student, recipe)
     (folder / RECIPE).unlink()  # the manifest holds it
     inputs = as_inputs(task.example_inputs())
-    runtime = runtime_named(target.runtime)
-    file = runtime.export(student, inputs, folder)
-    session = runtime.load(file, target.n_threads)
+    file = runtime_named(target.runtime).export(student, inputs, folder)
+    session = target.device.load(file)
     samples = as_inputs(next(iter(task.calibration_batches())))
     examples = choose_examples(samples)
     facts = {**facts, "examples": write_examples(folder, examples, session.predict(examples))}
@@ -88,21 +94,24 @@ def write_point(
         max_abs_diff=max_abs_diff,
         agreement=agreement,
     )
-    layer_times = measure_layer_times(file, inputs, target.runtime, target.n_threads)
-    if layer_times is not None:
-        layer_times.write(folder / LAYER_TIMES)
     measured = record.with_file(numbers)
     write_manifest(folder, measured, recipe, file, facts)
     if target.runtime in RUNNABLE:
         write_runner(folder)
+    if not target.device.is_here:
+        return measured  # layer times and memory would be this machine's
+    layer_times = measure_layer_times(file, inputs, target.runtime, target.n_threads)
+    if layer_times is not None:
+        layer_times.write(folder / LAYER_TIMES)
+    if target.runtime in RUNNABLE:
         measured = record.with_file(replace(numbers, memory_mib=measure_memory(folder)))
         write_manifest(folder, measured, recipe, file, facts)
     return measured
 
 
 def _time(session: Session, target: Target, inputs: Inputs) -> Latency:
-    reference = runtime_named(target.runtime).load(target.reference, target.n_threads)
-    timing = time_sessions(session, reference, inputs, _FINAL_ROUNDS, quiet_ms=target.reference_ms)
+    reference = target.device.load(target.reference)
+    timing = target.device.time(session, reference, inputs, _FINAL_ROUNDS, quiet_ms=target.reference_ms)
     return Latency(timing.ratio, timing.spread, timing.ratio * target.reference_ms, timing.n_rounds)
 
 

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 from autocompress.artifact import model_digest
 from autocompress.automl.bench import Job, n_macs
+from autocompress.automl.device import Device, ThisMachine
 from autocompress.automl.proposals import strongest_candidates, strongest_text
 from autocompress.automl.samplers import sampler_named
 from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.latency import time_sessions
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import budget_ratios
 from autocompress.records import Latency, TrialRecord
 from autocompress.run_folder import RunInfo
-from autocompress.runtimes import Runtime, Session, runtime_named
+from autocompress.runtimes import Session, runtime_named
 from autocompress.space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
 
@@ -53,7 +53,13 @@ class Prepared:
     baseline: TrialRecord
 
 
-def prepare(task: Task, space: str | SearchSpace, settings: SearchSettings, spec: str | None) -> Prepared:
+def prepare(
+    task: Task,
+    space: str | SearchSpace,
+    settings: SearchSettings,
+    spec: str | None,
+    elsewhere: Device | None = None,
+) -> Prepared:
     """Checks the task, the space and the budget, and measures the uncompressed model; writes nothing.
 
     Args:
@@ -61,6 +67,7 @@ def prepare(task: Task, space: str | SearchSpace, settings: SearchSettings, spec
         space: a name, a path, or a space.
         settings: of the search.
         spec: text that loads the task again, or None.
+        elsewhere: the machine that the model is for, when it is another one than this.
 
     Raises:
         InputError: whatever does not fit, with the way out.
@@ -80,12 +87,13 @@ def prepare(task: Task, space: str | SearchSpace, settings: SearchSettings, spec
         scratch = Path(name)
         file = runtime.export(model, inputs, scratch)
         reference = file.read_bytes()
-        session = runtime.load(file, settings.n_threads)
-        timing = time_sessions(session, session, inputs, _REFERENCE_ROUNDS)
+        device = elsewhere or ThisMachine(settings.runtime, settings.n_threads)
+        session = device.load(file)
+        timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         floor = _floor(settings, metrics[metric])
         info = _info(task, spec, settings, metric, model, graph, space, timing.reference_ms, floor)
         job = make_job(task, model, graph, info, reference)
-        _check_reachable(job, space, runtime, session, scratch)
+        _check_reachable(job, space, device, session, scratch)
     baseline = TrialRecord(
         number=0,
         state="complete",
@@ -210,17 +218,17 @@ def _program() -> str:
     return "autocompress" if name == "__main__.py" else name
 
 
-def _check_reachable(job: Job, space: SearchSpace, runtime: Runtime, reference: Session, scratch: Path) -> None:
+def _check_reachable(job: Job, space: SearchSpace, device: Device, reference: Session, scratch: Path) -> None:
     """Builds and times the strongest candidates, untrained; one within the budget is enough."""
     if job.budget is None:
         return
-    inputs = as_inputs(job.task.example_inputs())
+    runtime, inputs = runtime_named(job.settings.runtime), as_inputs(job.task.example_inputs())
     calibration = [as_inputs(batch) for batch in job.task.calibration_batches()][:1]
     fastest = float("inf")
     for candidate in strongest_candidates(space):
         student = compress(job.model, candidate, inputs, calibration, graph=job.graph, reconstruct=False)
-        session = runtime.load(runtime.export(student, inputs, scratch), job.settings.n_threads)
-        fastest = min(fastest, time_sessions(session, reference, inputs, _REACH_ROUNDS).ratio)
+        session = device.load(runtime.export(student, inputs, scratch))
+        fastest = min(fastest, device.time(session, reference, inputs, _REACH_ROUNDS).ratio)
         if fastest <= min(budget_ratios(str(job.settings.latency_budget), job.reference_ms)):
             return
     raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -38,10 +39,12 @@ class SearchProgress:
         console: Console | None,
         min_score: float | None = None,
     ) -> None:
-        self._records, self._n_trials, self._minutes = list(records), n_trials, minutes
+        self._n_trials, self._minutes = n_trials, minutes
         self._metric, self._budget, self._reference_ms = metric, budget, reference_ms
         self._min_score = min_score
-        self._n_before = len(records)
+        self._n_before = self._n_done = len(records)
+        self._n_failed = sum(record.state == "failed" for record in records)
+        self._front = self._front_with(records)
         self._begin = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
@@ -74,31 +77,34 @@ class SearchProgress:
 
     def finished(self, record: TrialRecord) -> None:
         """Adds one finished trial."""
-        self._records.append(record)
-        self._progress.update(
-            self._bar, completed=len(self._records), status=self.status(), left=_clock(self.seconds_left())
-        )
+        self._n_done += 1
+        self._n_failed += record.state == "failed"
+        self._front = self._front_with([*self._front, record])
+        self._progress.update(self._bar, completed=self._n_done, status=self.status(), left=_clock(self.seconds_left()))
 
     def status(self) -> str:
         """For example `best accuracy 0.9312 within budget, front 5, failed 1`."""
-        front = front_of(self._records, self._metric, self._budget, self._reference_ms, self._min_score)
         parts = []
-        if front.points and not front.reason:
-            best = max(score(point, self._metric) for point in front.points)
+        if self._front:
+            best = max(score(point, self._metric) for point in self._front)
             parts.append(f"best {self._metric} {best:.4f}" + (" within budget" if self._budget is not None else ""))
         else:
             parts.append("none within budget yet")
-        parts.append(f"front {0 if front.reason else len(front.points)}")
-        n_failed = sum(record.state == "failed" for record in self._records)
-        if n_failed:
-            parts.append(f"failed {n_failed}")
+        parts.append(f"front {len(self._front)}")
+        if self._n_failed:
+            parts.append(f"failed {self._n_failed}")
         return ", ".join(parts)
+
+    def _front_with(self, records: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+        """The feasible front; of the front so far and a new record it is that of all, at a cost that does not grow."""
+        front = front_of(records, self._metric, self._budget, self._reference_ms, self._min_score)
+        return () if front.reason else front.points
 
     def seconds_left(self) -> float:
         """By the mean rate of this start, cut at the time limit."""
         elapsed = time.monotonic() - self._begin
-        n_done = max(1, len(self._records) - self._n_before)
-        left = elapsed / n_done * max(0, self._n_trials - len(self._records))
+        n_done = max(1, self._n_done - self._n_before)
+        left = elapsed / n_done * max(0, self._n_trials - self._n_done)
         return left if self._minutes is None else max(0.0, min(left, 60 * self._minutes - elapsed))
 
 

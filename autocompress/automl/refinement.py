@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.artifact import load_student, save_student
 from autocompress.automl.bench import Job
+from autocompress.automl.engine import target_machine
 from autocompress.automl.finalists import publish
 from autocompress.automl.reopening import reopen, study_of, task_of
 from autocompress.automl.study import REFINED
@@ -77,7 +78,8 @@ def refine(
         )
         save_student(folder.trial(record.name), student, recipe)
         study.add_refined(study.judged(record))
-        records, _ = publish(study.records(), run.job, folder, info)
+        with target_machine(info.settings) as elsewhere:
+            records, _ = publish(study.records(), run.job, folder, info, elsewhere)
     return next(item for item in records if item.number == record.number)
 
 

@@ -16,16 +16,20 @@ _LOCK = ".lock"
 class Scratch:
     """A new folder among the system's temporary ones, removed at the end; a context manager.
 
-    Its owner holds a lock on a file in it, which the kernel drops when the process ends, however it ends. Making a new
-    one first removes those whose owners are gone.
+    Its owner holds a lock on a file in it, which the kernel drops when the process ends, however it ends. Making or
+    closing one also removes those whose owners are gone.
+
+    Args:
+        base: folder to make it in; by default the system's one for temporary files.
 
     Attributes:
         path: of the folder.
     """
 
-    def __init__(self) -> None:
-        _sweep(Path(tempfile.gettempdir()))
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    def __init__(self, base: Path | None = None) -> None:
+        base = base or Path(tempfile.gettempdir())
+        _sweep(base)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         self._lock = _locked(self.path / f"{_LOCK}.new")
         (self.path / f"{_LOCK}.new").rename(self.path / _LOCK)  # from now on the next may look: it is locked already
 
@@ -43,6 +47,7 @@ class Scratch:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        _sweep(self.path.parent)
 
 
 def _sweep(folder: Path) -> None:

@@ -188,7 +188,8 @@ class SearchStudy:
 
     def _propose(self) -> tuple[optuna.Trial, Candidate]:
         trial = self._study.ask(fixed_distributions=self._distributions)
-        choices = {knob.name: knob.choices[trial.params[knob.name]] for knob in self.space.knobs}
+        params = trial.params  # a deep copy each time
+        choices = {knob.name: knob.choices[params[knob.name]] for knob in self.space.knobs}
         return trial, self.space.candidate(choices)
 
     def _written_at_once(self) -> AbstractContextManager[None]:

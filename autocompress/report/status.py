@@ -11,7 +11,7 @@ from autocompress.errors import InputError
 from autocompress.pareto import score
 from autocompress.run_folder import Run, RunFolder
 
-_ENDS = {"complete", "failed", "unusable"}
+_ENDS = {"complete", "stopped", "failed", "unusable"}
 _MAX_SHOWN = 8
 _RECENT = 20  # trials whose rate tells the time left
 
@@ -27,7 +27,7 @@ def status_lines(folder: RunFolder, now: datetime | None = None) -> list[str]:
         InputError: not a run folder, or a damaged file.
     """
     run, driver = folder.read(), folder.driver()
-    events = list(_events(folder))
+    events = list(events_of(folder))
     lines = [
         f"{folder.path}: {run.info.task}, {_state(run, driver)}",
         f"trials   {_trials(run)}",
@@ -95,7 +95,7 @@ def _doing(event: Mapping[str, Any], now: datetime) -> str:
     return f"{'waits for a worker' if event['event'] == 'restarted' else what}{where}, {since} ago"
 
 
-def _events(folder: RunFolder) -> Iterator[dict[str, Any]]:
+def events_of(folder: RunFolder) -> Iterator[dict[str, Any]]:
     """The log's lines; a last one that is being written is left out."""
     if not folder.events.is_file():
         return

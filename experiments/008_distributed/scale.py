@@ -1,0 +1,218 @@
+"""How many workers one driver keeps busy: the real study, searcher, records and progress, against made-up evaluations.
+
+python scale.py busy --workers 512 --trials 5000        # one row of busy.csv
+python scale.py cost --trials 20000                     # cost.csv: ask and tell, memory, as the study grows
+python scale.py plot                                    # scaling.svg from both
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import resource
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autocompress.automl.asker import StudySearcher
+from autocompress.automl.bench import Outcome
+from autocompress.automl.progress import SearchProgress
+from autocompress.automl.replay import Evaluation, replay
+from autocompress.automl.samplers import sampler_named
+from autocompress.automl.study import SearchStudy
+from autocompress.candidate import Candidate
+from autocompress.records import Latency, Rung, TrialRecord
+from autocompress.space import Knob, SearchSpace
+
+HERE = Path(__file__).parent
+N_KNOBS = 60  # ResNet-20 has about as many
+TRIAL_SECONDS = 30.0
+BUDGET = 0.5
+CHOICES = (0.0, 0.25, 0.5, 0.75)
+
+
+def space() -> SearchSpace:
+    return SearchSpace(tuple(Knob("prune_ratio", f"group{i}", CHOICES) for i in range(N_KNOBS)), "scale")
+
+
+def evaluate(candidate: Candidate) -> Evaluation:
+    """Sums over knobs with a little noise that is the candidate's own; 30 s a trial, give or take."""
+    rng = random.Random(candidate.digest)
+    shares = [candidate.prune_ratio.get(f"group{i}", 0.0) for i in range(N_KNOBS)]
+    ratio = 1 - 0.8 * sum(shares) / N_KNOBS + rng.gauss(0, 0.01)
+    accuracy = 0.95 - sum(share**2 * (1 + i % 5) for i, share in enumerate(shares)) / (4 * N_KNOBS)
+    end = TRIAL_SECONDS * rng.uniform(0.8, 1.2)
+    rungs = tuple(Rung(steps, {"accuracy": accuracy - 0.1 / (1 + steps), "loss": 1.0}) for steps in (0, 20, 60, 180))
+    latency = Latency(max(0.05, ratio), 0.01, 2 * ratio, 9)
+    return Evaluation(candidate, latency, rungs, tuple(end * share for share in (0.2, 0.4, 0.7, 1.0)), 1.0, 100, 1000)
+
+
+class Driver:
+    """What `replay` asks and tells, the way Ray Tune asks and tells the searcher."""
+
+    metric = "accuracy"
+
+    def __init__(self, folder: Path, sampler: str) -> None:
+        self.study = SearchStudy(folder / "study.journal", space(), sampler_named(sampler, 0), "accuracy", BUDGET)
+        progress = SearchProgress([], 10**6, None, "accuracy", BUDGET, 2.0, None)
+        self.searcher = StudySearcher(self.study, folder / "trials.jsonl", lambda: 0.0, progress.finished)
+        self.judged = self.study.judged
+        self.seconds: list[tuple[float, float]] = []
+        self._asked: dict[int, tuple[str, float]] = {}
+        self._n_asked = 0
+
+    def ask(self) -> tuple[int, Candidate, str] | None:
+        self._n_asked += 1
+        trial_id, begin = str(self._n_asked), time.perf_counter()
+        config: Any = self.searcher.suggest(trial_id)
+        if not isinstance(config, dict):
+            return None
+        self._asked[config["number"]] = trial_id, time.perf_counter() - begin
+        return config["number"], Candidate.from_dict(json.loads(config["candidate"])), "sampler"
+
+    def tell(self, record: TrialRecord) -> None:
+        outcome = Outcome(
+            record.metrics, _some(record.latency), True, 100, 1000, 1.0, None, record.rungs, dict(record.seconds)
+        )
+        text = json.dumps(asdict(outcome))
+        trial_id, asking = self._asked.pop(record.number)
+        begin = time.perf_counter()
+        self.searcher.on_trial_complete(trial_id, {"outcome": text, "done": True})
+        self.seconds.append((asking, time.perf_counter() - begin))
+
+
+def _some(latency: Latency | None) -> Latency:
+    assert latency is not None
+    return latency
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["busy", "cost", "plot"])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--sampler", default="tpe")
+    args = parser.parse_args()
+    {"busy": busy, "cost": cost, "plot": lambda _: plot()}[args.what](args)
+
+
+def busy(args: argparse.Namespace) -> None:
+    """The share of worker time spent on trials; the driver's own seconds pass in virtual time, one call at a time."""
+    with tempfile.TemporaryDirectory() as name:
+        driver = Driver(Path(name), args.sampler)
+        cpu = time.process_time()
+        records = replay(driver, evaluate, args.trials, args.workers, driver_counts=True)  # type: ignore[arg-type]
+        cpu = time.process_time() - cpu
+        journal = (Path(name) / "study.journal").stat().st_size
+    # the start, when the first trials are asked for one by one, and the end, when workers run out, are cut off
+    begin, end = sorted(record.started for record in records)[args.workers - 1], max(r.started for r in records)
+    begin = min(begin, end / 2)
+    worked = sum(max(0.0, min(r.ended, end) - max(r.started, begin)) for r in records)
+    ask, tell = zip(*driver.seconds, strict=True)
+    n = len(ask)
+    row = {
+        "sampler": args.sampler,
+        "workers": args.workers,
+        "trials": n,
+        "virtual_hours": round(max(r.ended for r in records) / 3600, 3),
+        "busy_percent": round(100 * worked / ((end - begin) * args.workers), 2),
+        "driver_busy_percent": round(100 * (sum(ask) + sum(tell)) / max(r.ended for r in records), 2),
+        "ask_ms": round(1e3 * sum(ask) / n, 2),
+        "tell_ms": round(1e3 * sum(tell) / n, 2),
+        "ask_ms_last_tenth": round(1e3 * sum(ask[-n // 10 :]) / len(ask[-n // 10 :]), 2),
+        "cpu_seconds": round(cpu, 1),
+        "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "journal_mib": round(journal / 2**20, 1),
+    }
+    add(HERE / "busy.csv", row)
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Ask and tell of every sampler as the study grows; it grows by random proposals, which are cheap."""
+    with tempfile.TemporaryDirectory() as name:
+        driver = Driver(Path(name), "random")
+        cheap = driver.study._study.sampler
+        n_done = 0
+        for n in (100, 1000, 5000, 10000, 20000):
+            if n > args.trials:
+                break
+            while n_done < n:
+                driver.tell(record_of(driver.ask()))
+                n_done += 1
+            for sampler in ("random", "tpe", "nsga2"):
+                driver.study._study.sampler = sampler_named(sampler, 1)
+                driver.seconds.clear()
+                for i in range(21):
+                    driver.tell(record_of(driver.ask()))
+                    if i == 0:
+                        driver.seconds.clear()  # a sampler takes the old trials in once
+                n_done += 21
+                ask, tell = ([1e3 * value for value in column] for column in zip(*driver.seconds, strict=True))
+                row = {
+                    "trials": n,
+                    "sampler": sampler,
+                    "ask_ms": round(sorted(ask)[10], 2),
+                    "tell_ms": round(sorted(tell)[10], 2),
+                    "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                    "journal_mib": round((Path(name) / "study.journal").stat().st_size / 2**20, 1),
+                }
+                add(HERE / "cost.csv", row)
+            driver.study._study.sampler = cheap
+        begin = time.perf_counter()
+        SearchStudy(Path(name) / "study.journal", space(), sampler_named("tpe", 0), "accuracy", BUDGET)
+        print(f"opening a study of {n_done} trials: {time.perf_counter() - begin:.1f} s")
+
+
+def plot() -> None:
+    """Busy share and driver share over the number of workers, as an SVG without a plot library."""
+    rows = list(csv.DictReader((HERE / "busy.csv").open()))
+    xs = {n: 70 + 100 * i for i, n in enumerate(sorted({int(row["workers"]) for row in rows}))}
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 300" font-family="sans-serif" font-size="12">',
+        '<rect width="640" height="300" fill="white"/>',
+    ]
+    for percent in (0, 25, 50, 75, 95, 100):
+        y = 250 - 2 * percent
+        parts.append(
+            f'<line x1="50" y1="{y}" x2="560" y2="{y}" stroke="#ddd"/><text x="20" y="{y + 4}">{percent}</text>'
+        )
+    for n, x in xs.items():
+        parts.append(f'<text x="{x}" y="268" text-anchor="middle">{n}</text>')
+    parts.append('<text x="300" y="290" text-anchor="middle">simulated workers, 30 s a trial</text>')
+    colours = iter(("#1b6ca8", "#c8553d", "#4c956c", "#8d6a9f", "#333333", "#b08900"))
+    y_legend = 20
+    for sampler in sorted({row["sampler"] for row in rows}):
+        for column, what in (("busy_percent", "workers busy"), ("driver_busy_percent", "driver busy")):
+            colour = next(colours)
+            points = sorted((int(row["workers"]), float(row[column])) for row in rows if row["sampler"] == sampler)
+            line = " ".join(f"{xs[n]},{250 - 2 * value:.1f}" for n, value in points)
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<text x="390" y="{y_legend}" fill="{colour}">{sampler}: {what}, %</text>')
+            y_legend += 15
+    (HERE / "scaling.svg").write_text("\n".join([*parts, "</svg>"]) + "\n")
+
+
+def record_of(asked: tuple[int, Candidate, str] | None) -> TrialRecord:
+    assert asked is not None
+    number, candidate, origin = asked
+    found = evaluate(candidate)
+    metrics = found.rungs[-1].metrics
+    return TrialRecord(number, "complete", origin, candidate, metrics, found.latency, rungs=found.rungs)
+
+
+def add(file: Path, row: dict[str, Any]) -> None:
+    new = not file.exists()
+    with file.open("a", newline="") as opened:
+        writer = csv.DictWriter(opened, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Trials on a real Ray: what travels, what is restarted, what stops a search, who listens, what is logged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from torch import Tensor
+
+from autocompress.automl import engine, resume, run_new
+from autocompress.automl.engine import ray_cluster
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError, MissingDataError, WorkerError
+from autocompress.records import TrialRecord, read_records
+from autocompress.report.status import status_lines
+from autocompress.run_folder import RunFolder
+from autocompress.task import Inputs
+
+CHAOS = Path(__file__).with_name("chaos")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One Ray of this process for all searches here, with a resource of the device's name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(CHAOS)
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{CHAOS}")
+        import world
+
+        steady = [getattr(module, name) for module, name in world.CLOCKS]
+        with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # socket paths must be short
+            ray.init(
+                address="local",
+                num_cpus=2,
+                resources={"device": 1},
+                include_dashboard=False,
+                log_to_driver=False,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
+            )
+            yield world
+            ray.shutdown()
+        for (module, name), value in zip(world.CLOCKS, steady, strict=True):
+            setattr(module, name, value)
+
+
+def search(world: Any, run: Path, task: Any, n_trials: int = 6, **more: Any) -> list[TrialRecord]:
+    settings = world.settings(n_trials, **more)
+    run_new(task, settings, run, space=world.space_of(task.build_model()), show_progress=False)
+    return read_records(run / "trials.jsonl")
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RunFolder(run).events.read_text().splitlines()]
+
+
+def test_the_job_travels_once_and_what_happened_is_told(world: Any, tmp_path: Path) -> None:
+    counter = tmp_path / "pickled"
+
+    class Counted(world.World):  # type: ignore[misc,name-defined]
+        def __getstate__(self) -> dict[str, Any]:
+            with counter.open("a") as file:
+                file.write("x")
+            return dict(self.__dict__)
+
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard`")
+    run = tmp_path / "run"
+    records = search(world, run, Counted(0.0), n_trials=8, loggers=["tensorboard"])
+    assert [record.state for record in records] == ["complete"] * 8
+    assert len(counter.read_text()) == 1, "for eight trials on two workers"
+    told = events(run)
+    assert Counter(event["event"] for event in told) == {"started": 7, "rung": 28, "complete": 7}
+    assert len({event["pid"] for event in told if event["event"] == "rung"}) <= 2, "workers are kept"
+    assert all(set(event) >= {"time", "event", "trial"} for event in told)
+    steps = [event["steps"] for event in told if event["event"] == "rung" and event["trial"] == records[-1].number]
+    assert steps == [0, 2, 4, 6]
+    logged = {path.name for path in (run / "tensorboard").iterdir()}
+    assert logged == {record.name for record in records[1:]}
+    assert all(list((run / "tensorboard" / name).glob("events.out*")) for name in logged)
+    assert status_lines(RunFolder(run))[0] == f"{run}: world, done"
+    assert status_lines(RunFolder(run))[1] == "trials   8 of 8"
+
+
+def test_a_trial_that_dies_goes_on_from_its_last_rung_on_another_worker(world: Any, tmp_path: Path) -> None:
+    class Deadly(world.World):  # type: ignore[misc,name-defined]
+        """Kills its worker in the third rung of the first trial, once."""
+
+        def __init__(self, mark: Path) -> None:
+            super().__init__(0.0)
+            self.mark, self.n_judged = mark, 0
+
+        def evaluate(self, predict: Callable[[Inputs], Tensor], split: str) -> dict[str, float]:
+            if ray.get_runtime_context().get_actor_id():
+                self.n_judged += 1
+                if self.n_judged == 3 and not self.mark.exists():
+                    self.mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            figures: dict[str, float] = super().evaluate(predict, split)
+            return figures
+
+    run = tmp_path / "run"
+    records = search(world, run, Deadly(tmp_path / "mark"), n_trials=3, n_workers=1)
+    assert [record.state for record in records] == ["complete"] * 3
+    told = [event for event in events(run) if event["trial"] == records[1].number]
+    assert [event["event"] for event in told] == [
+        "started", "rung", "rung", "restarted", "started", "rung", "rung", "complete",
+    ]  # fmt: skip
+    assert [event["steps"] for event in told if event["event"] == "rung"] == [0, 2, 4, 6], "no rung twice"
+    assert "died" in told[3]["reason"]
+    assert len({event["pid"] for event in told if event["event"] == "rung"}) == 2
+    assert [rung.steps for rung in records[1].rungs] == [0, 2, 4, 6]
+
+
+def test_a_trial_whose_worker_always_dies_is_a_failed_one_and_the_search_goes_on(world: Any, tmp_path: Path) -> None:
+    class Poison(world.World):  # type: ignore[misc,name-defined]
+        """Large candidates kill the worker, as if memory had run out."""
+
+        def train_batches(self, seed: int) -> Iterator[Any]:
+            if ray.get_runtime_context().get_actor_id() and self.poisoned.exists():
+                self.poisoned.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().train_batches(seed)  # type: ignore[no-any-return]
+
+    task = Poison(0.0)
+    task.poisoned = tmp_path / "poisoned"
+    task.poisoned.touch()
+    run = tmp_path / "run"
+    records = search(world, run, task, n_trials=4, n_workers=1, trial_retries=0)
+    assert [record.state for record in records].count("failed") == 1
+    (error,) = [record.error for record in records if record.error]
+    assert error.startswith("the worker process died, and so did every retry") and "\n" not in error
+    assert len(records) == 4
+    assert any("trouble" in line and "1 in all" in line for line in status_lines(RunFolder(run)))
+
+
+@pytest.mark.slow  # waits for a time limit
+def test_a_hanging_trial_and_a_raising_one_fail_and_the_search_goes_on(world: Any, tmp_path: Path) -> None:
+    class Moody(world.World):  # type: ignore[misc,name-defined]
+        """The first trial raises; the second hangs, deaf to signals."""
+
+        def evaluate(self, predict: Callable[[Inputs], Tensor], split: str) -> dict[str, float]:
+            if ray.get_runtime_context().get_actor_id() and not (self.folder / "raised").exists():
+                (self.folder / "raised").touch()
+                raise ValueError("no mood")
+            if ray.get_runtime_context().get_actor_id() and not (self.folder / "hung").exists():
+                (self.folder / "hung").touch()
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+                time.sleep(600)
+            figures: dict[str, float] = super().evaluate(predict, split)
+            return figures
+
+    task = Moody(0.0)
+    task.folder = tmp_path
+    run = tmp_path / "run"
+    records = search(world, run, task, n_trials=5, n_workers=1, trial_minutes=0.2)
+    states = [record.state for record in records]
+    assert states.count("failed") == 1 and len(records) == 5
+    assert "ValueError: no mood" in next(str(record.error) for record in records if record.state == "failed")
+    assert Counter(event["event"] for event in events(run))["restarted"] == 1, "the deaf one's process was ended"
+
+
+def test_a_worker_without_the_data_stops_the_search_with_one_line(world: Any, tmp_path: Path) -> None:
+    class Dataless(world.World):  # type: ignore[misc,name-defined]
+        def calibration_batches(self) -> Iterator[Any]:
+            if ray.get_runtime_context().get_actor_id() and not (self.folder / "data").exists():
+                raise MissingDataError("images are looked for in the folder that AUTOCOMPRESS_DATA names")
+            return super().calibration_batches()  # type: ignore[no-any-return]
+
+    task = Dataless(0.0)
+    task.folder = tmp_path
+    run = tmp_path / "run"
+    with pytest.raises(WorkerError) as raised:
+        search(world, run, task, n_trials=3)
+    assert str(raised.value) == (
+        f"the worker on {socket.gethostname()} cannot run trials: "
+        "images are looked for in the folder that AUTOCOMPRESS_DATA names"
+    )
+    assert len(read_records(run / "trials.jsonl")) == 1, "no trial counts as failed"
+    (tmp_path / "data").touch()
+    resume(run, task=task, show_progress=False)
+    assert [record.state for record in read_records(run / "trials.jsonl")] == ["complete"] * 3
+
+
+def test_files_are_timed_and_judged_on_the_machine_with_the_resource(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="latency_resource .* no machine has 'pi5'"):
+        search(world, tmp_path / "none", world.World(0.0), latency_resource="pi5", ray_address="auto")
+    assert not (tmp_path / "none").exists()
+    from autocompress.automl import device
+
+    def here(*_: object, **__: object) -> None:
+        raise AssertionError("timed on the driver's machine")
+
+    task = world.World(0.0)
+    monkeypatch.setattr(device, "time_sessions", here)
+    task_on_device = {"latency_resource": "device", "ray_address": "auto", "runtime": "world:OnDevice"}
+    records = search(world, tmp_path / "run", task, n_trials=4, **task_on_device)
+    run = RunFolder(tmp_path / "run").read()
+    assert [record.state for record in records] == ["complete"] * 4
+    assert run.info.reference_ms == 5.0, "the device's, not the driver's"
+    assert all(point.file is not None and point.file.latency.ratio <= 1 for point in run.front.points)
+
+
+def test_no_cluster_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.ray, "is_initialized", lambda: False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(engine.ray, "init", _refuse)
+    with (
+        pytest.raises(InputError, match=f"a running cluster, but '{address}' is not .*ray start --head"),
+        ray_cluster(SearchSettings(ray_address=address)),
+    ):
+        pass
+
+
+def _refuse(**_: object) -> None:
+    raise ConnectionError("nobody answers")
+
+
+LISTENERS = """
+import os, ray
+from pathlib import Path
+from autocompress.automl.engine import ray_cluster
+from autocompress.config import SearchSettings
+
+def tree(root):
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        fields = stat.read_text().rpartition(")")[2].split()
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+with ray_cluster(SearchSettings(n_workers=1)):
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+    inodes = set()
+    for pid in tree(os.getpid()):
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            inodes.add(os.readlink(handle))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                print(fields[1].rpartition(":")[0])
+    print("dashboard", bool(ray._private.worker._global_node.webui_url))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are read from /proc")
+def test_a_local_ray_listens_on_the_loopback_address_only_and_leaves_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LISTENERS], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *addresses, dashboard = done.stdout.split("\n")[:-1]
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert len(addresses) >= 3 and set(addresses) <= loopback
+    assert dashboard == "dashboard False"
+    assert list(tmp_path.iterdir()) == []

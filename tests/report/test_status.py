@@ -1,0 +1,109 @@
+"""`autocompress status`: what the files of a run say while another process writes them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from autocompress.candidate import Candidate
+from autocompress.cli import main
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError
+from autocompress.records import Latency, TrialRecord, write_records
+from autocompress.report.status import status_lines
+from autocompress.run_folder import RunFolder, RunInfo
+
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Four of ten trials are there, a minute apart; one failed."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_info(RunInfo("digits", "digits", SearchSettings(n_trials=10), "accuracy", "m", "s", 2.0, 0.5))
+    records = [
+        TrialRecord(
+            i,
+            "failed" if i == 2 else "complete",
+            "sampler",
+            Candidate(prune_ratio={"conv": i / 10}),
+            {"accuracy": 0.9 + i / 100},
+            Latency(0.5 - i / 10, 0.0, 1.0, 9),
+            ended=60.0 * i,
+        )
+        for i in range(4)
+    ]
+    write_records(folder.records, records)
+    return folder
+
+
+def log(folder: RunFolder, *events: dict[str, object]) -> None:
+    with folder.events.open("a") as file:
+        for event in events:
+            file.write(json.dumps({"time": (NOW - timedelta(seconds=65)).isoformat(), **event}) + "\n")
+
+
+def test_a_run_that_nobody_drives(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_lines(folder) == [
+        f"{folder.path}: digits, not running; `autocompress resume {folder.path}` goes on",
+        "trials   4 of 10, 1 failed",
+        "front    1 points, best accuracy 0.9300 (trial_0003)",
+    ]
+    assert main(["status", str(folder.path)]) == 0
+    assert capsys.readouterr().out.splitlines() == status_lines(folder)
+    assert main(["status", str(folder.path), "--watch"]) == 0, "ends at once: nobody drives it"
+
+
+def test_a_run_in_the_middle(folder: RunFolder) -> None:
+    log(
+        folder,
+        {"event": "started", "trial": 3},
+        {"event": "complete", "trial": 3, "seconds": 60},
+        {"event": "started", "trial": 4},
+        {"event": "rung", "trial": 4, "steps": 20, "host": "gpu7", "pid": 99},
+        {"event": "started", "trial": 5},
+        {"event": "restarted", "trial": 5, "reason": "The actor died: killed"},
+    )
+    with folder.locked():
+        lines = status_lines(folder, NOW)
+    assert lines[0].startswith(f"{folder.path}: digits, searching (process ")
+    assert lines[3:] == [
+        "pace     60 trials an hour, about 0:06:00 left",
+        "running  trial 4, after 20 steps on gpu7 (process 99), 0:01:05 ago",
+        "running  trial 5, waits for a worker, 0:01:05 ago",
+        "trouble  1 in all; last: trial 5 restarted, The actor died: killed",
+    ]
+
+
+def test_many_that_run_are_counted(folder: RunFolder) -> None:
+    log(folder, *({"event": "started", "trial": i} for i in range(100)))
+    with folder.locked():
+        lines = status_lines(folder, NOW)
+    assert lines[-1] == "         and 92 more"
+
+
+def test_a_line_that_is_being_written_is_left_out(folder: RunFolder) -> None:
+    log(folder, {"event": "started", "trial": 4})
+    whole = folder.events.read_text()
+    folder.events.write_text(whole + '{"time": "2026-0')
+    status_lines(folder)
+    folder.events.write_text('{"time": "2026-0\n' + whole)
+    with pytest.raises(InputError, match=r"events\.jsonl, line 1 is not JSON"):
+        status_lines(folder)
+
+
+def test_a_second_driver_is_told_who_the_first_is(folder: RunFolder) -> None:
+    with folder.locked():
+        assert folder.driver() is not None
+        with (
+            pytest.raises(
+                InputError, match=r"is in use by another search \(process \d+ on .+\); wait for it, or stop it"
+            ),
+            folder.locked(),
+        ):
+            pass
+    assert folder.driver() is None
