@@ -31,7 +31,7 @@ def sensitivity_map(file: Path, order: Sequence[str]) -> dict[str, Any] | None:
         if data["schema"] != SCHEMA_VERSION:
             raise ValueError(f"schema {data['schema']!r}, but this version reads {SCHEMA_VERSION}")
         found = {
-            (str(choice["name"]), str(choice["knob"]), _text(choice["value"])): float(choice["loss_increase"])
+            (str(choice["name"]), str(choice["knob"]), _text(choice["value"])): _loss(choice["loss_increase"])
             for choice in data["choices"]
         }
         unit, baseline = str(data.get("unit", "")), float(data["baseline_loss"])
@@ -51,6 +51,11 @@ def _laid_out(found: Mapping[tuple[str, str, str], float], order: Sequence[str])
         for name, row in zip(names, cells, strict=True)
     ]
     return {"columns": [list(column) for column in columns], "rows": rows}
+
+
+def _loss(value: float | None) -> float:
+    """JSON has no NaN: a loss that is null was one."""
+    return math.nan if value is None else float(value)
 
 
 def _text(value: object) -> str:

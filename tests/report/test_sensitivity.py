@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity
 from autocompress.report.sensitivity import sensitivity_map
 
 CHOICES = [
@@ -37,6 +39,14 @@ def test_rows_follow_the_network_and_columns_the_knobs(tmp_path: Path) -> None:
             ["<b>", [None, None, None, 0.3, None]],
         ],
     }
+
+
+def test_it_reads_what_the_search_writes(tmp_path: Path) -> None:
+    choices = (ChoiceLoss("prune_ratio", "a", 0.5, 0.25), ChoiceLoss("weight_bits", "a", 8, math.nan))
+    Sensitivity(0.5, choices, "loss").write(tmp_path / "sensitivity.json")
+    found = sensitivity_map(tmp_path / "sensitivity.json", ["a"])
+    assert found is not None and found["rows"] == [["a", [0.25, None]]]
+    assert (found["unit"], found["baseline_loss"]) == ("loss", 0.5)
 
 
 def test_a_search_without_one(tmp_path: Path) -> None:
