@@ -22,7 +22,14 @@ from autocompress.automl.finalists import publish
 from autocompress.automl.keeper import Keeper
 from autocompress.automl.loggers import loggers_named
 from autocompress.automl.patience import Patience
-from autocompress.automl.planning import Foresight, enqueue_solved, enqueue_stock, find_sensitivity, planner_of
+from autocompress.automl.planning import (
+    Foresight,
+    enqueue_solved,
+    enqueue_stock,
+    find_sensitivity,
+    n_solved,
+    planner_of,
+)
 from autocompress.automl.preparation import prepare
 from autocompress.automl.progress import SearchProgress
 from autocompress.automl.reopening import reopen, study_of, task_of
@@ -207,7 +214,7 @@ def _plan(
     sensitivity = Sensitivity.read(folder.sensitivity) if known else find_sensitivity(job, study.space, n_workers)
     study.use(planned(planner_of(study, sensitivity, foresight), job.settings.seed))
     if not known:
-        enqueue_solved(study, sensitivity, foresight, job.settings.n_trials)
+        enqueue_solved(study, sensitivity, foresight, n_solved(job.settings.n_trials))
         sensitivity.write(folder.sensitivity)  # last: without it all this is done again
 
 

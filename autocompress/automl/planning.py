@@ -24,8 +24,8 @@ from autocompress.tasks.data import cache_folder
 
 _TRUSTED_AFTER = 8  # measurements after which the predicted latency itself must keep the budget
 _N_UNIFORM = 2
-_SOLVED_SHARE = 5  # one trial in so many is a candidate of the solver
-_MAX_SOLVED = 10
+_SOLVED_SHARE = 3  # one trial in so many is a candidate of the solver
+_MAX_SOLVED = 12
 
 
 class Foresight:
@@ -79,12 +79,16 @@ def enqueue_stock(study: SearchStudy, n_trials: int) -> None:
     study.enqueue(single_drops(study.space, n_trials), "single drop")
 
 
-def enqueue_solved(study: SearchStudy, sensitivity: Sensitivity, foresight: Foresight, n_trials: int) -> None:
+def n_solved(n_trials: int) -> int:
+    """How many of the solver's candidates a search of so many trials starts with."""
+    return min(_MAX_SOLVED, max(1, n_trials // _SOLVED_SHARE))
+
+
+def enqueue_solved(study: SearchStudy, sensitivity: Sensitivity, foresight: Foresight, n_points: int) -> None:
     """What is tried first by the default sampler: a few uniform candidates, then the solver's predicted front."""
-    study.enqueue(uniform_candidates(study.space, n_trials)[:_N_UNIFORM], "uniform")
+    study.enqueue(uniform_candidates(study.space, n_points)[:_N_UNIFORM], "uniform")
     blocks = blocks_of(study.space)
     costs = block_costs(blocks, sensitivity.increases(study.space))
-    n_points = min(_MAX_SOLVED, max(1, n_trials // _SOLVED_SHARE))
     front = Solver(study.space, blocks, foresight.ratios).front(costs, study.budget or 1.0, n_points)
     changed = [solution.candidate for solution in front if not solution.candidate.is_baseline]
     study.enqueue(from_the_middle(changed), "solver")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from optuna.samplers import RandomSampler
 
-from autocompress.automl.planning import Foresight, enqueue_solved, enqueue_stock, from_the_middle, planner_of
+from autocompress.automl.planning import Foresight, enqueue_solved, enqueue_stock, from_the_middle, n_solved, planner_of
 from autocompress.automl.predictor import LaunchModel
 from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.automl.study import SearchStudy
@@ -37,16 +38,21 @@ def asked(study: SearchStudy, n: int) -> list[tuple[int, Candidate, str]]:
 
 def test_the_solvers_candidates_come_after_a_few_uniform_ones() -> None:
     search, foresight = study(0.9), Foresight(LaunchModel(GRAPH, 2.0))
-    enqueue_solved(search, SENSITIVITY, foresight, 30)
+    enqueue_solved(search, SENSITIVITY, foresight, 6)
     origins = [origin for _, _, origin in asked(search, 10)]
     assert origins[:2] == ["uniform", "uniform"]
     assert 2 <= origins.count("solver") <= 6
     assert "sampler" in origins, "then the sampler goes on"
 
 
+@pytest.mark.parametrize(("n_trials", "n"), [(1, 1), (9, 3), (30, 10), (100_000, 12)])
+def test_a_third_of_a_short_search_is_solved(n_trials: int, n: int) -> None:
+    assert n_solved(n_trials) == n
+
+
 def test_what_the_solver_proposes_is_within_the_budget_and_different() -> None:
     search, foresight = study(0.6), Foresight(LaunchModel(GRAPH, 2.0))
-    enqueue_solved(search, SENSITIVITY, foresight, 50)
+    enqueue_solved(search, SENSITIVITY, foresight, 10)
     solved = [candidate for _, candidate, origin in asked(search, 12) if origin == "solver"]
     assert solved and len({candidate.digest for candidate in solved}) == len(solved)
     assert (foresight.ratios(solved) <= 0.6).all()
