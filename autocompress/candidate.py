@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,30 @@ def _plain(sparsity: float | str) -> float | str:
     return sparsity if isinstance(sparsity, str) else float(sparsity)
 
 
+FINE_TUNE_RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "learning_rate": ("`learning_rate > 0`", lambda value: value > 0),
+    "temperature": ("`temperature >= 1`", lambda value: value >= 1),
+    "alpha": ("`0 <= alpha <= 1`", lambda value: 0 <= value <= 1),
+    "feature_weight": ("`feature_weight >= 0`", lambda value: value >= 0),
+    "steps": ("`steps >= 1` and whole", lambda value: value >= 1 and value == int(value)),
+}
+"""What a candidate may ask of its own fine-tune: the rule of each, as text and as a check."""
+
+
+def check_fine_tune(name: str, value: object) -> None:
+    """Refuses what is no setting of the fine-tune, or outside its range; None stands for the search's own.
+
+    Raises:
+        InputError: says the rule.
+    """
+    if name not in FINE_TUNE_RULES:
+        raise InputError(f"fine_tune has the settings {', '.join(FINE_TUNE_RULES)}, but got {name!r}")
+    rule, holds = FINE_TUNE_RULES[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and holds(float(value))):  # type: ignore[arg-type]
+        raise InputError(f"{rule} must hold, but fine_tune has {value!r}")
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What is asked of each part of a model; a name that is absent is left as it is.
@@ -75,11 +99,13 @@ class Candidate:
             (weights alone: int8 by channel, int4 by group), 2 to 7 (weights alone, a code table), or 32: as it is.
         sparsity: layer path -> share of the weight's entries that become zero, in [0, 1), or "n:m": of every m
             neighbours along the input dimension n stay, as "2:4".
+        fine_tune: learning_rate, temperature, alpha, feature_weight, steps -> its value for this candidate, in place of
+            the search's; see `FINE_TUNE_RULES`.
 
     Choices that change nothing (ratio 0, 32 bits) are left out, so that equal models have equal digests.
 
     Raises:
-        InputError: a ratio, a bit width or a sparsity is outside its range.
+        InputError: a ratio, a bit width, a sparsity or a setting of the fine-tune is outside its range.
     """
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
@@ -87,6 +113,7 @@ class Candidate:
     rank_ratio: Mapping[str, float | str] = field(default_factory=dict)
     weight_bits: Mapping[str, Precision] = field(default_factory=dict)
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
+    fine_tune: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, ratio in self.prune_ratio.items():
@@ -101,6 +128,8 @@ class Candidate:
         for name, level in self.sparsity.items():
             if not is_sparsity(level):
                 raise InputError(f"{SPARSITY_RULE} must hold, but {name!r} has {level!r}")
+        for name, value in self.fine_tune.items():
+            check_fine_tune(name, value)
         freeze = object.__setattr__
         freeze(self, "prune_ratio", {k: float(v) for k, v in sorted(self.prune_ratio.items()) if v > 0})
         freeze(self, "drop", frozenset(self.drop))
@@ -108,21 +137,23 @@ class Candidate:
         freeze(self, "rank_ratio", ranks)
         freeze(self, "weight_bits", {k: v for k, v in sorted(self.weight_bits.items()) if v != FULL_BITS})
         freeze(self, "sparsity", {k: _plain(v) for k, v in sorted(self.sparsity.items()) if sparsity_share(v) > 0})
+        freeze(self, "fine_tune", {k: float(v) for k, v in sorted(self.fine_tune.items()) if v is not None})
 
     @property
     def is_baseline(self) -> bool:
-        """True when nothing is asked: the uncompressed model."""
+        """True when nothing is asked of the model: the uncompressed one, which is not fine-tuned."""
         return not (self.prune_ratio or self.drop or self.rank_ratio or self.weight_bits or self.sparsity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, names sorted; without `sparsity` where nothing is asked of it."""
+        """Plain JSON values, names sorted; without `sparsity` and `fine_tune` where nothing is asked of them."""
         values: dict[str, Any] = {
             "drop": sorted(self.drop),
             "prune_ratio": dict(self.prune_ratio),
             "rank_ratio": dict(self.rank_ratio),
             "weight_bits": dict(self.weight_bits),
         }
-        return {**values, "sparsity": dict(self.sparsity)} if self.sparsity else values
+        seldom = {"sparsity": dict(self.sparsity), "fine_tune": dict(self.fine_tune)}
+        return {**values, **{name: value for name, value in seldom.items() if value}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
@@ -131,7 +162,7 @@ class Candidate:
         Raises:
             InputError: an unknown key.
         """
-        known = ("drop", "prune_ratio", "rank_ratio", "weight_bits", "sparsity")
+        known = ("drop", "prune_ratio", "rank_ratio", "weight_bits", "sparsity", "fine_tune")
         unknown = set(data) - set(known)
         if unknown:
             raise InputError(f"a candidate has the keys {', '.join(known)}, but got {sorted(unknown)}")
@@ -141,6 +172,7 @@ class Candidate:
             rank_ratio=data.get("rank_ratio", {}),
             weight_bits=data.get("weight_bits", {}),
             sparsity=data.get("sparsity", {}),
+            fine_tune=data.get("fine_tune", {}),
         )
 
     def to_json(self) -> str:

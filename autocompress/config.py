@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +62,14 @@ class DistillSettings:
             raise InputError(
                 "feature_weight needs feature_layers: module paths whose outputs are compared, but got none"
             )
+
+    def changed(self, asked: Mapping[str, float]) -> DistillSettings:
+        """With what a candidate asks of its own fine-tune; `steps` is its last rung, after those of ours below it."""
+        values: dict[str, Any] = {name: value for name, value in asked.items() if name != "steps"}
+        if "steps" in asked:
+            steps = int(asked["steps"])
+            values["rungs"] = (*(rung for rung in self.rungs if rung < steps), steps)
+        return replace(self, **values)
 
 
 SENSITIVITIES = ("measured", "fisher")

@@ -20,6 +20,7 @@ from autocompress.candidate import (
     Candidate,
     Precision,
     bits_number,
+    check_fine_tune,
     is_sparsity,
     kept_of_block,
     sparsity_share,
@@ -39,6 +40,7 @@ AS_IT_IS: dict[str, Choice] = {
     "rank_ratio": None,
     "weight_bits": FULL_BITS,
     "sparsity": 0.0,
+    "fine_tune": None,
 }
 """The choice of each kind of knob that changes nothing."""
 
@@ -113,6 +115,7 @@ class SearchSpace:
         *,
         channel_grid: int = DEFAULT_GRID,
         name: str = "rules",
+        fine_tune: Mapping[str, Sequence[float | None]] | None = None,
     ) -> SearchSpace:
         """Applies rules to a model.
 
@@ -123,6 +126,7 @@ class SearchSpace:
                 takes the rule of its root layer, a branch that of its module.
             channel_grid: kept channel counts are multiples of it; choices that come out equal are merged.
             name: for messages and records.
+            fine_tune: choices for settings of the fine-tune, each with None for the search's own.
 
         Raises:
             InputError: an unknown key, a choice out of range, a list without the choice that changes nothing, or a
@@ -147,6 +151,7 @@ class SearchSpace:
                     choices = _useful(kind, _choices(rules, layer.path, kind), layer)
                     size_only = size_only_ranks(choices, layer) if kind == "rank_ratio" else ()
                     knobs.append(Knob(kind, layer.path, choices, branch, size_only))
+        knobs += [_fine_tune_knob(setting, choices) for setting, choices in (fine_tune or {}).items()]
         return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name)
 
     @classmethod
@@ -158,14 +163,19 @@ class SearchSpace:
         """
         path = find_space(name)
         data = read_yaml_mapping(path, "a search space")
-        refuse_unknown_keys(f"the search space {path.name}", data, ["description", "channel_grid", "rules"])
+        refuse_unknown_keys(
+            f"the search space {path.name}", data, ["description", "channel_grid", "rules", "fine_tune"]
+        )
         rules = data.get("rules")
         if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
             raise InputError(f"a search space has a list of `rules`, each a mapping, but {path} has {rules!r}")
         grid = data.get("channel_grid", DEFAULT_GRID)
         if not isinstance(grid, int) or grid < 1:
             raise InputError(f"`channel_grid >= 1` must hold and be whole, but {path} has {grid!r}")
-        return cls.from_rules(graph, rules, channel_grid=grid, name=path.stem)
+        fine_tune = data.get("fine_tune") or {}
+        if not isinstance(fine_tune, dict):
+            raise InputError(f"`fine_tune` has a list of choices for each setting, but {path} has {fine_tune!r}")
+        return cls.from_rules(graph, rules, channel_grid=grid, name=path.stem, fine_tune=fine_tune)
 
     @property
     def digest(self) -> str:
@@ -181,20 +191,23 @@ class SearchSpace:
     def candidate(self, choices: Mapping[str, Choice]) -> Candidate:
         """The candidate with these choices by knob name; a knob that is left out changes nothing.
 
-        Choices about parts of a dropped branch are left out, so that equal models are equal candidates.
+        Choices about parts of a dropped branch are left out, and those about the fine-tune of the unchanged model too,
+        so that equal models are equal candidates.
         """
         dropped = {knob.target for knob in self.knobs if knob.kind == "drop" and choices.get(knob.name)}
         values: dict[str, dict[str, Any]] = {kind: {} for kind in AS_IT_IS}
         for knob in self.knobs:
             if knob.name in choices and knob.branch not in dropped:
                 values[knob.kind][knob.target] = choices[knob.name]
-        return Candidate(
+        candidate = Candidate(
             prune_ratio=values["prune_ratio"],
             drop=frozenset(name for name, dropped in values["drop"].items() if dropped),
             rank_ratio=values["rank_ratio"],
             weight_bits=values["weight_bits"],
             sparsity=values["sparsity"],
         )
+        asked = {name: value for name, value in values["fine_tune"].items() if value is not None}
+        return candidate if candidate.is_baseline or not asked else replace(candidate, fine_tune=asked)
 
     def choices_of(self, candidate: Candidate) -> dict[str, Choice]:
         """The choice of every knob that gives this candidate: the inverse of `candidate`.
@@ -208,6 +221,7 @@ class SearchSpace:
             "rank_ratio": candidate.rank_ratio,
             "weight_bits": candidate.weight_bits,
             "sparsity": candidate.sparsity,
+            "fine_tune": candidate.fine_tune,
         }
         choices = {knob.name: given[knob.kind].get(knob.target, AS_IT_IS[knob.kind]) for knob in self.knobs}
         for knob in self.knobs:
@@ -254,7 +268,8 @@ class SearchSpace:
             "weight_bits": weight_bits,
             "sparsity": sparsity,
         }
-        return self.candidate({knob.name: knob.nearest(wanted[knob.kind]) for knob in self.knobs})
+        knobs = [knob for knob in self.knobs if knob.kind in wanted]
+        return self.candidate({knob.name: knob.nearest(wanted[knob.kind]) for knob in knobs})
 
 
 def find_space(name: str) -> Path:
@@ -300,8 +315,17 @@ def _choices(rules: Sequence[Rule], name: str, kind: str) -> tuple[Choice, ...]:
     return ()
 
 
+def _fine_tune_knob(setting: str, choices: Any) -> Knob:
+    """Raises InputError: no such setting, a choice out of range, or a list without null."""
+    if not isinstance(choices, list | tuple) or None not in choices:
+        raise InputError(f"fine_tune is for lists that hold null (the search's own), but {setting} has {choices!r}")
+    for choice in choices:
+        check_fine_tune(setting, choice)
+    return Knob("fine_tune", setting, tuple(dict.fromkeys(None if c is None else float(c) for c in choices)))
+
+
 def _check_rule(rule: Rule) -> None:
-    refuse_unknown_keys("a rule", rule, ["match", *AS_IT_IS])
+    refuse_unknown_keys("a rule", rule, ["match", *_RANGES])
     pattern = rule.get("match")
     if not isinstance(pattern, str):
         raise InputError(f"a rule has a `match`: a layer's path or `re:` and a pattern, but got {pattern!r}")
@@ -310,9 +334,10 @@ def _check_rule(rule: Rule) -> None:
             re.compile(pattern[3:])
         except re.error as error:
             raise InputError(f"`match` must be a valid pattern after `re:`, but {pattern!r} is not: {error}") from error
-    for kind, as_it_is in AS_IT_IS.items():
+    for kind in _RANGES:
         if kind not in rule:
             continue
+        as_it_is = AS_IT_IS[kind]
         choices = rule[kind]
         if not isinstance(choices, list | tuple) or as_it_is not in choices:
             shown = json.dumps(as_it_is)

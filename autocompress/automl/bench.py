@@ -106,6 +106,7 @@ class Trial:
     def __init__(self, bench: Bench, candidate: Candidate) -> None:
         self._bench, self._job = bench, bench.job
         self._candidate = candidate
+        self._distill = bench.job.settings.distill.changed(candidate.fine_tune)
         self._seconds: dict[str, float] = {}
         self._rungs: list[Rung] = []
         self._best: dict[str, Tensor] = {}
@@ -117,7 +118,7 @@ class Trial:
         if not self._built:
             self._build()
             self._time()
-        rung_steps = self._job.settings.distill.rungs
+        rung_steps = self._distill.rungs
         target = rung_steps[len(self._rungs)]
         with self._phase("fine-tune"):
             self._fine_tune.advance(target)
@@ -221,7 +222,7 @@ class Trial:
             self._student,
             self._bench.teacher,
             job.task,
-            job.settings.distill,
+            self._distill,
             job.settings.seed,
             self._bench.turns.compute,
         )

@@ -81,7 +81,7 @@ def prepare(
     model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
     space = _checked_space(space, graph)
-    _check_features(model, settings)
+    _check_features(model, settings, space)
     metrics, metric = _judge(model, task)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
         scratch = Path(name)
@@ -142,7 +142,9 @@ def _floor(settings: SearchSettings, baseline: float) -> float | None:
     return baseline / 2 if baseline > 0 else None
 
 
-def _check_features(model: nn.Module, settings: SearchSettings) -> None:
+def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpace) -> None:
+    if not settings.distill.feature_layers and any(knob.name == "fine_tune:feature_weight" for knob in space.knobs):
+        raise InputError("a space that offers feature_weight needs feature_layers in `distill`, but there are none")
     paths = dict(model.named_modules())
     for path in settings.distill.feature_layers:
         if path not in paths:

@@ -27,7 +27,7 @@ def strongest_candidates(space: SearchSpace) -> list[Candidate]:
 
 def strongest_text(space: SearchSpace) -> str:
     """The last resort of each kind of knob, as `drop True (9), weight_bits 8 (20)`: with how many knobs have it."""
-    ends = Counter(f"{knob.kind} {_strongest(knob)}" for knob in space.knobs)
+    ends = Counter(f"{knob.kind} {_strongest(knob)}" for knob in space.knobs if knob.kind != "fine_tune")
     return ", ".join(f"{end} ({n})" for end, n in sorted(ends.items()))
 
 
@@ -57,7 +57,9 @@ def single_drops(space: SearchSpace, n_trials: int) -> list[Candidate]:
 
 
 def _strongest(knob: Knob) -> Choice:
-    """The highest prune ratio or drop, the lowest rank (none is rank ratio 1) or bits."""
+    """The highest prune ratio or drop, the lowest rank (none is rank ratio 1) or bits; the search's own fine-tune."""
+    if knob.kind == "fine_tune":
+        return None
     pick = max if knob.kind in ("prune_ratio", "drop") else min
     return pick(knob.choices, key=knob.number)
 

@@ -171,8 +171,10 @@ class Probe:
 
 
 def single_choices(space: SearchSpace) -> Iterator[tuple[Knob, Choice, Candidate]]:
-    """Each choice that changes something, alone."""
+    """Each choice that changes the model, alone."""
     for knob in space.knobs:
+        if knob.kind == "fine_tune":
+            continue
         for choice in knob.choices:
             if choice != AS_IT_IS[knob.kind]:
                 yield knob, choice, space.candidate({knob.name: choice})

@@ -17,6 +17,7 @@ from autocompress.space import Choice
 _KIND_SPREAD = 0.5  # prior standard deviation of a kind's weight, around 1
 _BLOCK_SPREAD = 0.5  # of a block's weight, around 0: what it adds to its kinds'
 _NOISE = 0.35  # of the transformed metric, which has unit variance
+_SETTING = "fine_tune:"
 _LEAST_SLOPE = 0.05
 _NO_SPREAD = 1e-9
 _LARGEST_COST = 10.0  # stands for a choice that cannot be applied at all
@@ -39,16 +40,26 @@ class CostTable:
     @classmethod
     def of(cls, blocks: Sequence[Block], increases: Mapping[str, Mapping[Choice, float]]) -> CostTable:
         """From blocks and the loss increase of every choice of every knob."""
-        kinds = tuple(dict.fromkeys(name.partition(":")[0] for name in increases))
+        kinds = tuple(
+            dict.fromkeys(
+                _kind(name, choice)
+                for name, choices in increases.items()
+                for choice in choices
+                if not (name.startswith(_SETTING) and choice is None)
+            )
+        )
         table = cls(tuple(blocks), kinds, (), increases)
         options = tuple(np.array([table.by_kind(option) for option in block.options]) for block in blocks)
         return cls(tuple(blocks), kinds, options, increases)
 
     def by_kind(self, option: Option) -> Floats:
-        """Loss increase of a block's choices by kind, shape (n_kinds,)."""
+        """Loss increase of a block's choices by kind, shape (n_kinds,); 1 for each setting of the fine-tune."""
         sums = dict.fromkeys(self.kinds, 0.0)
         for name, choice in option.items():
-            sums[name.partition(":")[0]] += min(max(0.0, self.increases[name][choice]), _LARGEST_COST)
+            kind = _kind(name, choice)
+            if kind in sums:
+                own = 1.0 if _is_setting(kind) else self.increases[name][choice]
+                sums[kind] += min(max(0.0, own), _LARGEST_COST)
         return np.array(list(sums.values()))
 
     def features(self, choices: Mapping[str, Choice]) -> Floats:
@@ -62,12 +73,25 @@ class CostTable:
         return _sums(rows)
 
     def costs(self, weights: Floats) -> list[Floats]:
-        """Cost of each option of each block under the weights of the features; never negative."""
+        """Cost of each option of each block under the weights of the features.
+
+        Compressing never gains anything; a setting of the fine-tune may.
+        """
         n = len(self.kinds)
+        costs = [options @ weights[:n] + options.sum(axis=1) * weights[n + i] for i, options in enumerate(self.options)]
         return [
-            np.maximum(0.0, options @ weights[:n] + options.sum(axis=1) * weights[n + i])
-            for i, options in enumerate(self.options)
+            cost if any(map(_is_setting, block.options[0])) else np.maximum(0.0, cost)
+            for block, cost in zip(self.blocks, costs, strict=True)
         ]
+
+
+def _kind(name: str, choice: Choice) -> str:
+    """What has a weight of its own: the kind of a knob, and each choice of a setting of the fine-tune."""
+    return f"{name}={choice}" if name.startswith(_SETTING) else name.partition(":")[0]
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith(_SETTING)
 
 
 def _effective(block: Block, choices: Mapping[str, Choice]) -> Option:
@@ -91,7 +115,8 @@ class Surrogate:
     def __init__(self, table: CostTable) -> None:
         self.table = table
         n_kinds, n_blocks = len(table.kinds), len(table.blocks)
-        self._prior = np.r_[np.ones(n_kinds), np.zeros(n_blocks)]
+        kinds = [0.0 if _is_setting(kind) else 1.0 for kind in table.kinds]  # a setting may help or hurt
+        self._prior = np.r_[kinds, np.zeros(n_blocks)]
         self._spread = np.r_[np.full(n_kinds, _KIND_SPREAD), np.full(n_blocks, _BLOCK_SPREAD)]
         self._scores = np.array([])
 

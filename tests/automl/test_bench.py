@@ -477,3 +477,10 @@ def test_zeroed_weights_are_trained_around_and_their_saving_is_reported(tmp_path
     assert outcome.sparse_size_mib == pytest.approx(outcome.size_mib - saved / 2**20)
     dense = finished(bench_of(job), Candidate(prune_ratio={"conv1": 0.5})).outcome()
     assert dense.sparse_size_mib is None
+
+
+def test_a_candidates_own_fine_tune_is_used(tmp_path: Path, bench_of: MakeBench) -> None:
+    bench = bench_of(job_of(tmp_path, rungs=(0, 4, 20)))
+    shorter = Candidate({"conv1": 0.5}, fine_tune={"steps": 6, "learning_rate": 0.001})
+    assert [rung.steps for rung in finished(bench, shorter).outcome().rungs] == [0, 4, 6]
+    assert [rung.steps for rung in finished(bench, Candidate({"conv1": 0.5})).outcome().rungs] == [0, 4, 20]
