@@ -6,6 +6,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 work=$(mktemp -d /tmp/hosts-XXXX)
 a=ac-a-$$ b=ac-b-$$
+token=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d " \n") # of this cluster alone
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$token
 export RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 PYTHONPATH=$root:$root/tests/automl/chaos
 
 end() {
