@@ -124,6 +124,8 @@ class SearchSettings:
         sensitivity: how the default sampler learns what each choice costs: "measured", or "fisher", a quick estimate.
         early_stopping: whether fine-tunes end at a rung where too many trials are better in both objectives.
         importance: name of the criterion that says which channels of a group matter.
+        latency_model: path of a profile (see `autocompress profile`) that predicts latencies; None learns from the
+            trials alone.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         activation_aware: split layers so that their outputs on the calibration batches change least, not their weights.
         seed: of the sampler and of the training batches.
@@ -156,6 +158,7 @@ class SearchSettings:
     sensitivity: str = "measured"
     early_stopping: bool = True
     importance: str = "l2"
+    latency_model: str | None = None
     reconstruct: bool = True
     activation_aware: bool = True
     seed: int = 0

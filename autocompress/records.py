@@ -76,6 +76,20 @@ class FileNumbers:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """A latency that was predicted before the trial ran, milliseconds.
+
+    Attributes:
+        ms: what was expected.
+        low_ms, high_ms: ends of the interval.
+    """
+
+    ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """One trial of a search.
 
@@ -97,6 +111,7 @@ class TrialRecord:
         started, ended: seconds since the run's first start.
         error: traceback when failed.
         file: filled for points of the front, from the exported file.
+        predicted: the latency that the latency model expected; None for trials that were not predicted.
     """
 
     number: int
@@ -117,6 +132,7 @@ class TrialRecord:
     ended: float = 0.0
     error: str | None = None
     file: FileNumbers | None = None
+    predicted: Predicted | None = None
 
     @property
     def name(self) -> str:
@@ -154,6 +170,7 @@ class TrialRecord:
             values["rungs"] = tuple(Rung(rung["steps"], _with_nan(rung["metrics"])) for rung in values["rungs"])
             values["size_mib"] = math.nan if values["size_mib"] is None else values["size_mib"]
             values["file"] = FileNumbers.from_dict(values["file"]) if values["file"] else None
+            values["predicted"] = Predicted(**values["predicted"]) if values.get("predicted") else None
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"a trial record is damaged: {error}") from error

@@ -38,6 +38,7 @@ def search(
     sensitivity: str = "measured",
     early_stopping: bool = True,
     importance: str = "l2",
+    latency_model: str | None = None,
     reconstruct: bool = True,
     seed: int = 0,
     ray_address: str | None = None,
@@ -75,6 +76,8 @@ def search(
         early_stopping: whether fine-tunes end at a rung where too many trials are better in both objectives.
         importance: which channels of a group matter: "l2", "l1", "fpgm", "bn_scale", "taylor", "activation",
             "entropy", "random" or `package.module:function`.
+        latency_model: path of a profile of the target device (see `profile`): candidates whose predicted latency
+            misses the budget at the upper end of its interval are not tried.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         seed: of the sampler and of the training batches.
         ray_address: of a running cluster, or "auto"; None starts and stops a local one.
@@ -112,6 +115,7 @@ def search(
             "trial_retries": trial_retries,
             "sampler": sampler,
             "importance": importance,
+            "latency_model": latency_model,
             "reconstruct": reconstruct,
             "seed": seed,
             "ray_address": ray_address,

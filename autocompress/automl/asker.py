@@ -15,8 +15,9 @@ from autocompress.automl.early_stopping import ParetoStopping
 from autocompress.automl.patience import Patience
 from autocompress.automl.stop import Stop
 from autocompress.automl.study import SearchStudy
+from autocompress.candidate import Candidate
 from autocompress.errors import StorageError, WorkerError
-from autocompress.records import Latency, Rung, State, TrialRecord, append_record
+from autocompress.records import Latency, Predicted, Rung, State, TrialRecord, append_record
 
 Listener = Callable[[TrialRecord], None]
 
@@ -33,6 +34,7 @@ class StudySearcher(Searcher):
         why: how the worker of a trial died, by the trial's id in Tune.
         stopping: knows which trials it has stopped early; None stops none.
         patience: says when the search gains nothing more; None goes on.
+        predicted: what is expected of a candidate's latency, or None.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class StudySearcher(Searcher):
         why: Callable[[str], str] = lambda trial_id: "killed, or out of memory",
         stopping: ParetoStopping | None = None,
         patience: Patience | None = None,
+        predicted: Callable[[Candidate], Predicted | None] = lambda candidate: None,
     ) -> None:
         super().__init__()
         self._study, self._records, self._clock, self._listener = study, records, clock, listener
         self._stop, self._why, self._stopping, self._patience = stop or Stop(), why, stopping, patience
+        self._predicted = predicted
         self._running: dict[str, TrialRecord] = {}
         self.seconds = 0.0
 
@@ -62,7 +66,8 @@ class StudySearcher(Searcher):
         if asked is None:
             return Searcher.FINISHED  # type: ignore[return-value]  # as Tune documents it
         number, candidate, origin = asked
-        record = TrialRecord(number, "failed", origin, candidate, started=self._clock())
+        predicted = self._predicted(candidate)
+        record = TrialRecord(number, "failed", origin, candidate, started=self._clock(), predicted=predicted)
         self._running[trial_id] = record
         self.seconds += time.perf_counter() - begin
         return {"number": number, "name": record.name, "candidate": candidate.to_json()}

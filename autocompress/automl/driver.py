@@ -161,6 +161,7 @@ def _go_on(
         events.reason,
         stopping,
         patience,
+        foresight.predicted,
     )
     n_more = settings.n_trials - study.n_finished
     n_workers = 1

@@ -17,9 +17,11 @@ from autocompress.automl.sensitivity import Probe, Sensitivity, measure_sensitiv
 from autocompress.automl.solver import Solver, block_costs
 from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
+from autocompress.latency import LatencyModel, batch_size
 from autocompress.pareto import Floats
-from autocompress.records import TrialRecord
+from autocompress.records import Predicted, TrialRecord
 from autocompress.space import SearchSpace
+from autocompress.task import as_inputs
 from autocompress.tasks.data import cache_folder
 
 _TRUSTED_AFTER = 8  # measurements after which the predicted latency itself must keep the budget
@@ -33,26 +35,50 @@ class Foresight:
 
     Args:
         model: of the target's latency.
+        profiled: it was fitted to measurements of the target, so its intervals can be trusted from the start.
     """
 
-    def __init__(self, model: LatencyPredictor) -> None:
-        self._model = model
+    def __init__(self, model: LatencyPredictor, profiled: bool = False) -> None:
+        self._model, self._profiled = model, profiled
         self._n_measured = 0
 
     @classmethod
     def of(cls, job: Job) -> Foresight:
-        """Without a profile: a model of launches, MACs and precision borders."""
-        return cls(LaunchModel(job.graph, job.reference_ms))
+        """By the profile that the settings name; without one, by a model of launches, MACs and precision borders.
+
+        Raises:
+            InputError: the profile is damaged, or of another runtime, device or model.
+        """
+        settings = job.settings
+        if settings.latency_model is None:
+            return cls(LaunchModel(job.graph, job.reference_ms))
+        model = LatencyModel.load(settings.latency_model)
+        batch = batch_size(as_inputs(job.task.example_inputs()))
+        model.require(runtime=settings.runtime, n_threads=settings.n_threads, batch=batch)
+        model.require_model(job.graph)
+        return cls(model, profiled=True)
 
     def ratios(self, candidates: Sequence[Candidate]) -> Floats:
         """Shape (n_candidates,)."""
         return self._model.predict(candidates) / self._model.baseline_ms
 
     def screened(self, candidate: Candidate) -> float:
-        """The ratio by which a candidate is turned away: the most favourable one while little was measured."""
+        """The ratio by which a candidate is turned away: with a profile, the upper end, so that what is promised holds.
+
+        Without one it is the most favourable ratio while little was measured.
+        """
+        if self._profiled:
+            return float(self._model.interval([candidate])[0, 1]) / self._model.baseline_ms
         if self._n_measured >= _TRUSTED_AFTER:
             return float(self.ratios([candidate])[0])
         return float(self._model.interval([candidate])[0, 0]) / self._model.baseline_ms
+
+    def predicted(self, candidate: Candidate) -> Predicted | None:
+        """What a profile expects of a candidate; None without one."""
+        if not self._profiled:
+            return None
+        low, high = self._model.interval([candidate])[0].tolist()
+        return Predicted(float(self._model.predict([candidate])[0]), low, high)
 
     def learn(self, record: TrialRecord) -> None:
         """Takes in a measured trial."""

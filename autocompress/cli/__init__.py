@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from autocompress.cli import inspecting, leaving, reporting, searching, watching
+from autocompress.cli import inspecting, leaving, profiling, reporting, searching, watching
 from autocompress.errors import AutocompressError
 
 _EXAMPLES = """\
 examples:
   autocompress demo                                      a front and a report in a few minutes, embedded data
   autocompress inspect my_model.py:task                  layers, channel groups, what is frozen and why
+  autocompress profile my_model.py:task -o device.json   predicts latencies on this device: search --profile device.json
   autocompress search my_model.py:task --latency-budget 0.5x --trials 100
   autocompress resume runs/my_model                      goes on after Ctrl-C, a crash or a power cut
   autocompress status runs/my_model --watch              how it stands, from another terminal
@@ -50,6 +51,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (searching, watching, inspecting, reporting, leaving):
+    for group in (searching, watching, inspecting, profiling, reporting, leaving):
         group.add_commands(commands)
     return parser

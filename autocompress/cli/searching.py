@@ -42,6 +42,12 @@ def add_commands(commands: Any) -> None:
     search.add_argument("--minutes", type=float, help="time limit of the trials, all of which is used (default: none)")
     search.add_argument("--patience", type=int, help="ends after so many trials without gain (default: never)")
     _add_resources(search)
+    search.add_argument(
+        "--profile",
+        dest="latency_model",
+        metavar="DEVICE.json",
+        help="predicts latencies by this profile (see `autocompress profile`)",
+    )
     search.add_argument("--runtime", help="target runtime (default: onnxruntime)")
     search.add_argument("--threads", dest="n_threads", type=int, help="threads of the target runtime (default: 1)")
     search.add_argument("--sampler", help="solver, tpe, nsga2, random or package.module:function (default: solver)")

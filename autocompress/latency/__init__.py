@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autocompress.latency.clock import PairedTiming, time_pair
 from autocompress.latency.model import LatencyModel
+from autocompress.latency.plan import batch_size
 from autocompress.latency.profiling import profile
 from autocompress.latency.turns import Turns
 from autocompress.runtimes import Session, runtime_named
@@ -20,6 +21,7 @@ __all__ = [
     "Measurement",
     "PairedTiming",
     "Turns",
+    "batch_size",
     "measure_latency",
     "measure_paired",
     "profile",

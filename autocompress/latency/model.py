@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from autocompress.candidate import FULL_BITS, PRECISIONS, Candidate
 from autocompress.errors import InputError
+from autocompress.graph import ModelGraph
 from autocompress.latency.device import write_json
+from autocompress.latency.structure import ModelShape
 from autocompress.latency.table import Table, read_table
 from autocompress.latency.units import LayerTimes
 
@@ -138,9 +140,26 @@ class LatencyModel:
         """
         self.table.require(runtime, n_threads, batch, force)
 
+    def require_model(self, graph: ModelGraph) -> None:
+        """Refuses a table of another model.
+
+        Raises:
+            InputError: layers, channel groups or branches are others.
+        """
+        theirs = ModelShape.of(graph, {layer.path: layer.signature for layer in self.table.shape.layers})
+        if theirs != self.table.shape:
+            raise InputError(
+                f"the profile is of another model ({self.table.head['task']}, {len(self.table.shape.layers)} layers); "
+                "make one of this model"
+            )
+
     def facts(self) -> Mapping[str, Any]:
         """Where and when the profile was made."""
         return self.table.head
+
+    def leave_one_out_residuals(self) -> Floats:
+        """1 - prediction / measured of each measured candidate by a fit to the others, shape (n_measured,)."""
+        return self._fitted().residuals
 
     def _fitted(self) -> _Fit:
         if self._fit is None:

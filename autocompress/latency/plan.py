@@ -42,6 +42,7 @@ def write_plan(
     runtime: str = "onnxruntime",
     n_threads: int = 1,
     n_candidates: int = N_CANDIDATES,
+    batch: int | None = None,
     seed: int = 0,
     known: Sequence[str] = (),
     listener: Listener | None = None,
@@ -55,6 +56,7 @@ def write_plan(
         runtime: whose files are written.
         n_threads: that the runtime is to use.
         n_candidates: whole candidates to calibrate on.
+        batch: samples in one inference; None is the batch of the task's example inputs.
         seed: of the candidates.
         known: keys of layers that need not be timed again.
         listener: told of candidates written and candidates in all.
@@ -63,6 +65,7 @@ def write_plan(
         The plan, which is also in `plan.json`.
     """
     target, model, inputs = runtime_named(runtime), task.build_model().eval(), as_inputs(task.example_inputs())
+    inputs = inputs if batch is None else _repeated(inputs, batch)
     graph = inspect_model(model, inputs)
     if isinstance(space, str):
         space = SearchSpace.load(space, graph)
@@ -86,7 +89,7 @@ def write_plan(
         "task": str(getattr(task, "name", type(task).__name__)),
         "runtime": runtime,
         "n_threads": n_threads,
-        "batch": _batch(inputs),
+        "batch": batch_size(inputs),
         "reference": reference,
         "weights": {"file": WEIGHTS_FILE, "n_bytes": writer.n_bytes},
         "files": [*wholes, *pieces.values()],
@@ -192,7 +195,15 @@ class _Writer:
         return pieces
 
 
-def _batch(inputs: Inputs) -> int:
+def _repeated(inputs: Inputs, batch: int) -> Inputs:
+    """The first sample, so many times."""
+    if isinstance(inputs, dict):
+        return {name: value[:1].repeat_interleave(batch, 0) for name, value in inputs.items()}
+    return tuple(value[:1].repeat_interleave(batch, 0) for value in inputs)
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Samples in one inference."""
     tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
     return int(tensors[0].shape[0])
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
+from autocompress.latency.bundle import write_script
 from autocompress.latency.device import (
     MEASURED,
     clock_drift,
@@ -38,6 +39,7 @@ def profile(
     runtime: str = "onnxruntime",
     n_threads: int = 1,
     n_candidates: int = N_CANDIDATES,
+    batch: int | None = None,
     n_passes: int = 1,
     folder: str | Path | None = None,
     seed: int = 0,
@@ -46,14 +48,13 @@ def profile(
 ) -> LatencyModel:
     """Times a model's layers and whole candidates on this machine, and fits a latency model to them.
 
-    The batch is that of the task's example inputs.
-
     Args:
         task: what is compressed, or the text that names it.
         space: whose candidates are to be predicted.
         runtime: name of the target runtime.
         n_threads: that the runtime may use.
         n_candidates: whole candidates to calibrate on.
+        batch: samples in one inference; None is the batch of the task's example inputs.
         n_passes: how often each file is timed; two tell how repeatable a measurement is.
         folder: for the files and what is measured of them, so that a profile that was cut off goes on; None is a
             temporary one.
@@ -75,6 +76,7 @@ def profile(
             runtime=runtime,
             n_threads=n_threads,
             n_candidates=n_candidates,
+            batch=batch,
             seed=seed,
             listener=_show_written if show else None,
         )
@@ -87,6 +89,23 @@ def profile(
                 listener=show_progress if show else None,
             )
     return model_of(plan, results)
+
+
+def write_bundle(
+    task: Task | str, space: str | SearchSpace, folder: str | Path, *, show: bool = False, **plan: Any
+) -> Path:
+    """Writes a folder that a device without torch measures; returns the path of its script.
+
+    Args:
+        task: what is compressed, or the text that names it.
+        space: whose candidates are to be predicted.
+        folder: made if missing.
+        show: draw progress in the terminal.
+        plan: further arguments of `write_plan`.
+    """
+    loaded = load_task(task) if isinstance(task, str) else task
+    write_plan(loaded, space, Path(folder), listener=_show_written if show else None, **plan)
+    return write_script(Path(folder))
 
 
 def model_of(plan: Mapping[str, Any], results: Mapping[str, Any]) -> LatencyModel:

@@ -164,8 +164,10 @@ def _trial(record: TrialRecord, run: Run, names: Mapping[str, list[str]], on_fro
 
 def _predicted(record: TrialRecord) -> list[float | None] | None:
     """[ms, low, high] from the latency profile; None where none was used."""
-    predicted = getattr(record, "predicted", None)
-    return None if predicted is None else [_number(value) for value in predicted]
+    predicted = record.predicted
+    return (
+        None if predicted is None else [_number(value) for value in (predicted.ms, predicted.low_ms, predicted.high_ms)]
+    )
 
 
 def _kind(record: TrialRecord, on_front: bool, infeasible: bool) -> str:

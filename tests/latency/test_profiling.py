@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -16,7 +20,9 @@ import torch
 
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError, MeasurementError
-from autocompress.latency import PairedTiming, device, plan
+from autocompress.latency import LatencyModel, PairedTiming, device, plan
+from autocompress.latency.bundle import write_script
+from autocompress.latency.check import check_by_leaving_out, check_on
 from autocompress.latency.cutting import Cutter
 from autocompress.latency.device import clock_drift, measure_folder, read_json, repeatability, settled, write_json
 from autocompress.latency.pieces import covering, piece_keys, quick_student
@@ -24,7 +30,7 @@ from autocompress.latency.plan import write_plan
 from autocompress.latency.profiling import model_of
 from autocompress.runtimes import export, runtime_named
 from autocompress.task import SupervisedTask
-from tests.latency.nets import INPUTS, net
+from tests.latency.nets import INPUTS, made_up_table, net
 
 N_CANDIDATES = 12
 
@@ -211,3 +217,37 @@ def test_too_few_candidates(folder: Path, clock: Clock) -> None:
     planned_["candidates"] = dict(list(planned_["candidates"].items())[:5])
     with pytest.raises(InputError, match="at least 12 candidates must be measured, but got 5"):
         model_of(planned_, json.loads(json.dumps(results)))
+
+
+def test_the_script_of_a_bundle_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+    """Run by a Python in which torch, onnx and this package cannot be imported."""
+    script = write_script(folder)
+    blocked = tmp_path / "blocked"
+    for name in ("torch", "ray", "onnx", "optuna"):
+        (blocked / name).mkdir(parents=True)
+        (blocked / name / "__init__.py").write_text("raise ImportError('not on this device')", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(blocked)}
+    command = [sys.executable, str(script), "--force", "--seconds", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = read_json(folder / "measured.json")
+    assert results["runtime"] == "onnxruntime"
+    assert results["device"]["cpu"]
+    assert len(results["measured"]) >= 1
+    assert "files on onnxruntime" in done.stdout
+
+
+def test_check_reports_and_draws() -> None:
+    model = LatencyModel(made_up_table())
+    result = check_by_leaving_out(model)
+    figures = result.figures()
+    assert figures["n"] == 60
+    assert figures["mape"] < 0.05 < figures["naive_mape"]
+    assert figures["spearman"] > 0.95
+    drawing = ElementTree.fromstring(result.svg("a <b>"))  # noqa: S314
+    assert sum(element.tag.endswith("circle") for element in drawing.iter()) == 60
+    candidates, ratios = zip(*model.measured, strict=True)
+    perfect = check_on(model, candidates, model.predict_ratio(candidates))
+    assert perfect.figures()["mape"] == 0
+    assert perfect.figures()["in_interval"] == 1
+    assert len(ratios) == 60

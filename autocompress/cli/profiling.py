@@ -1,0 +1,91 @@
+"""Commands that time a device: profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autocompress.cli.commands import add_command
+
+
+def add_commands(commands: Any) -> None:
+    """Adds profile."""
+    profile = add_command(
+        commands, "profile", _profile, "time a device, so that latencies of candidates can be predicted"
+    )
+    profile.add_argument("task", metavar="TASK")
+    profile.add_argument("--space", default="default", help="whose candidates are to be predicted (default: default)")
+    profile.add_argument("--runtime", default="onnxruntime", help="target runtime (default: onnxruntime)")
+    profile.add_argument("--threads", dest="n_threads", type=int, default=1, help="threads of the runtime (default: 1)")
+    profile.add_argument(
+        "--batch", type=int, help="samples in one inference (default: as in the task's example inputs)"
+    )
+    profile.add_argument("-o", "--output", type=Path, help="the profile, a JSON file for `search --profile`")
+    profile.add_argument(
+        "--candidates", dest="n_candidates", type=int, default=60, help="whole candidates to calibrate on (default: 60)"
+    )
+    profile.add_argument("--passes", dest="n_passes", type=int, default=1, help="times that each file is timed")
+    profile.add_argument("--folder", type=Path, help="keeps the files, so that a profile that was cut off goes on")
+    profile.add_argument(
+        "--bundle", type=Path, metavar="FOLDER", help="only write a folder to copy to a device that has no torch"
+    )
+    profile.add_argument(
+        "--measured", type=Path, metavar="JSON", help="with --bundle: make the profile of what the device measured"
+    )
+    profile.add_argument("--force", action="store_true", help="measure on a noisy machine too")
+    profile.add_argument(
+        "--check",
+        type=Path,
+        metavar="SVG",
+        help="also report the error on candidates left out, and draw predicted against measured",
+    )
+
+
+def _profile(
+    task: str,
+    space: str,
+    runtime: str,
+    n_threads: int,
+    batch: int | None,
+    output: Path | None,
+    n_candidates: int,
+    n_passes: int,
+    folder: Path | None,
+    bundle: Path | None,
+    measured: Path | None,
+    force: bool,
+    check: Path | None,
+) -> None:
+    from autocompress.errors import InputError
+    from autocompress.latency.profiling import profile, profile_of, write_bundle
+
+    plan: dict[str, Any] = {"runtime": runtime, "n_threads": n_threads, "n_candidates": n_candidates, "batch": batch}
+    if bundle is not None and measured is None:
+        script = write_bundle(task, space, bundle, show=True, **plan)
+        print(f"\ncopy {bundle} to the device, run there: python3 {script.name}; copy measured.json back, then")
+        print(f"autocompress profile {task} --bundle {bundle} --measured measured.json -o device.json")
+        return
+    if output is None:
+        raise InputError("a profile needs a file to be written to; name it with -o device.json")
+    if bundle is not None and measured is not None:
+        model = profile_of(bundle, measured)
+    else:
+        model = profile(task, space, n_passes=n_passes, folder=folder, force=force, show=True, **plan)
+    model.save(output)
+    facts = model.facts()
+    print(
+        f"\n{output}: {facts['task']} on {facts['runtime']} {facts['version']}, "
+        f"{model.baseline_ms:.3f} ms uncompressed, "
+        f"{len(model.table.pieces)} layers and {len(model.table.candidates)} candidates timed"
+    )
+    if check is not None:
+        _check(model, check)
+
+
+def _check(model: Any, svg: Path) -> None:
+    from autocompress.latency.check import check_by_leaving_out
+
+    result = check_by_leaving_out(model)
+    facts = model.facts()
+    svg.write_text(result.svg(f"{facts['task']}, {facts['runtime']} {facts['version']}"), encoding="utf-8")
+    print(f"{result.text()}\n{svg}")

@@ -1,0 +1,71 @@
+"""A search with a profile of the device: what is turned away, what is recorded, which profiles are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autocompress.automl.planning import Foresight
+from autocompress.candidate import Candidate
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError
+from autocompress.latency import LatencyModel
+from autocompress.records import Latency, Predicted, TrialRecord
+from tests.latency.nets import INPUTS, made_up_table, net
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("autocompress.latency.table.runtime_version", lambda _: "1.0")
+    monkeypatch.setattr("autocompress.latency.table.describe_machine", lambda: {"cpu": "made up"})
+    path = tmp_path / "device.json"
+    LatencyModel(made_up_table(noise=0.03)).save(path)
+    return path
+
+
+def job(profile: Path, n_blocks: int = 3, **settings: Any) -> Any:
+    chosen = SearchSettings(latency_model=str(profile), **settings)
+    task = SimpleNamespace(example_inputs=lambda: INPUTS)
+    return SimpleNamespace(settings=chosen, graph=net(n_blocks)[1], task=task, reference_ms=2.0)
+
+
+def test_the_upper_end_decides_and_measurements_recalibrate(profile: Path) -> None:
+    foresight = Foresight.of(job(profile))
+    model = LatencyModel.load(profile)
+    candidate = net()[2].sample(12345)
+    assert foresight.screened(candidate) == pytest.approx(model.interval_ratio([candidate])[0, 1])
+    assert foresight.screened(candidate) > foresight.ratios([candidate])[0]
+    before = foresight.ratios([candidate])[0]
+    for _ in range(10):
+        foresight.learn(TrialRecord(1, "complete", "sampler", candidate, latency=Latency(2 * before, 0.01, 1.0, 9)))
+    assert foresight.ratios([candidate])[0] > 1.3 * before
+
+
+def test_records_say_what_was_predicted_and_old_ones_still_load(profile: Path) -> None:
+    candidate = net()[2].sample(1)
+    predicted = Foresight.of(job(profile)).predicted(candidate)
+    assert isinstance(predicted, Predicted)
+    assert 0 < predicted.low_ms < predicted.ms < predicted.high_ms
+    record = TrialRecord(3, "failed", "sampler", candidate, predicted=predicted)
+    assert TrialRecord.from_dict(record.to_dict()) == record or record.size_mib != record.size_mib
+    assert TrialRecord.from_dict(record.to_dict()).predicted == predicted
+    old = record.to_dict()
+    del old["predicted"]
+    assert TrialRecord.from_dict(old).predicted is None
+
+
+def test_another_model_or_runtime_is_refused(profile: Path) -> None:
+    with pytest.raises(InputError, match="the profile is of another model"):
+        Foresight.of(job(profile, n_blocks=2))
+    with pytest.raises(InputError, match="of n_threads 1, not 2"):
+        Foresight.of(job(profile, n_threads=2))
+    assert Foresight.of(replace_settings(job(profile))).predicted(Candidate()) is None
+
+
+def replace_settings(made: Any) -> Any:
+    made.settings = replace(made.settings, latency_model=None)
+    return made
