@@ -6,15 +6,13 @@ import tempfile
 import zipapp
 from pathlib import Path
 
-import autocompress
-
 SCRIPT = "profile_device.pyz"
 _MODULES = ("__init__.py", "errors.py", "machine.py", "latency/clock.py", "latency/device.py")
 
 
 def write_script(folder: Path) -> Path:
     """Zips the modules that measure into one script; returns its path."""
-    package = Path(autocompress.__file__).parent
+    package = Path(__file__).parent.parent
     with tempfile.TemporaryDirectory() as scratch:
         for name in _MODULES:
             target = Path(scratch) / "autocompress" / name
