@@ -58,7 +58,7 @@ def _check_sizes(model: nn.Module, graph: ModelGraph, groups: list[ChannelGroup]
             sizes[coupling.tensor, coupling.dim] = max(sizes[coupling.tensor, coupling.dim], highest + 1)
     for (path, dim), size in sizes.items():
         tensor = tensor_at(model, path)
-        if tensor is None and any(path.startswith(f"{branch.name}.") for branch in graph.branches):
+        if tensor is None and any(path.startswith(f"{place}.") for branch in graph.branches for place in branch.gone):
             continue
         if tensor is None:
             raise CompressionError(f"the model has no parameter or buffer {path!r}; the graph must be of this model")

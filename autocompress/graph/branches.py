@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
 
@@ -35,14 +35,16 @@ class Cut:
     Attributes:
         branch: what the user sees.
         sums: residual sum -> its operand that stays.
+        instead: tried where this one does not hold.
     """
 
     branch: ResidualBranch
     sums: dict[fx.Node, fx.Node]
+    instead: Cut | None = None
 
 
 @dataclass
-class _Region:
+class Region:
     """The nodes of one call of a module.
 
     Attributes:
@@ -72,20 +74,33 @@ class _Trail:
     weight: int = 0
 
 
-def find_cuts(model: nn.Module, trace: Trace) -> list[Cut]:
+def find_cuts(model: nn.Module, regions: dict[str, Region]) -> list[Cut]:
     """Every module that could become its shortcut, nested ones too, in network order."""
-    regions = _regions(trace)
     n_calls: dict[str, int] = defaultdict(int)
     for region in regions.values():
         n_calls[region.path] += 1
     cuts = []
     for region in regions.values():
         once = n_calls[region.path] == 1 and region.path != ""
-        if once and len(region.outputs) == 1 and region.inputs and any(_is_sum(node) for node in region.nodes):
+        if once and len(region.outputs) == 1 and region.inputs and any(is_sum(node) for node in region.nodes):
             cut = _Walk(model, regions, region).cut()
             if cut is not None:
                 cuts.append(cut)
     return cuts
+
+
+def merge_cuts(cuts: list[Cut], additions: list[Cut]) -> list[Cut]:
+    """Blocks of one residual sum as a whole, else what their sums add; both, where one contains the other."""
+    whole = {node: cut for cut in cuts if len(cut.sums) == 1 for node in cut.sums}
+    merged = list(cuts)
+    for addition in additions:
+        (node,) = addition.sums
+        outer = whole.get(node)
+        if outer is None:
+            merged.append(addition)
+        elif outer in merged:
+            merged[merged.index(outer)] = replace(outer, instead=addition)
+    return merged
 
 
 def innermost(cuts: list[Cut]) -> list[Cut]:
@@ -94,11 +109,12 @@ def innermost(cuts: list[Cut]) -> list[Cut]:
     return [cut for cut in cuts if not any(name.startswith(f"{cut.branch.name}.") for name in names)]
 
 
-def _regions(trace: Trace) -> dict[str, _Region]:
-    regions: dict[str, _Region] = {}
+def find_regions(trace: Trace) -> dict[str, Region]:
+    """The nodes of every call of every module, by the key that `torch.export` gives the call."""
+    regions: dict[str, Region] = {}
     for node in trace.nodes:
         for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-            regions.setdefault(key, _Region(path)).nodes[node] = None
+            regions.setdefault(key, Region(path)).nodes[node] = None
     sources = {node for node in trace.nodes if node in trace.states or node in trace.constants}
     for region in regions.values():
         read = {source: None for node in region.nodes for source in node.all_input_nodes}
@@ -107,7 +123,7 @@ def _regions(trace: Trace) -> dict[str, _Region]:
     return regions
 
 
-def _is_sum(node: fx.Node) -> bool:
+def is_sum(node: fx.Node) -> bool:
     """A sum of two tensors of the result's shape."""
     operands = node.all_input_nodes
     if rule_key(node) != "aten.add" or len(operands) != 2 or node.kwargs:
@@ -119,13 +135,13 @@ def _is_sum(node: fx.Node) -> bool:
 class _Walk:
     """Follows the ways from the input of one region to its output, node by node in execution order."""
 
-    def __init__(self, model: nn.Module, regions: dict[str, _Region], region: _Region) -> None:
+    def __init__(self, model: nn.Module, regions: dict[str, Region], region: Region) -> None:
         self._model = model
         self._regions = regions
         self._region = region
         self._trails: dict[fx.Node, _Trail] = {node: _Trail() for node in region.inputs}
         for node in region.nodes:
-            trail = self._through_sum(node) if _is_sum(node) else self._through_step(node)
+            trail = self._through_sum(node) if is_sum(node) else self._through_step(node)
             if trail is not None:
                 self._trails[node] = trail
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autocompress.graph.model_graph import ResidualBranch
@@ -25,16 +27,54 @@ class Shortcut(nn.Sequential):
         return stream
 
 
+class Skipped(nn.Module):
+    """What is left of a module whose result a stream no longer gets: its first tensor as it is, or zeros.
+
+    Args:
+        zeros: nothing is added to the stream from here.
+        returns: as in `Stub`.
+    """
+
+    def __init__(self, zeros: bool, returns: tuple[str, ...]) -> None:
+        super().__init__()
+        self.zeros, self.returns = zeros, returns
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The stream, alone or in a tuple as the module returned it."""
+        given = {**{str(place): value for place, value in enumerate(args)}, **kwargs}
+        stream = next(value for value in given.values() if isinstance(value, Tensor))
+        result = torch.zeros_like(stream) if self.zeros else stream
+        if not self.returns:
+            return result
+        return tuple(result if word == "stream" else given.get(word.removeprefix("argument ")) for word in self.returns)
+
+
 def cut_branches_(model: nn.Module, branches: Sequence[ResidualBranch]) -> None:
-    """Each block becomes a sequence of what stood on its shortcut; submodules keep their paths."""
+    """Each block becomes a sequence of what stood on its shortcut; submodules keep their paths.
+
+    Parts that a stream adds become stubs.
+    """
     for branch in branches:
+        for stub in branch.stubs:
+            _replace_(model, stub.path, Skipped(stub.is_last, stub.returns))
+        if branch.stubs:
+            continue
         block = model.get_submodule(branch.name)
         steps = [tuple(step.split(".")) for step in branch.shortcut]
         parts = _nested(block, steps, "")
         kept: nn.Module = Shortcut(parts) if branch.n_inputs > 1 else nn.Sequential(parts) if parts else nn.Identity()
-        kept.training = block.training
-        holder, _, name = branch.name.rpartition(".")
-        setattr(model.get_submodule(holder), name, kept)
+        _replace_(model, branch.name, kept)
+
+
+def _replace_(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Puts a module in the place of another, whose plain attributes the user's code may go on reading."""
+    old = model.get_submodule(path)
+    new.training = old.training
+    for name, value in vars(old).items():
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str)):
+            setattr(new, name, value)
+    holder, _, name = path.rpartition(".")
+    setattr(model.get_submodule(holder), name, new)
 
 
 def _nested(block: nn.Module, steps: list[tuple[str, ...]], prefix: str) -> OrderedDict[str, nn.Module]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
+from autocompress.graph.additions import find_additions
 from autocompress.graph.attributes import attribute_variants
-from autocompress.graph.branches import find_cuts, innermost
+from autocompress.graph.branches import find_cuts, find_regions, innermost, merge_cuts
 from autocompress.graph.flow import Flow, find_head_axes, propagate
 from autocompress.graph.groups import find_groups
 from autocompress.graph.layers import count_macs, find_layers
@@ -38,7 +39,8 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
         return untraced_graph(probe, example_inputs, str(error))
     layers, frozen_layers = find_layers(probe, trace)
     flow, groups, frozen_channels = _find_channels(probe, trace, example_inputs, verify)
-    cuts = find_cuts(probe, trace)
+    regions = find_regions(trace)
+    cuts = merge_cuts(find_cuts(probe, regions), find_additions(probe, trace, regions, example_inputs))
     branches = tuple(cut.branch for cut in innermost(cuts))
     frozen_branches: dict[str, str] = {}
     if verify:

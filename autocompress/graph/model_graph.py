@@ -57,6 +57,22 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
+class Stub:
+    """What stands in place of a module that a dropped branch ran through.
+
+    Attributes:
+        path: of the module.
+        is_last: it gives zeros, so that nothing is added to the stream; others hand their first input on.
+        returns: () where the module returns one tensor, else one word for each item of its tuple: "stream" for that
+            tensor, "argument NAME" for an argument that is handed on, "nothing" for None.
+    """
+
+    path: str
+    is_last: bool
+    returns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ResidualBranch:
     """A module whose residual branch can be removed, so that only its shortcut remains.
 
@@ -66,6 +82,8 @@ class ResidualBranch:
         shortcut: what stands on the shortcut, in order: paths of submodules within the module, and names of torch.nn
             activations as "nn.ReLU"; () when the input passes as it is.
         n_inputs: how many tensors the module is called with; the first one passes.
+        stubs: where the branch is not a whole module but what a module's forward adds to its stream (attention in a
+            transformer block): the modules it runs through, in order; `name` is the heaviest of them.
         readers: paths of the layers in it that read that first input themselves.
     """
 
@@ -74,6 +92,12 @@ class ResidualBranch:
     shortcut: tuple[str, ...] = ()
     n_inputs: int = 1
     readers: tuple[str, ...] = ()
+    stubs: tuple[Stub, ...] = ()
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """Paths of the modules that are replaced."""
+        return tuple(stub.path for stub in self.stubs) or (self.name,)
 
 
 @dataclass(frozen=True)

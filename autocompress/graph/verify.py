@@ -161,17 +161,18 @@ def _first_that_holds(rehearsal: Rehearsal, items: Sequence[ChannelGroup]) -> tu
 def settle_cuts(rehearsal: Rehearsal, cuts: list[Cut]) -> tuple[tuple[ResidualBranch, ...], dict[str, str]]:
     """The branches that hold, and the reason of each that does not, by name.
 
-    Where an inner block fails, the block around it is tried; if that holds, the inner one is not mentioned.
+    Where an inner block fails, the block around it is tried, and what is named as tried instead; a cut that fails is
+    only mentioned where no other one takes its residual sums away.
     """
-    left, reasons = list(cuts), dict[str, str]()
+    left, reasons = list(cuts), dict[Cut, str]()
     while True:
         good, bad = sift(innermost(left), rehearsal.cuts_failure)
         if not bad:
-            names = tuple(cut.branch.name + "." for cut in good)
-            failed = {name: why for name, why in reasons.items() if not name.startswith(names)}
+            covered = {node for cut in good for node in cut.sums}
+            failed = {cut.branch.name: why for cut, why in reasons.items() if covered.isdisjoint(cut.sums)}
             return tuple(cut.branch for cut in good), failed
-        reasons.update({cut.branch.name: why for cut, why in bad.items()})
-        left = [cut for cut in left if cut not in bad]
+        reasons.update(bad)
+        left = [item for cut in left for item in ((cut,) if cut not in bad else (cut.instead,)) if item is not None]
 
 
 def _third(group: ChannelGroup) -> list[int]:

@@ -1,0 +1,142 @@
+"""Finds what a stream only adds: attention and feed-forward parts of blocks that can go each by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autocompress.graph.branches import Cut, Region, is_sum
+from autocompress.graph.flow import rule_key
+from autocompress.graph.model_graph import ResidualBranch, Stub
+from autocompress.graph.trace import ExampleInputs, Trace, split_inputs
+
+CHECK = "aten._assert_tensor_metadata"
+"""An op that only looks at a value."""
+
+
+def find_additions(
+    model: nn.Module, trace: Trace, regions: dict[str, Region], example_inputs: Tensor | ExampleInputs
+) -> list[Cut]:
+    """A cut for each residual sum whose one operand is made from the other one by modules that serve nothing else.
+
+    Those modules become stubs: all but the last hand their first input on, the last gives zeros, and so the sum gives
+    its other operand. In network order.
+    """
+    n_calls = Counter(region.path for region in regions.values())
+    found = []
+    for node in trace.nodes:
+        for stays, goes in itertools.permutations(node.all_input_nodes) if is_sum(node) else ():
+            modules = _served(node, stays, goes, regions)
+            if modules and all(n_calls[path] == 1 for path in modules) and _weight(model, modules):
+                found.append((node, stays, modules))
+                break
+    paths = list(dict.fromkeys(path for _, _, modules in found for path in modules))
+    returned = _returned(model, paths, example_inputs) if paths else {}
+    return [
+        Cut(_branch(model, modules, returned), {node: stays})
+        for node, stays, modules in found
+        if all(path in returned for path in modules)
+    ]
+
+
+def _served(total: fx.Node, stays: fx.Node, goes: fx.Node, regions: dict[str, Region]) -> list[str]:
+    """Paths of the modules, in order, whose every node only serves `goes`; none unless they read `stays`."""
+    dead = _dead(total, goes)
+    if not any(stays in node.all_input_nodes for node in dead):
+        return []
+    paths: dict[str, None] = {}
+    last = None
+    for node in sorted(dead):
+        region = next((regions[key] for key in _stack(node) if _is_dead(regions[key], dead)), None)
+        if region is not None:
+            paths[region.path] = None
+            last = region
+    return list(paths) if last is not None and _ends(goes, last) else []
+
+
+def _dead(total: fx.Node, goes: fx.Node) -> set[fx.Node]:
+    """The nodes that nothing reads once the sum has lost its operand."""
+    dead: set[fx.Node] = set()
+    waiting = [goes]
+    while waiting:
+        node = waiting.pop()
+        readers = [user for user in node.users if rule_key(user) != CHECK and not (node is goes and user is total)]
+        if node.op == "call_function" and node not in dead and all(user in dead for user in readers):
+            dead.add(node)
+            waiting.extend(node.all_input_nodes)
+    return dead
+
+
+def _is_dead(region: Region, dead: set[fx.Node]) -> bool:
+    return all(node in dead or rule_key(node) == CHECK for node in region.nodes)
+
+
+def _stack(node: fx.Node) -> Iterable[str]:
+    """Keys of the regions that a node is in, outermost first."""
+    return (node.meta.get("nn_module_stack") or {}).keys()
+
+
+def _ends(node: fx.Node, region: Region) -> bool:
+    """Whether a value is what the region's module gives, perhaps through ops of one tensor."""
+    while node not in region.nodes and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node in region.nodes
+
+
+def _weight(model: nn.Module, paths: list[str]) -> int:
+    return max(_n_weights(model, path) for path in paths)
+
+
+def _n_weights(model: nn.Module, path: str) -> int:
+    return sum(weight.numel() for weight in model.get_submodule(path).parameters() if weight.dim() > 1)
+
+
+def _branch(model: nn.Module, modules: list[str], returned: dict[str, tuple[str, ...]]) -> ResidualBranch:
+    """Named after the heaviest of its modules."""
+    stubs = tuple(Stub(path, path == modules[-1], returned[path]) for path in modules)
+    layers = [
+        path
+        for module in modules
+        for path, inner in model.get_submodule(module).named_modules(prefix=module)
+        if any(weight.dim() > 1 for weight in inner.parameters(recurse=False))
+    ]
+    name = max(modules, key=lambda path: _n_weights(model, path))
+    return ResidualBranch(name, tuple(layers), stubs=stubs)
+
+
+def _returned(
+    model: nn.Module, paths: Iterable[str], example_inputs: Tensor | ExampleInputs
+) -> dict[str, tuple[str, ...]]:
+    """What each module returns, as `Stub.returns` says it; modules that return anything else are left out."""
+    found: dict[str, tuple[str, ...]] = {}
+
+    def hook(path: str) -> Any:
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if isinstance(output, Tensor):
+                found[path] = ()
+            elif type(output) is tuple and output and isinstance(output[0], Tensor):
+                found[path] = ("stream", *(_source(item, args, kwargs) for item in output[1:]))
+
+        return model.get_submodule(path).register_forward_hook(note, with_kwargs=True)
+
+    handles = [hook(path) for path in paths]
+    args, kwargs = split_inputs(example_inputs)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _source(item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Where a further returned value came from: an argument that is handed on, or nowhere."""
+    given: Iterator[tuple[object, Any]] = itertools.chain(enumerate(args), kwargs.items())
+    place = next((name for name, value in given if value is item), None) if isinstance(item, Tensor) else None
+    return "nothing" if place is None else f"argument {place}"

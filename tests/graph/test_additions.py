@@ -1,0 +1,105 @@
+"""Attention and feed-forward parts of transformer blocks that are dropped each by itself."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.candidate import Candidate
+from autocompress.compression import compress
+from autocompress.compression.drop import drop_branches_
+from autocompress.graph import inspect_model
+from tests.graph.nets import GatedMlp, Transformer, randomize
+
+IDS = torch.randint(0, 20, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+class Zero(nn.Module):
+    """The reference for a part that is gone."""
+
+    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "vit", "llama"])
+def test_attention_and_mlp_of_pre_norm_blocks_go_each_by_itself(kind: str) -> None:
+    model = randomize(Transformer(kind)).eval()
+    graph = inspect_model(model, IDS)
+    names = [branch.name for branch in graph.branches]
+    assert sorted(names) == sorted(f"blocks.{block}.{part}" for block in range(2) for part in ("attention", "mlp"))
+    expected = copy.deepcopy(model)
+    expected.blocks[0].attention = Zero()  # type: ignore[index,union-attr]
+    expected.blocks[1].mlp = Zero()  # type: ignore[index,union-attr]
+    drop_branches_(model, graph, ["blocks.0.attention", "blocks.1.mlp"])
+    torch.testing.assert_close(model(IDS), expected(IDS), atol=1e-6, rtol=1e-5)
+    left = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    assert not [path for path in left if path.startswith(("blocks.0.attention", "blocks.0.norm1", "blocks.1.mlp"))]
+    torch.export.export(model, (IDS,), strict=False)
+
+
+def test_a_part_is_dropped_and_what_is_left_is_pruned() -> None:
+    model = randomize(Transformer("llama")).eval()
+    graph = inspect_model(model, IDS)
+    ratios = {group.name: 0.5 for group in graph.groups}
+    dropped = frozenset({"blocks.0.attention"})
+    student = compress(model, Candidate(ratios, drop=dropped), (IDS,), graph=graph)
+    expected = compress(model, Candidate(ratios), (IDS,), graph=graph)
+    expected.blocks[0].attention = Zero()  # type: ignore[index,union-attr]
+    torch.testing.assert_close(student(IDS), expected(IDS), atol=1e-6, rtol=1e-5)
+
+
+class TupleBlock(nn.Module):
+    """As in T5: an attention that returns a tuple; its bias is computed in the first block and handed on."""
+
+    def __init__(self, width: int, makes_bias: bool) -> None:
+        super().__init__()
+        self.mix, self.norm, self.mlp = TupleMix(width, makes_bias), nn.LayerNorm(width), GatedMlp(width, 12)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mixed, bias = self.mix(x, bias=bias)
+        x = x + mixed
+        return x + self.mlp(self.norm(x)), bias
+
+
+class TupleMix(nn.Module):
+    """A product over positions, with a bias that is made or given."""
+
+    def __init__(self, width: int, makes_bias: bool) -> None:
+        super().__init__()
+        self.inner, self.table = nn.Linear(width, width), nn.Parameter(torch.rand(5, 5)) if makes_bias else None
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        bias = self.table * 2 if self.table is not None else bias
+        assert bias is not None
+        return bias @ self.inner(x), bias
+
+
+class TupleNet(nn.Module):
+    """Two such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.first, self.second = TupleBlock(8, True), TupleBlock(8, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, bias = self.first(self.inward(x))
+        x, _ = self.second(x, bias)
+        return self.head(x)
+
+
+def test_a_part_that_returns_a_tuple_hands_its_arguments_on_and_one_that_others_need_is_kept() -> None:
+    model, x = randomize(TupleNet()).eval(), torch.randn(2, 5, 3)
+    graph = inspect_model(model, x)
+    names = [branch.name for branch in graph.branches]
+    assert {"second.mix", "first.mlp", "second.mlp"} <= set(names)
+    assert "first.mix" not in names, "the second block reads the bias that it makes"
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected.second.mix.inner.weight.zero_()
+        expected.second.mix.inner.bias.zero_()
+    drop_branches_(model, graph, ["second.mix"])
+    torch.testing.assert_close(model(x), expected(x), atol=1e-6, rtol=1e-5)
