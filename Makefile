@@ -40,8 +40,21 @@ check: install ## lint, format, types, layering
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 
+zoo: .zoo-venv/.installed ## prune every torchvision classifier, many timm and transformers models; hours, resumable
+	OMP_NUM_THREADS=1 .zoo-venv/bin/python experiments/002_zoo/run.py
+	.zoo-venv/bin/python experiments/002_zoo/table.py experiments/002_zoo/results.jsonl
+
+# torchvision's and timm's own requirements would bring another build of torch
+.zoo-venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .zoo-venv
+	.zoo-venv/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	.zoo-venv/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	.zoo-venv/bin/python -m pip install --quiet --constraint constraints.txt transformers==5.23.0 pillow
+	.zoo-venv/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
+	touch $@
+
 wheel: install ## build the wheel and the sdist into dist/
 	$(BIN)/python -m build
 
 clean: ## remove .venv and everything that was built
-	rm -rf $(VENV) .venv-browser build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-browser .zoo-venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,6 +1,6 @@
-"""Runs the zoo: each model in a process of its own with a time limit and a memory bound; resumable.
+"""Runs the zoo: each model in a process of its own with a limit of CPU time and of memory; resumable.
 
-python run.py [--only REGEX] [--timeout SECONDS] [--memory-gib N] [--results FILE]
+python run.py [--only REGEX] [--timeout CPU_SECONDS] [--memory-gib N] [--results FILE]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     """Runs every model that has no line in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="pattern of source/name")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for each model")
+    parser.add_argument("--timeout", type=int, default=900, help="CPU seconds for each model")
     parser.add_argument("--memory-gib", type=float, default=24.0, help="address space of each process")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     options = parser.parse_args()
@@ -46,26 +46,29 @@ def main() -> None:
         print(f"{source}/{name}: {found} ({row['wall_s']:.0f} s)", flush=True)
 
 
-def run(source: str, name: str, timeout: float, memory_gib: float) -> dict[str, Any]:
-    """The result line of one model; a crash, a time-out or too much memory is an `error`."""
+def run(source: str, name: str, timeout: int, memory_gib: float) -> dict[str, Any]:
+    """The result line of one model; a crash, too much CPU time or too much memory is an `error`."""
     start = time.perf_counter()
     ours, theirs = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=_child, args=(source, name, memory_gib, theirs))
+    child = FORK.Process(target=_child, args=(source, name, timeout, memory_gib, theirs))
     child.start()
     theirs.close()
     row: dict[str, Any] = {"source": source, "name": name}
     try:
-        row = ours.recv() if ours.poll(timeout) else row | {"error": f"no result after {timeout:.0f} s"}
+        row = ours.recv()
     except EOFError:
         child.join()
-        row["error"] = f"the process ended with exit code {child.exitcode}"
-    child.kill()
+        row["error"] = (
+            f"the process ended with exit code {child.exitcode} (-24 and -9: more than {timeout} CPU seconds)"
+        )
     child.join()
     row["wall_s"] = round(time.perf_counter() - start, 1)
     return row
 
 
-def _child(source: str, name: str, memory_gib: float, answer: Connection) -> None:
+def _child(source: str, name: str, timeout: int, memory_gib: float, answer: Connection) -> None:
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + timeout, used + timeout + 5))
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_gib * 2**30),) * 2)
     try:
         answer.send(examine(source, name))
