@@ -1,0 +1,106 @@
+"""Replays searches with several samplers and seeds: hypervolume over trials and over worker-seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.automl.planning import Foresight, enqueue_solved, n_solved, planner_of
+from autocompress.automl.predictor import LaunchModel
+from autocompress.automl.proposals import uniform_candidates
+from autocompress.automl.replay import EarlyStopping, Evaluation, replay
+from autocompress.automl.samplers import planned, sampler_named
+from autocompress.automl.sensitivity import Sensitivity
+from autocompress.automl.study import SearchStudy
+from autocompress.candidate import Candidate
+from autocompress.graph import ModelGraph
+from autocompress.pareto import hypervolume, ratio
+from autocompress.records import Latency, TrialRecord
+from autocompress.space import SearchSpace
+
+STOCK = ("tpe", "nsga2", "random")
+SAMPLERS = ("solver", "solver only", "random", "nsga2", "uniform", "tpe")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all searches of a comparison share.
+
+    Attributes:
+        corner: reference point (latency ratio, accuracy); nothing beyond it counts.
+        sensitivity_seconds: worker-seconds that measuring the sensitivities took.
+    """
+
+    space: SearchSpace
+    graph: ModelGraph
+    evaluate: Callable[[Candidate], Evaluation]
+    sensitivity: Sensitivity
+    corner: tuple[float, float]
+    sensitivity_seconds: float = 0.0
+
+
+def search(
+    problem: Problem, who: str, seed: int, n_trials: int, n_workers: int = 1, stopping: EarlyStopping | None = None
+) -> list[TrialRecord]:
+    """One replayed search: the uncompressed model is known, then `n_trials` are evaluated.
+
+    Args:
+        who: a stock sampler as it comes; "uniform": the uniform grid alone; "solver only": the
+            solver's front alone; "solver": the default.
+    """
+    space, ours = problem.space, who.startswith("solver")
+    foresight = Foresight(LaunchModel(problem.graph, 1.0))
+    study = Learning(
+        space, sampler_named(who if who in STOCK else "random", seed), problem.corner[1], foresight if ours else None
+    )
+    study.add(baseline_record(problem))
+    if who == "uniform":
+        grid = uniform_candidates(space, 3 * n_trials)
+        study.enqueue(grid, "uniform")
+        n_trials = min(n_trials, len(grid))
+    elif ours:
+        study.use(planned(planner_of(study, problem.sensitivity, foresight), seed))
+        n_first = n_trials if who == "solver only" else n_solved(n_trials)
+        enqueue_solved(study, problem.sensitivity, foresight, n_first)
+    records = replay(study, problem.evaluate, n_trials, n_workers, stopping)
+    return [r for r in records if r.origin in ("uniform", "solver")] if who == "solver only" else records
+
+
+class Learning(SearchStudy):
+    """A study in memory whose latency model learns from each trial, as the driver's does."""
+
+    def __init__(self, space: SearchSpace, sampler, floor: float, foresight: Foresight | None) -> None:
+        predict = None if foresight is None else foresight.screened
+        super().__init__(None, space, sampler, "accuracy", None, floor, predict=predict)
+        self._foresight = foresight
+
+    def tell(self, record: TrialRecord) -> None:
+        super().tell(record)
+        if self._foresight is not None:
+            self._foresight.learn(record)
+
+
+def baseline_record(problem: Problem) -> TrialRecord:
+    known = problem.evaluate(Candidate())
+    metrics = known.rungs[-1].metrics
+    return TrialRecord(0, "complete", "baseline", Candidate(), metrics, Latency(1.0, 0, 1.0, 0), rungs=known.rungs)
+
+
+def curve(problem: Problem, records: list[TrialRecord], n: int) -> np.ndarray:
+    """Hypervolume after 1 to n trials, in the order in which they ended; stopped and failed ones add nothing."""
+    corner = (problem.corner[0], -problem.corner[1])
+    points = [[1.0, -baseline_record(problem).metrics["accuracy"]]]
+    areas = []
+    for record in records:
+        if record.state == "complete":
+            points.append([ratio(record), -record.metrics["accuracy"]])
+        areas.append(hypervolume(np.array(points), corner))
+    return np.array(areas + areas[-1:] * (n - len(areas)))[:n]
+
+
+def first_at(curve_: np.ndarray, level: float) -> float:
+    """Trials until the curve reaches a level; infinite if it never does."""
+    reached = np.flatnonzero(curve_ >= level - 1e-12)
+    return float(reached[0] + 1) if len(reached) else float("inf")

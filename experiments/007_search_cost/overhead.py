@@ -1,0 +1,78 @@
+"""Processor time of the knapsack, and of asking and telling the default sampler up to 1,000 trials."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from autocompress.automl.planning import Foresight, planner_of
+from autocompress.automl.predictor import LaunchModel
+from autocompress.automl.samplers import planned
+from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
+from autocompress.automl.solver import knapsack
+from autocompress.automl.study import SearchStudy
+from autocompress.graph import inspect_model
+from autocompress.records import Latency, TrialRecord
+from autocompress.space import SearchSpace
+from autocompress.task import load_task
+
+
+def knapsack_seconds() -> float:
+    rng = np.random.default_rng(0)
+    tables = [[rng.random(30) for _ in range(60)] for _ in range(2)]
+    begin = time.process_time()
+    knapsack(*tables, 30.0, 1000)
+    return time.process_time() - begin
+
+
+def sampler_ms() -> dict[int, float]:
+    """ResNet-20's space, made-up metrics; mean of the 10 asks and tells up to each number of trials."""
+    task = load_task("cifar10:resnet20")
+    graph = inspect_model(task.build_model(), task.example_inputs())
+    space = SearchSpace.load("resnet_cifar", graph)
+    rng = np.random.default_rng(0)
+    single = tuple(ChoiceLoss(k.kind, k.target, c, float(rng.random())) for k, c, _ in single_choices(space))
+    foresight = Foresight(LaunchModel(graph, 1.0))
+    study = SearchStudy(None, space, planned(None, 0), "accuracy", 0.5, None, None, foresight.screened)
+    study.use(planned(planner_of(study, Sensitivity(0.1, single), foresight), 0))
+    times, result = [], {}
+    for i in range(1, 1001):
+        if i % 250 >= 240 or i % 250 == 0:
+            begin = time.process_time()
+            ask_and_tell(study, foresight, rng)
+            times.append(time.process_time() - begin)
+            if i % 250 == 0:
+                result[i] = round(1000 * float(np.mean(times)), 1)
+                times = []
+        else:
+            add_random(study, foresight, rng, i)
+    return result
+
+
+def ask_and_tell(study: SearchStudy, foresight: Foresight, rng: np.random.Generator) -> None:
+    number, candidate, origin = study.ask() or (0, study.space.baseline(), "")
+    tell(study, foresight, number, candidate, origin, rng)
+
+
+def add_random(study: SearchStudy, foresight: Foresight, rng: np.random.Generator, i: int) -> None:
+    """A trial that nobody had to think about."""
+    candidate = study.space.sample(i)
+    latency = Latency(float(foresight.ratios([candidate])[0]), 0.0, 1.0, 9)
+    study.add(TrialRecord(i - 1, "complete", "x", candidate, {"accuracy": float(rng.random())}, latency))
+
+
+def tell(study, foresight, number, candidate, origin, rng) -> None:
+    latency = Latency(float(foresight.ratios([candidate])[0]), 0.0, 1.0, 9)
+    record = TrialRecord(number, "complete", origin, candidate, {"accuracy": float(rng.random())}, latency)
+    study.tell(record)
+    foresight.learn(record)
+
+
+if __name__ == "__main__":
+    figures = {"knapsack, 60 x 30 x 1,000, seconds": round(knapsack_seconds(), 3)}
+    figures["ask and tell at so many trials, ms of processor time"] = sampler_ms()
+    print(figures)
+    (Path(__file__).parent / "overhead.json").write_text(json.dumps(figures, indent=1) + "\n")
