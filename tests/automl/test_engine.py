@@ -234,6 +234,7 @@ def _refuse(**_: object) -> None:
 
 LISTENERS = """
 import os, ray
+from contextlib import suppress
 from pathlib import Path
 from autocompress.automl.engine import ray_cluster
 from autocompress.config import SearchSettings
@@ -252,8 +253,9 @@ with ray_cluster(SearchSettings(n_workers=1)):
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
     inodes = set()
     for pid in tree(os.getpid()):
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            inodes.add(os.readlink(handle))
+        for handle in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # closed in between
+                inodes.add(os.readlink(f"/proc/{pid}/fd/{handle}"))
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
