@@ -243,6 +243,23 @@ class SearchSpace:
         """
         return replace(self, knobs=tuple(_labelled(knob, is_slower) for knob in self.knobs))
 
+    def label_bits(self, graph: ModelGraph, executes: Callable[[Precision, str], bool]) -> SearchSpace:
+        """The same space, with the precisions labelled size-only that the target runtime has no kernel for.
+
+        Args:
+            graph: of the model.
+            executes: of a precision and a kind of layer.
+        """
+        kinds = {layer.path: layer.kind for layer in graph.layers}
+
+        def labelled(knob: Knob) -> Knob:
+            if knob.kind != "weight_bits":
+                return knob
+            idle = (c for c in knob.choices if isinstance(c, int | str) and not executes(c, kinds[knob.target]))
+            return replace(knob, size_only=tuple(idle))
+
+        return replace(self, knobs=tuple(labelled(knob) for knob in self.knobs))
+
     def baseline(self) -> Candidate:
         """The uncompressed model."""
         return Candidate()

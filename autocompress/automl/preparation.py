@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import budget_ratios
 from autocompress.records import Latency, TrialRecord
 from autocompress.run_folder import RunInfo
-from autocompress.runtimes import Session, runtime_named
+from autocompress.runtimes import Session, is_executed, runtime_named
 from autocompress.space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
 
@@ -80,7 +81,7 @@ def prepare(
     check_task(task)
     model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
-    space = _checked_space(space, graph)
+    space = _checked_space(space, graph).label_bits(graph, partial(is_executed, runtime.capabilities()))
     _check_features(model, settings, space)
     metrics, metric = _judge(model, task)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:

@@ -82,13 +82,9 @@ def _profile_onnxruntime(file: Path, inputs: Inputs, n_threads: int) -> tuple[in
 
 
 def _profile_openvino(file: Path, inputs: Inputs, n_threads: int) -> tuple[int, list[NodeTime]]:
-    from openvino import Core
+    from autocompress.runtimes.compiled_session import CompiledSession, compile_file
 
-    from autocompress.runtimes.compiled_session import CompiledSession, settings
-
-    core = Core()
-    compiled = core.compile_model(core.read_model(str(file)), "CPU", {**settings(n_threads), "PERF_COUNT": True})
-    session = CompiledSession(compiled)
+    session = CompiledSession(compile_file(file, n_threads, PERF_COUNT=True))
     fed = session.prepare(inputs)
     # its counters hold the mean since the start: many runs make the first one, which is slow, count for little
     n_runs = _repeat(lambda: session.run(fed))

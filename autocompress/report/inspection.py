@@ -8,7 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from autocompress.candidate import PRECISIONS
 from autocompress.graph import ModelGraph
+from autocompress.runtimes import Runtime
 from autocompress.space import Choice, Knob, SearchSpace
 
 
@@ -35,6 +37,17 @@ def space_table(space: SearchSpace) -> Table:
     table = _table(f"search space {space.name}: {space.size:.3g} candidates", "knob", "about", "choices")
     for knob in space.knobs:
         _row(table, knob.kind, knob.target, ", ".join(_choice_text(knob, choice) for choice in knob.choices))
+    return table
+
+
+def capability_table(runtime: Runtime, graph: ModelGraph) -> Table:
+    """What the runtime executes at each precision, for the kinds of layers that the model has."""
+    kinds = list(dict.fromkeys(layer.kind for layer in graph.layers))
+    kernels = {item.precision: item.kernels for item in runtime.capabilities()}
+    table = _table(f"what {runtime.name} executes here", "weight_bits", *kinds)
+    for precision in PRECISIONS:
+        found = kernels.get(precision, {})
+        _row(table, str(precision), *(found.get(kind, "size-only") for kind in kinds))
     return table
 
 

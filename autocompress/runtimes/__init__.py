@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import PRECISIONS, Precision
 from autocompress.runtimes.capabilities import Capability, is_executed
+from autocompress.runtimes.parity import check_parity
 from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
@@ -18,6 +19,7 @@ __all__ = [
     "Precision",
     "Runtime",
     "Session",
+    "check_parity",
     "export",
     "is_executed",
     "runtime_named",
@@ -25,14 +27,32 @@ __all__ = [
 
 
 def export(
-    student: nn.Module, example_inputs: Inputs | Tensor, folder: str | Path, *, runtime: str = "onnxruntime"
+    student: nn.Module,
+    example_inputs: Inputs | Tensor,
+    folder: str | Path,
+    *,
+    runtime: str = "onnxruntime",
+    check_inputs: Inputs | Tensor | None = None,
 ) -> Path:
-    """Writes the file that the runtime runs into `folder` (made if missing) and returns its path.
+    """Writes the file that the runtime runs into `folder` (made if missing), checks it, and returns its path.
+
+    Args:
+        student: the model.
+        example_inputs: of the shapes that the file will take.
+        folder: for the file.
+        runtime: a name in `RUNTIMES`, or `package.module:Class`.
+        check_inputs: real inputs, any number of samples, on which file and model must agree; None takes the example's.
 
     Raises:
-        ExportError: the model holds something that cannot be written.
+        ExportError: the model holds something that cannot be written, or the file gives something else than the model;
+            names the layer where they part.
         InputError: no such runtime.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    return runtime_named(runtime).export(student, as_inputs(example_inputs), target)
+    engine, inputs = runtime_named(runtime), as_inputs(example_inputs)
+    file = engine.export(student, inputs, target)
+    was_training = student.training
+    check_parity(student.eval(), engine, file, inputs if check_inputs is None else as_inputs(check_inputs))
+    student.train(was_training)
+    return file

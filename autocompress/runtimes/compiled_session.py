@@ -9,6 +9,9 @@ import openvino as ov
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.candidate import HALF_BITS
+from autocompress.compression.quantize import RoundedLayer, stored_bits
+from autocompress.compression.quantize.layers import LAYERS
 from autocompress.errors import ExportError
 from autocompress.runtimes.capabilities import Capability
 from autocompress.runtimes.feeding import Feed, Signature
@@ -16,47 +19,68 @@ from autocompress.runtimes.model_file import write_onnx
 from autocompress.task import Inputs
 
 _DEVICE = "CPU"
+_NOTE = "autocompress.inference_precision"
 
 
 class OpenVino:
-    """See `Runtime`; CPU device, one stream."""
+    """See `Runtime`; CPU device, one stream.
+
+    The engine has one precision for everything that is not integer: a file computes in bfloat16 if all its float layers
+    are at 16 bits; beside layers at 32 they are size-only. Its own default, on CPUs that have bfloat16, is bfloat16.
+    """
 
     name = "openvino"
 
     def capabilities(self) -> tuple[Capability, ...]:
         """See `Runtime.capabilities`."""
-        table = [Capability(32, dict.fromkeys(("conv2d", "linear"), "float32"))]
-        if "INT8" in ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
-            table.append(Capability(8, dict.fromkeys(("conv2d", "linear"), "uint8 × int8 → int32")))
-        return tuple(table)
+        device = ov.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        layers, recurrent = ("linear", "conv1d", "conv2d"), ("lstm", "gru")
+        return (
+            Capability(32, dict.fromkeys((*layers, "embedding", *recurrent), "float32")),
+            Capability(16, dict.fromkeys((*layers, *recurrent), "bfloat16") if "BF16" in device else {}),
+            Capability(8, {**dict.fromkeys(layers, "uint8 × int8"), "embedding": "int8 rows"}),
+            Capability("8w", {"linear": "int8 weights", "embedding": "int8 rows"}),
+            Capability("4w", {"linear": "uint4 weights", "embedding": "uint4 rows"}),
+        )
 
     def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
         """Writes `model.onnx`; see `Runtime.export`."""
         file = folder / "model.onnx"
-        write_onnx(student, example_inputs, file)
+        write_onnx(student, example_inputs, file, {_NOTE: _float_precision(student)})
         return file
 
     def load(self, file: Path, n_threads: int = 1) -> CompiledSession:
         """See `Runtime.load`."""
         try:
-            core = ov.Core()
-            compiled = core.compile_model(core.read_model(str(file)), _DEVICE, settings(n_threads))
+            return CompiledSession(compile_file(file, n_threads))
         except Exception as error:
             raise ExportError(f"OpenVINO {ov.__version__} refuses {file}: {error}") from error
-        return CompiledSession(compiled)
 
 
-def settings(n_threads: int) -> dict[str, object]:
-    """Settings with which every file is run, timed and profiled."""
-    return {
+def _float_precision(student: nn.Module) -> str:
+    """What float layers compute in: "bf16" where some are at 16 bits and no other is in float32."""
+    layers = [module for module in student.modules() if isinstance(module, tuple(LAYERS))]
+    halves = {id(layer) for layer in layers if isinstance(layer, RoundedLayer) and stored_bits(layer) == HALF_BITS}
+    others = [layer for layer in layers if id(layer) not in halves and not isinstance(layer, nn.Embedding)]
+    integer = all(isinstance(layer, RoundedLayer) and layer.reads_integers for layer in others)
+    return "bf16" if halves and integer else "f32"
+
+
+def compile_file(file: Path, n_threads: int, **more: object) -> ov.CompiledModel:
+    """A file as it is run, timed and profiled, with the precision that it notes and perhaps more settings."""
+    core = ov.Core()
+    model = core.read_model(str(file))
+    noted = model.has_rt_info(["framework", _NOTE])
+    precision = model.get_rt_info(["framework", _NOTE]).astype(str) if noted else "f32"
+    settings = {
         "INFERENCE_NUM_THREADS": n_threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         # pinned threads of two processes would share one core while another idles
         "ENABLE_CPU_PINNING": False,
-        # on CPUs that have bfloat16, the device would else compute float32 models in bfloat16
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
+    return core.compile_model(model, _DEVICE, {**settings, **more})
 
 
 class CompiledSession:

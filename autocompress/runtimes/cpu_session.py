@@ -48,9 +48,12 @@ class OnnxRuntime:
     def capabilities(self) -> tuple[Capability, ...]:
         """See `Runtime.capabilities`."""
         self._check_provider()
+        layers = ("linear", "conv1d", "conv2d")
         return (
-            Capability(32, {"conv2d": "float32", "linear": "float32"}),
-            Capability(8, {"conv2d": "uint8 × int8 → int32", "linear": "uint8 × int8 → int32"}),
+            Capability(32, dict.fromkeys((*layers, "embedding", "lstm", "gru"), "float32")),
+            Capability(8, {**dict.fromkeys(layers, "uint8 × int8"), "embedding": "int8 rows"}),
+            Capability("8w", {"linear": "int8 weights", "embedding": "int8 rows"}),
+            Capability("4w", {"linear": "uint4 weights", "embedding": "uint4 rows"}),
         )
 
     def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:

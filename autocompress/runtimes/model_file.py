@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -21,8 +21,14 @@ from autocompress.runtimes.stored_weights import store_weights_
 from autocompress.task import Inputs
 
 
-def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path) -> None:
+def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Mapping[str, str] | None = None) -> None:
     """Traces the model in evaluation mode at the shapes of `example_inputs` and writes one self-contained ONNX file.
+
+    Args:
+        student: the model.
+        example_inputs: of the shapes that the file will take.
+        file: is written.
+        notes: metadata of the file.
 
     Raises:
         ExportError: the exporter cannot write some op; its own words follow.
@@ -40,6 +46,7 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path) -> None:
     name_nodes_by_module_(proto)
     store_weights_(proto, weights)
     store_integer_weights_(proto)
+    onnx.helper.set_model_props(proto, dict(notes or {}))
     onnx.checker.check_model(proto)
     onnx.save(proto, file)
 

@@ -63,15 +63,35 @@ class ProtoGraph:
                 node.output[i] = new
         self.producer[new] = node
 
+    def only_reader(self, name: str) -> onnx.NodeProto | None:
+        """The node that alone reads a value; None where several do, or it is an output of the graph."""
+        return self.first_reader(name) if self.n_readers[name] == 1 else None
+
+    def replace_value(self, name: str, other: str) -> None:
+        """Lets every reader of a value read another."""
+        for node in self.proto.node:
+            for place, read in enumerate(node.input):
+                if read == name:
+                    node.input[place] = other
+
+    def first_reader(self, name: str) -> onnx.NodeProto | None:
+        """The first node in order that reads a value."""
+        return next((node for node in self.proto.node if name in node.input), None)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a value as the exporter noted it."""
+        items = (*self.proto.value_info, *self.proto.input, *self.proto.output)
+        dims = next(item.type.tensor_type.shape.dim for item in items if item.name == name)
+        return tuple(dim.dim_value for dim in dims)
+
     def drop_unused(self) -> None:
-        """Removes constants that nothing reads."""
-        used = {name for node in self.proto.node for name in node.input} | {item.name for item in self.proto.output}
-        kept = [item for item in self.proto.initializer if item.name in used]
+        """Removes nodes and constants that nothing reads."""
+        needed = {item.name for item in self.proto.output}
+        for node in reversed(list(self.proto.node)):
+            if needed.isdisjoint(node.output):
+                self.proto.node.remove(node)
+            else:
+                needed.update(node.input)
+        kept = [item for item in self.proto.initializer if item.name in needed]
         del self.proto.initializer[:]
         self.proto.initializer.extend(kept)
-
-    def replace_reads(self, node: onnx.NodeProto, place: int, name: str) -> None:
-        """Lets one input of a node read another value."""
-        self.n_readers[node.input[place]] -= 1
-        self.n_readers[name] += 1
-        node.input[place] = name

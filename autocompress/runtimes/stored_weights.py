@@ -14,7 +14,7 @@ from autocompress.errors import ExportError
 from autocompress.runtimes.marks import MarkedWeight, MarkedWeights
 from autocompress.runtimes.node_names import module_of
 from autocompress.runtimes.proto_graph import ProtoGraph
-from autocompress.runtimes.weight_forms import Array, Writer, codes_of, folded_form, group_codes_of
+from autocompress.runtimes.weight_forms import Array, Writer, embedded_rows, folded_form, integer_form, kernel_form
 
 _OPSET_WITH_INT4 = 21
 _OPS = ("Conv", "Gemm", "MatMul", "Gather", "LSTM", "GRU")
@@ -38,14 +38,14 @@ def store_weights_(model: onnx.ModelProto, weights: MarkedWeights) -> None:
         if node.op_type in _OPS:
             nodes[module_of(node.name)].append(node)
     for path, marked in weights.items():
-        readers = [node for node in nodes[path] if _reads_constant(graph, node)]
+        layer = nodes[path]
+        if "weight" not in marked:
+            _store_recurrent(graph, [node for node in layer if node.op_type in _GATES], marked, path)
+            continue
+        readers = [node for node in layer if _written(graph, node) is not None]
         if not readers:
             raise ExportError(f"the exported graph has no weight of the rounded layer {path!r}; leave it at 32 bits")
-        if readers[0].op_type in _GATES:
-            for k, node in enumerate(readers):
-                _store_recurrent(graph, node, marked, k, f"{path}_l{k}")
-        else:
-            _store(graph, readers[0], marked["weight"], path)
+        _store(graph, readers[0], marked["weight"], path)
     graph.drop_unused()
     if any(item.data_type == onnx.TensorProto.UINT4 for item in graph.proto.initializer):
         for opset in model.opset_import:
@@ -56,42 +56,42 @@ def _weight_place(node: onnx.NodeProto) -> int:
     return 0 if node.op_type == "Gather" else 1
 
 
-def _reads_constant(graph: ProtoGraph, node: onnx.NodeProto) -> bool:
+def _written(graph: ProtoGraph, node: onnx.NodeProto) -> Tensor | None:
+    """The float weight that a node reads, in torch's order of dimensions; None where it reads none."""
     name = node.input[_weight_place(node)]
-    return name in graph.values and graph.values[name].dtype == np.float32
+    source = graph.producer.get(name)
+    turned = source is not None and source.op_type == "Transpose"
+    value = graph.values.get(source.input[0] if turned and source is not None else name)
+    if value is None or value.dtype != np.float32:
+        return None
+    # large weights keep their Transpose as a node, small ones were turned by the exporter
+    weight = torch.from_numpy(value.copy())
+    return weight.T if node.op_type == "MatMul" and not turned else weight
 
 
 def _store(graph: ProtoGraph, node: onnx.NodeProto, marked: MarkedWeight, path: str) -> None:
-    quantizer, weight = marked.quantizer, marked.rounded
-    writer, place = Writer(graph, node, f"{path}.weight"), _weight_place(node)
-    written = torch.from_numpy(graph.values[node.input[place]].copy())
-    if node.op_type == "MatMul":
-        written = written.T
+    quantizer, weight, integer = marked.quantizer, marked.rounded, marked.integer
+    writer, name = Writer(graph, node, f"{path}.weight"), f"{path}.weight"
+    written = _written(graph, node)
+    assert written is not None
     factor = _row_factors(written, weight)
-    if marked.integer and isinstance(quantizer, ChannelScales) and node.op_type != "Gather":
-        stored = _integer_form(writer, quantizer, weight, factor, transposed=node.op_type == "MatMul")
-    elif node.op_type == "Gather" and isinstance(quantizer, ChannelScales):
-        _store_rows(graph, node, writer, quantizer, weight)
+    if node.op_type == "Gather" and _has_kernel_form(quantizer, weight):
+        graph.substitute(node, embedded_rows(writer, quantizer, weight, node))
         return
+    if integer and isinstance(quantizer, ChannelScales):
+        if node.op_type == "MatMul" and _quantized_input(graph, node) is not None:
+            node = _as_gemm(graph, node, writer)
+        stored = integer_form(
+            Writer(graph, node, f"{name}_codes"), quantizer, weight, factor, transposed=node.op_type == "MatMul"
+        )
     elif node.op_type in ("Gemm", "MatMul") and _has_kernel_form(quantizer, weight):
         node = _as_matmul(graph, node)
-        stored = _kernel_form(Writer(graph, node, f"{path}.weight"), quantizer, weight)
-    elif node.op_type == "Gather" and isinstance(quantizer, GroupScales) and _has_kernel_form(quantizer, weight):
-        codes, scale, zero = group_codes_of(quantizer, weight)
-        flat = writer.uint4(codes.reshape(len(codes), -1)[:, : weight.shape[1]])
-        stored = writer.node(
-            "DequantizeLinear",
-            flat,
-            writer.constant(scale),
-            writer.uint4(zero),
-            axis=1,
-            block_size=quantizer.group_size,
-        )
+        stored = kernel_form(Writer(graph, node, name), quantizer, weight)
     else:
         stored = folded_form(writer, quantizer, weight, factor)
         if node.op_type == "MatMul":
             stored = writer.node("Transpose", stored, perm=[1, 0])
-    graph.replace_reads(node, _weight_place(node), stored)
+    node.input[_weight_place(node)] = stored
 
 
 def _has_kernel_form(quantizer: WeightQuantizer, weight: Tensor) -> bool:
@@ -108,27 +108,40 @@ def _row_factors(written: Tensor, rounded: Tensor) -> Array:
     return torch.where(power > 0, (a * b).sum(1) / power.clamp(min=1e-300), torch.ones_like(power)).numpy()
 
 
-def _integer_form(writer: Writer, quantizer: ChannelScales, weight: Tensor, factor: Array, transposed: bool) -> str:
-    """DequantizeLinear of int8 codes, one scale per output channel, all scales positive."""
-    codes, scale = codes_of(quantizer, weight)
-    signs = np.where(factor < 0, -1, 1).astype(np.int8)
-    codes = codes * signs.reshape(-1, *[1] * (weight.ndim - 1))
-    steps = np.maximum(scale * np.abs(factor), np.finfo(np.float32).tiny).astype(np.float32)
-    zeros = np.zeros(len(steps), np.int8)
-    axis = 1 if transposed else 0
-    inputs = (codes.T if transposed else codes, steps, zeros)
-    return writer.node("DequantizeLinear", *(writer.constant(value) for value in inputs), axis=axis)
+def _quantized_input(graph: ProtoGraph, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """The DequantizeLinear that gives a node's input."""
+    source = graph.producer.get(node.input[0])
+    return source if source is not None and source.op_type == "DequantizeLinear" else None
 
 
-def _kernel_form(writer: Writer, quantizer: WeightQuantizer, weight: Tensor) -> str:
-    """What weight-only kernels read: the matrix (n_inputs, n_outputs), by column or in groups of its rows."""
-    if isinstance(quantizer, ChannelScales):
-        return _integer_form(writer, quantizer, weight, np.ones(len(weight)), transposed=True)
-    assert isinstance(quantizer, GroupScales)
-    codes, scale, zero = group_codes_of(quantizer, weight)
-    matrix = codes.reshape(len(codes), -1)[:, : weight.shape[1]].T
-    names = writer.uint4(matrix), writer.constant(scale.T), writer.uint4(zero.T)
-    return writer.node("DequantizeLinear", *names, axis=0, block_size=quantizer.group_size)
+def _as_gemm(graph: ProtoGraph, node: onnx.NodeProto, writer: Writer) -> onnx.NodeProto:
+    """A product over more than two dimensions as a Gemm of rows, its input flattened while it is integer.
+
+    ONNX Runtime makes the same of it, but flattens behind the dequantization, where its integer kernel is not found.
+    """
+    source = _quantized_input(graph, node)
+    assert source is not None
+    shape = graph.shape(node.output[0])
+    n_inputs = graph.shape(node.input[0])[-1]
+    rows = writer.node("Reshape", source.input[0], writer.constant(np.array([-1, n_inputs], np.int64)))
+    plain = writer.node("DequantizeLinear", rows, *source.input[1:])
+    added = graph.only_reader(node.output[0])
+    bias = [
+        name for name in (added.input if added is not None and added.op_type == "Add" else ()) if name in graph.values
+    ]
+    gemm = onnx.helper.make_node("Gemm", [plain, node.input[1], *bias], [f"{node.output[0]}_rows"], transB=1)
+    gemm.name = node.name
+    graph.insert_before(node, gemm)
+    end = added if bias and added is not None else node
+    unflatten = onnx.helper.make_node(
+        "Reshape",
+        [gemm.output[0], writer.constant(np.array(shape, np.int64))],
+        [end.output[0]],
+        name=f"{node.name}_rows",
+    )
+    graph.substitute(end, unflatten)
+    result: onnx.NodeProto = graph.producer[gemm.output[0]]
+    return result
 
 
 def _as_matmul(graph: ProtoGraph, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -149,31 +162,41 @@ def _as_matmul(graph: ProtoGraph, node: onnx.NodeProto) -> onnx.NodeProto:
     return node
 
 
-def _store_rows(
-    graph: ProtoGraph, node: onnx.NodeProto, writer: Writer, quantizer: ChannelScales, weight: Tensor
-) -> None:
-    """An embedding looks up int8 rows and their scales: nothing but the rows in use becomes float."""
-    codes, scale = codes_of(quantizer, weight)
-    rows = writer.node("Gather", writer.constant(codes), node.input[1], axis=0)
-    steps = writer.node("Gather", writer.constant(scale[:, None].astype(np.float32)), node.input[1], axis=0)
-    plain = writer.node("Cast", rows, to=onnx.TensorProto.FLOAT)
-    graph.substitute(node, onnx.helper.make_node("Mul", [plain, steps], [node.output[0]], name=node.name))
-
-
 def _store_recurrent(
-    graph: ProtoGraph, node: onnx.NodeProto, marked: dict[str, MarkedWeight], k: int, path: str
+    graph: ProtoGraph, nodes: list[onnx.NodeProto], marked: dict[str, MarkedWeight], path: str
 ) -> None:
-    """Both weights of one recurrent node; a second direction is stacked behind the first."""
-    for place, kind in ((1, "ih"), (2, "hh")):
-        names = [name for name in (f"weight_{kind}_l{k}", f"weight_{kind}_l{k}_reverse") if name in marked]
-        writer = Writer(graph, node, f"{path}_{kind}")
-        parts = []
-        for name in names:
-            weight = _gates_in_order(node.op_type, marked[name].rounded)
-            quantizer = _quantizer_in_order(node.op_type, marked[name].quantizer)
-            rows = folded_form(writer, quantizer, weight, np.ones(len(weight)))
-            parts.append(writer.node("Unsqueeze", rows, writer.constant(np.array([0], np.int64))))
-        graph.replace_reads(node, place, parts[0] if len(parts) == 1 else writer.node("Concat", *parts, axis=0))
+    """Each weight of a recurrent layer, before the exporter's reordering of the gates or, of small ones, behind it."""
+    for name, weight in marked.items():
+        source = f"{path}.{name}"
+        reader = graph.first_reader(source)
+        if reader is not None:
+            rows = folded_form(
+                Writer(graph, reader, f"{source}_stored"), weight.quantizer, weight.rounded, _ones(weight)
+            )
+            graph.replace_value(source, rows)
+    for k, node in enumerate(nodes):
+        for place, kind in ((1, "ih"), (2, "hh")):
+            if node.input[place] in graph.values:
+                names = [f"weight_{kind}_l{k}", f"weight_{kind}_l{k}_reverse"]
+                _store_gates(
+                    graph, node, place, [marked[name] for name in names if name in marked], f"{path}_{k}_{kind}"
+                )
+
+
+def _store_gates(graph: ProtoGraph, node: onnx.NodeProto, place: int, parts: list[MarkedWeight], prefix: str) -> None:
+    """The weights of one or two directions, in the file's order of gates."""
+    writer = Writer(graph, node, prefix)
+    stacked = []
+    for part in parts:
+        rows = _gates_in_order(node.op_type, part.rounded)
+        quantizer = _quantizer_in_order(node.op_type, part.quantizer)
+        values = folded_form(writer, quantizer, rows, _ones(part))
+        stacked.append(writer.node("Unsqueeze", values, writer.constant(np.array([0], np.int64))))
+    node.input[place] = stacked[0] if len(stacked) == 1 else writer.node("Concat", *stacked, axis=0)
+
+
+def _ones(weight: MarkedWeight) -> Array:
+    return np.ones(len(weight.rounded))
 
 
 def _gates_in_order(op: str, rows: Tensor) -> Tensor:

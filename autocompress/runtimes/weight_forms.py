@@ -91,6 +91,66 @@ def group_codes_of(quantizer: GroupScales, weight: Tensor) -> tuple[Array, Array
     return codes.to(torch.uint8).numpy(), scale.numpy(), zero.to(torch.uint8).numpy()
 
 
+def integer_form(writer: Writer, quantizer: ChannelScales, weight: Tensor, factor: Array, transposed: bool) -> str:
+    """DequantizeLinear of int8 codes, one scale per output channel, all scales positive."""
+    codes, scale = codes_of(quantizer, weight)
+    signs = np.where(factor < 0, -1, 1).astype(np.int8)
+    codes = codes * signs.reshape(-1, *[1] * (weight.ndim - 1))
+    steps = np.maximum(scale * np.abs(factor), np.finfo(np.float32).tiny).astype(np.float32)
+    zeros = np.zeros(len(steps), np.int8)
+    axis = 1 if transposed else 0
+    inputs = (codes.T if transposed else codes, steps, zeros)
+    return writer.node("DequantizeLinear", *(writer.constant(value) for value in inputs), axis=axis)
+
+
+def kernel_form(writer: Writer, quantizer: WeightQuantizer, weight: Tensor) -> str:
+    """What weight-only kernels read: the matrix (n_inputs, n_outputs), by column or in groups of its rows."""
+    if isinstance(quantizer, ChannelScales):
+        return integer_form(writer, quantizer, weight, np.ones(len(weight)), transposed=True)
+    assert isinstance(quantizer, GroupScales)
+    codes, scale, zero = group_codes_of(quantizer, weight)
+    matrix = codes.reshape(len(codes), -1)[:, : weight.shape[1]].T
+    names = writer.uint4(matrix), writer.constant(scale.T), writer.uint4(zero.T)
+    return writer.node("DequantizeLinear", *names, axis=0, block_size=quantizer.group_size)
+
+
+def embedded_rows(writer: Writer, quantizer: WeightQuantizer, weight: Tensor, lookup: onnx.NodeProto) -> onnx.NodeProto:
+    """Looks up stored rows and their scales: nothing but the rows in use becomes float.
+
+    Args:
+        writer: of constants and nodes.
+        quantizer: `ChannelScales` (a scale a row) or `GroupScales` (two codes a byte, the second half of a row above).
+        weight: at its rounded value, shape (n_rows, n_columns).
+        lookup: the Gather that is replaced.
+
+    Returns:
+        The node that takes its place.
+    """
+    indices, name = lookup.input[1], lookup.name
+    if isinstance(quantizer, ChannelScales):
+        codes, scale = codes_of(quantizer, weight)
+        plain = writer.node("Cast", writer.node("Gather", writer.constant(codes), indices), to=TensorProto.FLOAT)
+        steps = writer.node("Gather", writer.constant(scale[:, None].astype(np.float32)), indices)
+        return helper.make_node("Mul", [plain, steps], list(lookup.output), name=name)
+    assert isinstance(quantizer, GroupScales)
+    grouped, scale, zero = group_codes_of(quantizer, weight)
+    flat = grouped.reshape(len(grouped), -1)
+    half = flat.shape[1] // 2
+    packed = writer.node("Gather", writer.constant(flat[:, :half] | flat[:, half:] << 4), indices)
+    both = writer.node("Cast", packed, to=TensorProto.FLOAT)
+    high = writer.node("Floor", writer.node("Mul", both, writer.constant(np.array(1 / 16, np.float32))))
+    low = writer.node("Sub", both, writer.node("Mul", high, writer.constant(np.array(16, np.float32))))
+    rows = writer.node("Concat", low, high, axis=-1)
+    split = writer.node("Reshape", rows, writer.constant(np.array([-1, *grouped.shape[1:]], np.int64)))
+    zeros = writer.node("Cast", writer.node("Gather", writer.constant(zero), indices), to=TensorProto.FLOAT)
+    steps = writer.node("Gather", writer.constant(scale), indices)
+    by_group = writer.constant(np.array([-1, grouped.shape[1], 1], np.int64))
+    centred = writer.node("Sub", split, writer.node("Reshape", zeros, by_group))
+    values = writer.node("Mul", centred, writer.node("Reshape", steps, by_group))
+    shape = writer.node("Shape", rows)
+    return helper.make_node("Reshape", [values, shape], list(lookup.output), name=name)
+
+
 def folded_form(writer: Writer, quantizer: WeightQuantizer, weight: Tensor, factor: Array) -> str:
     """Arithmetic on constants that gives float32 rows of `weight` times `factor`.
 

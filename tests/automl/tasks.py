@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.graph import inspect_model
+from autocompress.runtimes import Capability
 from autocompress.space import SearchSpace
 from autocompress.task import Batch, Inputs, SupervisedTask, call_model
 
@@ -100,6 +101,9 @@ class StubRuntime:
     """Stands in for a runtime: a file is the number of parameters, a run takes 0.1 microseconds for each of them."""
 
     name = "stub"
+
+    def capabilities(self) -> tuple[Capability, ...]:
+        return (Capability(32, {"conv2d": "float32", "linear": "float32"}),)
 
     def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from autocompress.compression.quantize.rounding import learned_step, replace
 INT8_MAX = 127  # symmetric: -128 is never used, so that a sign flip (a negative batch-norm scale) stays exact
 GROUP_SIZES = (32, 16)
 GROUP_LEVELS = 16
-_KMEANS_STEPS = 12
+_KMEANS_STEPS = 25
 _MAX_SAMPLES = 65536
 _SMALLEST_SCALE = 1e-12
 
@@ -124,8 +124,8 @@ class GroupScales(WeightQuantizer):
 class CodeTable(WeightQuantizer):
     """`bits` bits a weight: an index into a table of 2^bits values, times the channel's peak.
 
-    The table is made by k-means (Lloyd 1982, as in Han et al. 2016, arXiv:1510.00149) from evenly spaced quantiles;
-    zero is always in it, so that sparsity survives.
+    The table is made by k-means (Lloyd 1982, as in Han et al. 2016, arXiv:1510.00149) from quantiles, for the many, and
+    an even grid, for the tails; zero is always in it, so that sparsity survives.
     """
 
     scale: Tensor
@@ -146,7 +146,9 @@ class CodeTable(WeightQuantizer):
         values = values[:: max(1, values.numel() // _MAX_SAMPLES)]
         table = self.table.clone()
         if not self.training:
-            table = torch.quantile(values, torch.linspace(0, 1, table.numel()))
+            half = table.numel() // 2
+            spread = torch.linspace(float(values.min()), float(values.max()), half)
+            table = torch.cat([torch.quantile(values, torch.linspace(0, 1, half)), spread]).sort().values
         for _ in range(1 if self.training else _KMEANS_STEPS):
             nearest = _nearest(table, values)
             sums = torch.zeros_like(table).index_add_(0, nearest, values)

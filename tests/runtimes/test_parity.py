@@ -1,0 +1,56 @@
+"""A file that gives something else than the model is refused, with the layer where they part."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.candidate import Candidate
+from autocompress.compression import compress
+from autocompress.errors import ExportError
+from autocompress.runtimes import RUNTIMES, check_parity, export, runtime_named
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(*parts, nn.Linear(128, 10)).eval()
+
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+@pytest.mark.parametrize("bits", [32, 8])
+def test_an_honest_file_passes(model: nn.Module, name: str, bits: int, tmp_path: Path) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    student = compress(model, Candidate(weight_bits=dict.fromkeys(["0", "3", "6"], bits)), (X,), [(X,)])
+    assert export(student, X, tmp_path, runtime=name, check_inputs=X).is_file()
+    assert name in RUNTIMES
+
+
+@pytest.mark.parametrize(("path", "bits"), [("0", 32), ("3", 32), ("6", 32), ("3", 8)])
+def test_a_broken_student_is_refused_at_its_layer(model: nn.Module, path: str, bits: int, tmp_path: Path) -> None:
+    runtime = runtime_named("onnxruntime")
+    student = compress(model, Candidate(weight_bits=dict.fromkeys(["0", "3", "6"], bits)), (X,), [(X,)])
+    file = runtime.export(student, (X,), tmp_path)
+    broken = copy.deepcopy(student)
+    with torch.no_grad():
+        broken.get_submodule(path).bias.add_(3.0)  # type: ignore[union-attr,operator]
+    named = {"0": "'[01]'"}.get(path, f"'{path}'")  # the norm is folded into the first convolution
+    with pytest.raises(ExportError, match=f"relative error of .* they part at layer {named}"):
+        check_parity(broken, runtime, file, (X,))
+
+
+def test_values_that_are_not_finite(model: nn.Module, tmp_path: Path) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_submodule("3").weight[0] = float("nan")  # type: ignore[index,operator]
+    with pytest.raises(ExportError, match="differs by inf .* layer '3'.*not finite"):
+        export(broken, X, tmp_path, check_inputs=X)
