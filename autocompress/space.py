@@ -258,7 +258,8 @@ class SearchSpace:
             idle = (c for c in knob.choices if isinstance(c, int | str) and not executes(c, kinds[knob.target]))
             return replace(knob, size_only=tuple(idle))
 
-        return replace(self, knobs=tuple(labelled(knob) for knob in self.knobs))
+        knobs = tuple(labelled(knob) for knob in self.knobs)
+        return self if knobs == self.knobs else replace(self, knobs=knobs)
 
     def baseline(self) -> Candidate:
         """The uncompressed model."""

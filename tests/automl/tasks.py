@@ -103,7 +103,8 @@ class StubRuntime:
     name = "stub"
 
     def capabilities(self) -> tuple[Capability, ...]:
-        return (Capability(32, {"conv2d": "float32", "linear": "float32"}),)
+        kernels = {"conv2d": "counts", "linear": "counts"}
+        return (Capability(32, kernels), Capability(8, kernels))
 
     def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
         with torch.no_grad():
