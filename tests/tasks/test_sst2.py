@@ -97,7 +97,8 @@ def test_heads_inner_channels_and_layers_are_searched() -> None:
     space = SearchSpace.load("minilm", inspect_model(small_model(), task.example_inputs()))
     kinds = {(knob.kind, knob.target.removeprefix("bert.encoder.layer.")) for knob in space.knobs}
     for layer in "01":
-        assert ("drop", layer) in kinds
+        assert ("drop", f"{layer}.attention.self") in kinds, "attention and feed-forward go each by itself"
+        assert ("drop", f"{layer}.intermediate") in kinds
         assert ("prune_ratio", f"{layer}.attention.self.query") in kinds
         assert ("prune_ratio", f"{layer}.intermediate.dense") in kinds
     assert not any(kind == "prune_ratio" and "embeddings" in target for kind, target in kinds)
