@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.rank_choice import RANK_RULE, is_rank, parse_rank
+from autocompress.rank_choice import RANK_GRID, RANK_RULE, is_rank, parse_rank
 
 FULL_BITS, HALF_BITS, INT8_BITS = 32, 16, 8
 
@@ -86,6 +86,16 @@ def check_fine_tune(name: str, value: object) -> None:
         raise InputError(f"{rule} must hold, but fine_tune has {value!r}")
 
 
+def check_rank_grid(grid: object, owner: str) -> None:
+    """Refuses a grid of ranks that is no whole number of at least 1; `owner` is named in the message.
+
+    Raises:
+        InputError: says the rule.
+    """
+    if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:
+        raise InputError(f"`rank_grid >= 1` must hold and be whole, but {owner} has {grid!r}")
+
+
 @dataclass(frozen=True)
 class Candidate:
     """What is asked of each part of a model; a name that is absent is left as it is.
@@ -101,11 +111,13 @@ class Candidate:
             neighbours along the input dimension n stay, as "2:4".
         fine_tune: learning_rate, temperature, alpha, feature_weight, steps -> its value for this candidate, in place of
             the search's; see `FINE_TUNE_RULES`.
+        rank_grid: the ranks that come of `rank_ratio` are multiples of it.
 
-    Choices that change nothing (ratio 0, 32 bits) are left out, so that equal models have equal digests.
+    Choices that change nothing (ratio 0, 32 bits, a grid without ranks) are left out, so that equal models have
+    equal digests.
 
     Raises:
-        InputError: a ratio, a bit width, a sparsity or a setting of the fine-tune is outside its range.
+        InputError: a ratio, a bit width, a sparsity, a grid or a setting of the fine-tune is outside its range.
     """
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
@@ -114,6 +126,7 @@ class Candidate:
     weight_bits: Mapping[str, Precision] = field(default_factory=dict)
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
     fine_tune: Mapping[str, float] = field(default_factory=dict)
+    rank_grid: int = RANK_GRID
 
     def __post_init__(self) -> None:
         for name, ratio in self.prune_ratio.items():
@@ -130,11 +143,13 @@ class Candidate:
                 raise InputError(f"{SPARSITY_RULE} must hold, but {name!r} has {level!r}")
         for name, value in self.fine_tune.items():
             check_fine_tune(name, value)
+        check_rank_grid(self.rank_grid, "the candidate")
         freeze = object.__setattr__
         freeze(self, "prune_ratio", {k: float(v) for k, v in sorted(self.prune_ratio.items()) if v > 0})
         freeze(self, "drop", frozenset(self.drop))
         ranks = {k: parse_rank(v).value for k, v in sorted(self.rank_ratio.items()) if v is not None}
         freeze(self, "rank_ratio", ranks)
+        freeze(self, "rank_grid", self.rank_grid if ranks else RANK_GRID)
         freeze(self, "weight_bits", {k: v for k, v in sorted(self.weight_bits.items()) if v != FULL_BITS})
         freeze(self, "sparsity", {k: _plain(v) for k, v in sorted(self.sparsity.items()) if sparsity_share(v) > 0})
         freeze(self, "fine_tune", {k: float(v) for k, v in sorted(self.fine_tune.items()) if v is not None})
@@ -145,7 +160,7 @@ class Candidate:
         return not (self.prune_ratio or self.drop or self.rank_ratio or self.weight_bits or self.sparsity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, names sorted; without `sparsity` and `fine_tune` where nothing is asked of them."""
+        """Plain JSON values, names sorted; without `sparsity`, `fine_tune` and `rank_grid` where they are as usual."""
         values: dict[str, Any] = {
             "drop": sorted(self.drop),
             "prune_ratio": dict(self.prune_ratio),
@@ -153,7 +168,8 @@ class Candidate:
             "weight_bits": dict(self.weight_bits),
         }
         seldom = {"sparsity": dict(self.sparsity), "fine_tune": dict(self.fine_tune)}
-        return {**values, **{name: value for name, value in seldom.items() if value}}
+        grid = {"rank_grid": self.rank_grid} if self.rank_grid != RANK_GRID else {}
+        return {**values, **{name: value for name, value in seldom.items() if value}, **grid}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
@@ -162,7 +178,7 @@ class Candidate:
         Raises:
             InputError: an unknown key.
         """
-        known = ("drop", "prune_ratio", "rank_ratio", "weight_bits", "sparsity", "fine_tune")
+        known = ("drop", "prune_ratio", "rank_ratio", "weight_bits", "sparsity", "fine_tune", "rank_grid")
         unknown = set(data) - set(known)
         if unknown:
             raise InputError(f"a candidate has the keys {', '.join(known)}, but got {sorted(unknown)}")
@@ -173,6 +189,7 @@ class Candidate:
             weight_bits=data.get("weight_bits", {}),
             sparsity=data.get("sparsity", {}),
             fine_tune=data.get("fine_tune", {}),
+            rank_grid=data.get("rank_grid", RANK_GRID),
         )
 
     def to_json(self) -> str:

@@ -11,6 +11,9 @@ from autocompress.errors import InputError
 SCHEMES = ("channel", "spatial", "tucker", "recurrent")
 """Ways to split a layer; the first one exists for every kind of layer."""
 
+RANK_GRID = 8
+"""Ranks are multiples of this unless a search space says otherwise: odd counts run slower on most kernels."""
+
 RANK_RULE = (
     '`0 < rank_ratio <= 1`, null, or "[spatial:|tucker:|recurrent:](ratio|energy:share)[+sparse:share|+bits:n]" '
     'as "spatial:0.5", "energy:0.95" or "0.25+sparse:0.05"'

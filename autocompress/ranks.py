@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autocompress.graph import Layer
-from autocompress.rank_choice import SCHEMES, RankChoice, Residual, parse_rank
-
-RANK_GRID = 8
-"""Ranks are multiples of this: odd counts run slower than the next multiple on most kernels."""
+from autocompress.rank_choice import RANK_GRID, SCHEMES, RankChoice, Residual, parse_rank
 
 _FULL_BITS = 32
 
@@ -193,7 +190,7 @@ def stored_bits(layer: Layer, split: Split) -> int:
     return bits + n_entries + _FULL_BITS * round((residual.share or 0.0) * n_entries)
 
 
-def useful_ranks(choices: Iterable[Any], layer: Layer) -> tuple[float | str | None, ...]:
+def useful_ranks(choices: Iterable[Any], layer: Layer, grid: int = RANK_GRID) -> tuple[float | str | None, ...]:
     """Of rank choices those that a layer takes and at which it, unpruned, gets cheaper; in canonical form.
 
     Which rank keeps an energy shows only on data: such a choice stays, and the layer too where that rank does not pay.
@@ -204,7 +201,7 @@ def useful_ranks(choices: Iterable[Any], layer: Layer) -> tuple[float | str | No
             return False
         if asked.ratio is None:
             return True
-        return split_of(layer, asked, ranks_of_ratio(layer, asked.scheme, asked.ratio)) is not None
+        return split_of(layer, asked, ranks_of_ratio(layer, asked.scheme, asked.ratio, grid)) is not None
 
     asked = [None if choice is None else parse_rank(choice) for choice in choices]
     useful = [choice for choice in asked if choice is None or is_useful(choice)]

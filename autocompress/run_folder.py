@@ -29,6 +29,7 @@ from typing import Any
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.pareto import ParetoFront, front_of
+from autocompress.rank_choice import RANK_GRID
 from autocompress.records import TrialRecord, read_records
 
 SCHEMA_VERSION = 1
@@ -54,6 +55,7 @@ class RunInfo:
         command: what was typed.
         started: ISO 8601 time of the first start.
         min_score: smallest useful value of the metric; None for no limit.
+        rank_grid: of the space; see `SearchSpace`.
     """
 
     task: str
@@ -72,6 +74,7 @@ class RunInfo:
     command: str = ""
     started: str = ""
     min_score: float | None = None
+    rank_grid: int = RANK_GRID
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from autocompress.candidate import (
     Precision,
     bits_number,
     check_fine_tune,
+    check_rank_grid,
     is_sparsity,
     kept_of_block,
     sparsity_share,
@@ -28,7 +29,7 @@ from autocompress.candidate import (
 from autocompress.config import read_yaml_mapping, refuse_unknown_keys
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
-from autocompress.rank_choice import RANK_RULE, is_rank, parse_rank, rank_distance
+from autocompress.rank_choice import RANK_GRID, RANK_RULE, is_rank, parse_rank, rank_distance
 from autocompress.ranks import size_only_ranks, useful_ranks
 
 Choice = float | int | bool | str | None
@@ -52,7 +53,7 @@ KINDS_OF_KNOB: dict[str, frozenset[str]] = {
 """Which kinds of layers each knob of a layer is offered for: those that its operation can change."""
 
 DEFAULT_GRID = 8
-"""Channels and ranks are offered in multiples of this: odd counts run slower than the next multiple on most kernels."""
+"""Channels are offered in multiples of this: odd counts run slower than the next multiple on most kernels."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,12 @@ class SearchSpace:
     Attributes:
         knobs: network order, each with at least two choices.
         name: of the file it came from, or "rules".
+        rank_grid: the ranks of its candidates are multiples of it.
     """
 
     knobs: tuple[Knob, ...]
     name: str = "rules"
+    rank_grid: int = RANK_GRID
 
     @classmethod
     def from_rules(
@@ -114,6 +117,7 @@ class SearchSpace:
         rules: Sequence[Rule],
         *,
         channel_grid: int = DEFAULT_GRID,
+        rank_grid: int = RANK_GRID,
         name: str = "rules",
         fine_tune: Mapping[str, Sequence[float | None]] | None = None,
     ) -> SearchSpace:
@@ -125,13 +129,15 @@ class SearchSpace:
                 and for each kind of knob a list of choices that holds the one that changes nothing. A channel group
                 takes the rule of its root layer, a branch that of its module.
             channel_grid: kept channel counts are multiples of it; choices that come out equal are merged.
+            rank_grid: ranks are multiples of it; those at which nothing is saved are left out.
             name: for messages and records.
             fine_tune: choices for settings of the fine-tune, each with None for the search's own.
 
         Raises:
-            InputError: an unknown key, a choice out of range, a list without the choice that changes nothing, or a
-                rule that matches no name of the model.
+            InputError: an unknown key, a choice or a grid out of range, a list without the choice that changes nothing,
+                or a rule that matches no name of the model.
         """
+        check_rank_grid(rank_grid, f"the search space {name!r}")
         for rule in rules:
             _check_rule(rule)
         _check_matches(graph, rules)
@@ -148,11 +154,11 @@ class SearchSpace:
             branch = branch_of.get(layer.path)
             for kind, takes in KINDS_OF_KNOB.items():
                 if layer.kind in takes:
-                    choices = _useful(kind, _choices(rules, layer.path, kind), layer)
+                    choices = _useful(kind, _choices(rules, layer.path, kind), layer, rank_grid)
                     size_only = size_only_ranks(choices, layer) if kind == "rank_ratio" else ()
                     knobs.append(Knob(kind, layer.path, choices, branch, size_only))
         knobs += [_fine_tune_knob(setting, choices) for setting, choices in (fine_tune or {}).items()]
-        return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name)
+        return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name, rank_grid)
 
     @classmethod
     def load(cls, name: str, graph: ModelGraph) -> SearchSpace:
@@ -163,9 +169,8 @@ class SearchSpace:
         """
         path = find_space(name)
         data = read_yaml_mapping(path, "a search space")
-        refuse_unknown_keys(
-            f"the search space {path.name}", data, ["description", "channel_grid", "rules", "fine_tune"]
-        )
+        known = ["description", "channel_grid", "rank_grid", "rules", "fine_tune"]
+        refuse_unknown_keys(f"the search space {path.name}", data, known)
         rules = data.get("rules")
         if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
             raise InputError(f"a search space has a list of `rules`, each a mapping, but {path} has {rules!r}")
@@ -175,12 +180,14 @@ class SearchSpace:
         fine_tune = data.get("fine_tune") or {}
         if not isinstance(fine_tune, dict):
             raise InputError(f"`fine_tune` has a list of choices for each setting, but {path} has {fine_tune!r}")
-        return cls.from_rules(graph, rules, channel_grid=grid, name=path.stem, fine_tune=fine_tune)
+        rank_grid = data.get("rank_grid", RANK_GRID)
+        return cls.from_rules(graph, rules, channel_grid=grid, rank_grid=rank_grid, name=path.stem, fine_tune=fine_tune)
 
     @property
     def digest(self) -> str:
-        """12 hex digits that change when any knob or choice changes."""
-        text = json.dumps([[knob.name, knob.choices] for knob in self.knobs])
+        """12 hex digits that change when any knob, choice or the grid of ranks changes."""
+        grid = [["rank_grid", self.rank_grid]] if self.rank_grid != RANK_GRID else []
+        text = json.dumps([[knob.name, knob.choices] for knob in self.knobs] + grid)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -205,6 +212,7 @@ class SearchSpace:
             rank_ratio=values["rank_ratio"],
             weight_bits=values["weight_bits"],
             sparsity=values["sparsity"],
+            rank_grid=self.rank_grid,
         )
         asked = {name: value for name, value in values["fine_tune"].items() if value is not None}
         return candidate if candidate.is_baseline or not asked else replace(candidate, fine_tune=asked)
@@ -213,8 +221,11 @@ class SearchSpace:
         """The choice of every knob that gives this candidate: the inverse of `candidate`.
 
         Raises:
-            InputError: the candidate has a value or a name that the space does not offer.
+            InputError: the candidate has a value or a name that the space does not offer, or ranks on another grid.
         """
+        if candidate.rank_ratio and candidate.rank_grid != self.rank_grid:
+            grids = f"a grid of {self.rank_grid}, the candidate of {candidate.rank_grid}"
+            raise InputError(f"the space has ranks on {grids}; set `rank_grid` alike")
         given: dict[str, Mapping[str, Any]] = {
             "prune_ratio": candidate.prune_ratio,
             "drop": dict.fromkeys(candidate.drop, True),
@@ -408,9 +419,9 @@ def _on_channel_grid(choices: Iterable[Choice], group: ChannelGroup, grid: int) 
     return tuple(dict.fromkeys(snapped))
 
 
-def _useful(kind: str, choices: tuple[Choice, ...], layer: Layer) -> tuple[Choice, ...]:
+def _useful(kind: str, choices: tuple[Choice, ...], layer: Layer, rank_grid: int) -> tuple[Choice, ...]:
     if kind == "rank_ratio":
-        return useful_ranks(choices, layer)
+        return useful_ranks(choices, layer, rank_grid)
     return _useful_sparsities(choices, layer) if kind == "sparsity" else choices
 
 

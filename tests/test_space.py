@@ -139,3 +139,23 @@ def test_files_that_come_with_the_package(tmp_path: Path) -> None:
     file.write_text("rules: [{match: stem, weight_bits: [32, 8]}]\nchannel_gird: 4\n")
     with pytest.raises(InputError, match="did you mean channel_grid"):
         SearchSpace.load(str(file), GRAPH)
+
+
+def test_ranks_lie_on_the_grid_of_the_space(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    rules = 'rules: [{match: "re:.*", rank_ratio: [null, 0.5, 0.25]}]\n'
+    file.write_text(f"rank_grid: 4\n{rules}")
+    space = SearchSpace.load(str(file), GRAPH)
+    file.write_text(rules)
+    usual = SearchSpace.load(str(file), GRAPH)
+    assert (space.rank_grid, usual.rank_grid) == (4, 8)
+    assert space.digest != usual.digest
+    candidate = space.uniform(rank_ratio=0.25)
+    assert candidate.rank_grid == 4 and candidate.rank_ratio
+    assert space.candidate(space.choices_of(candidate)) == candidate
+    with pytest.raises(InputError, match="on a grid of 8, the candidate of 4"):
+        usual.choices_of(candidate)
+    for bad in ("0", "2.5", "true", "[8]"):
+        file.write_text(f"rank_grid: {bad}\n{rules}")
+        with pytest.raises(InputError, match="`rank_grid >= 1` must hold and be whole"):
+            SearchSpace.load(str(file), GRAPH)

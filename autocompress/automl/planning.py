@@ -17,11 +17,13 @@ from autocompress.automl.sensitivity import Probe, Sensitivity, measure_sensitiv
 from autocompress.automl.solver import Solver, block_costs
 from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
+from autocompress.config import SearchSettings
+from autocompress.graph import ModelGraph
 from autocompress.latency import LatencyModel, batch_size
 from autocompress.pareto import Floats
 from autocompress.records import Predicted, TrialRecord
 from autocompress.space import SearchSpace
-from autocompress.task import as_inputs
+from autocompress.task import Task, as_inputs
 from autocompress.tasks.data import cache_folder
 
 _TRUSTED_AFTER = 8  # measurements after which the predicted latency itself must keep the budget
@@ -52,11 +54,7 @@ class Foresight:
         settings = job.settings
         if settings.latency_model is None:
             return cls(LaunchModel(job.graph, job.reference_ms))
-        model = LatencyModel.load(settings.latency_model)
-        batch = batch_size(as_inputs(job.task.example_inputs()))
-        model.require(runtime=settings.runtime, n_threads=settings.n_threads, batch=batch)
-        model.require_model(job.graph)
-        return cls(model, profiled=True)
+        return cls(profile_of_target(settings.latency_model, settings, job.task, job.graph), profiled=True)
 
     def ratios(self, candidates: Sequence[Candidate]) -> Floats:
         """Shape (n_candidates,)."""
@@ -85,6 +83,19 @@ class Foresight:
         if record.latency is not None and np.isfinite(record.latency.ratio):
             self._model.update(record.candidate, record.latency.ratio)
             self._n_measured += 1
+
+
+def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: ModelGraph) -> LatencyModel:
+    """A profile that fits the search.
+
+    Raises:
+        InputError: it is damaged, or of another runtime, device or model.
+    """
+    model = LatencyModel.load(path)
+    batch = batch_size(as_inputs(task.example_inputs()))
+    model.require(runtime=settings.runtime, n_threads=settings.n_threads, batch=batch)
+    model.require_model(graph)
+    return model
 
 
 def find_sensitivity(

@@ -131,7 +131,7 @@ class _Structure:
         for row, candidate in enumerate(candidates):
             for path, share in candidate.rank_ratio.items():
                 layer = self._index[path]
-                factor = self._factor(layer, share, kept[0, row, layer], kept[1, row, layer])
+                factor = self._factor(layer, share, candidate.rank_grid, kept[0, row, layer], kept[1, row, layer])
                 if factor is not None:
                     macs[row, layer] *= factor
                     launches[row, layer] *= 2
@@ -147,7 +147,7 @@ class _Structure:
         ]
         return np.stack(columns, axis=1)
 
-    def _factor(self, layer: int, choice: float | str, kept_out: float, kept_in: float) -> float | None:
+    def _factor(self, layer: int, choice: float | str, grid: int, kept_out: float, kept_in: float) -> float | None:
         """What splitting leaves of a layer's multiplications; None where it saves none and is not done.
 
         An energy is taken for a ratio: which rank keeps it shows only on data.
@@ -155,7 +155,7 @@ class _Structure:
         asked, whole = parse_rank(choice), self.layers[layer]
         shape = whole.weight_shape
         pruned = replace(whole, weight_shape=(round(shape[0] * kept_out), round(shape[1] * kept_in), *shape[2:]))
-        ranks = ranks_of_ratio(pruned, asked.scheme, asked.share)
+        ranks = ranks_of_ratio(pruned, asked.scheme, asked.share, grid)
         dense = sum(cost(part, None) for part in parts(pruned, asked.scheme))
         pairs = zip(parts(pruned, asked.scheme), _by_part(pruned, ranks), strict=True)
         split = sum(min(cost(part, asked.scheme, own), cost(part, None)) for part, own in pairs)

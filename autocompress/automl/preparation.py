@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from autocompress.artifact import model_digest
 from autocompress.automl.bench import Job, n_macs
 from autocompress.automl.device import Device, ThisMachine
+from autocompress.automl.planning import profile_of_target
 from autocompress.automl.proposals import strongest_candidates, strongest_text
 from autocompress.automl.samplers import sampler_named
 from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
+from autocompress.latency.size_only import label_slower_ranks
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import budget_ratios
 from autocompress.records import Latency, TrialRecord
@@ -82,6 +84,8 @@ def prepare(
     model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
     space = _checked_space(space, graph).label_bits(graph, partial(is_executed, runtime.capabilities()))
+    if settings.latency_model is not None:
+        space = label_slower_ranks(space, profile_of_target(settings.latency_model, settings, task, graph))
     _check_features(model, settings, space)
     metrics, metric = _judge(model, task)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
@@ -212,6 +216,7 @@ def _info(
         versions=describe_versions(),
         command=shlex.join([_program(), *sys.argv[1:]]),
         started=datetime.now(UTC).isoformat(),
+        rank_grid=space.rank_grid,
     )
 
 

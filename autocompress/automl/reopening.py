@@ -75,7 +75,7 @@ def reopen(folder: RunFolder, info: RunInfo, task: Task) -> OpenRun:
         Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"], tuple(knob.get("size_only", ())))
         for knob in info.knobs
     )
-    space = SearchSpace(knobs, info.settings.space)
+    space = SearchSpace(knobs, info.settings.space, info.rank_grid)
     if space.digest != info.space_digest:
         raise InputError(f"{folder.info} was edited: the knobs do not match their digest; restore the file")
     return OpenRun(job, space)

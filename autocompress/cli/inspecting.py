@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from autocompress.cli.commands import add_command
@@ -15,29 +16,41 @@ def add_commands(commands: Any) -> None:
     inspect.add_argument("task", metavar="TASK")
     inspect.add_argument("--space", help="also show the choices that this search space offers")
     inspect.add_argument("--runtime", help="also show what this runtime executes at each precision, and what it stores")
+    inspect.add_argument(
+        "--profile", type=Path, metavar="JSON", help="with --space: label ranks that this device does not run faster"
+    )
 
 
-def _inspect(task: str, space: str | None, runtime: str | None) -> None:
+def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | None) -> None:
     from functools import partial
 
     from rich.console import Console
 
+    from autocompress.errors import InputError
     from autocompress.graph import inspect_model
+    from autocompress.latency import LatencyModel
+    from autocompress.latency.size_only import label_slower_ranks
     from autocompress.report.inspection import capability_table, graph_tables, space_table
     from autocompress.runtimes import is_executed, runtime_named
     from autocompress.space import SearchSpace
     from autocompress.task import as_inputs, load_task
 
+    if profile is not None and space is None:
+        raise InputError("--profile labels the choices of a search space; name it with --space")
     loaded = load_task(task)
     graph = inspect_model(loaded.build_model(), as_inputs(loaded.example_inputs()))
+    engine = runtime_named(runtime) if runtime is not None else None
+    offered = None if space is None else SearchSpace.load(space, graph)
+    if offered is not None and engine is not None:
+        offered = offered.label_bits(graph, partial(is_executed, engine.capabilities()))
+    if offered is not None and profile is not None:
+        model = LatencyModel.load(profile)
+        model.require_model(graph)
+        offered = label_slower_ranks(offered, model)
     console = Console()
     for table in graph_tables(graph):
         console.print(table)
-    engine = runtime_named(runtime) if runtime is not None else None
     if engine is not None:
         console.print(capability_table(engine, graph))
-    if space is not None:
-        offered = SearchSpace.load(space, graph)
-        if engine is not None:
-            offered = offered.label_bits(graph, partial(is_executed, engine.capabilities()))
+    if offered is not None:
         console.print(space_table(offered))

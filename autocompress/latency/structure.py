@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autocompress.candidate import PRECISIONS, Candidate
 from autocompress.errors import InputError
 from autocompress.graph import Layer, ModelGraph
+from autocompress.rank_choice import RANK_GRID
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -176,13 +177,13 @@ class Encoder:
     """Resolves candidates against a model shape, as `compression.resolve` does; the cost is linear in the layers.
 
     Attributes:
-        ranks: every rank choice that was met so far, None first; a `LayerStates.rank` is an index into it.
+        ranks: every rank choice met so far, with its grid, None first; a `LayerStates.rank` is an index into it.
     """
 
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
-        self.ranks: list[float | str | None] = [None]
-        self._rank_numbers: dict[float | str | None, int] = {None: 0}
+        self.ranks: list[tuple[float | str | None, int]] = [(None, RANK_GRID)]
+        self._rank_numbers: dict[tuple[float | str | None, int], int] = {self.ranks[0]: 0}
         self._groups = {group.name: i for i, group in enumerate(shape.groups)}
         self._paths = {layer.path: i for i, layer in enumerate(shape.layers)}
         self._branches = {name: i for i, name in enumerate(shape.branches)}
@@ -200,7 +201,7 @@ class Encoder:
         """
         ratios = _table([item.prune_ratio for item in candidates], self._groups, 0.0)
         bits = _table([item.weight_bits for item in candidates], self._paths, 0, _PRECISION_NUMBERS).astype(np.int64)
-        rank = self._rank_numbers_of([item.rank_ratio for item in candidates])
+        rank = self._rank_numbers_of(candidates)
         dropped = _table([dict.fromkeys(item.drop, 1.0) for item in candidates], self._branches, 0.0) > 0
         alive = ~self._owners.any(dropped)
         removed = np.rint(ratios * self._n_channels).astype(np.int64)
@@ -208,7 +209,8 @@ class Encoder:
         n_out, n_in = (self._size[:, i] - self._cuts[i].removed(removed, len(self._paths)) for i in (0, 1))
         return LayerStates(alive, n_out, n_in, rank, bits)
 
-    def _rank_numbers_of(self, values: Sequence[Mapping[str, float | str]]) -> Ints:
+    def _rank_numbers_of(self, candidates: Sequence[Candidate]) -> Ints:
+        values = [{path: (rank, item.rank_grid) for path, rank in item.rank_ratio.items()} for item in candidates]
         for value in set(chain.from_iterable(row.values() for row in values)):
             if value not in self._rank_numbers:
                 self._rank_numbers[value] = len(self.ranks)

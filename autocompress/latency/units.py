@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autocompress.candidate import PRECISIONS, Candidate, Precision
 from autocompress.graph import Layer
 from autocompress.latency.structure import Encoder, LayerShape, ModelShape
-from autocompress.rank_choice import parse_rank
+from autocompress.rank_choice import RANK_GRID, parse_rank
 from autocompress.ranks import ranks_of_ratio, split_of
 
 Floats = NDArray[np.float64]
@@ -20,21 +20,21 @@ _N_FIGURES = 5
 _SIZES, _RANKS, _BITS = 2**18, 2**8, 2**6  # of the fields of a code
 
 
-def piece_key(layer: LayerShape, n_out: int, n_in: int, rank: float | str | None, bits: Precision) -> str:
-    """Key of a layer's time in the table, such as `conv2d 3x3 s1 @1x32x32 norm relu|16>8 r4 b8`."""
-    return f"{layer.signature}|{n_in}>{n_out} r{_split_text(layer, n_out, n_in, rank)} b{bits}"
+def piece_key(layer: LayerShape, n_out: int, n_in: int, rank: tuple[float | str | None, int], bits: Precision) -> str:
+    """Key of a layer's time; `rank` is a choice and its grid. As `conv2d 3x3 s1 @1x32x32 norm relu|16>8 r4 b8`."""
+    return f"{layer.signature}|{n_in}>{n_out} r{_split_text(layer, n_out, n_in, *rank)} b{bits}"
 
 
-def _split_text(layer: LayerShape, n_out: int, n_in: int, rank: float | str | None) -> str:
+def _split_text(layer: LayerShape, n_out: int, n_in: int, rank: float | str | None, grid: int) -> str:
     """The ranks that a choice comes to, 0 where the layer stays whole; the choice itself where only data tells."""
     if rank is None:
         return "0"
     choice = parse_rank(rank)
     if choice.ratio is None or layer.kind not in ("linear", "conv1d", "conv2d"):
-        return str(rank)
+        return str(rank) if grid == RANK_GRID else f"{rank}@{grid}"
     shape = (n_out, n_in, *layer.kernel)
     pruned = Layer(layer.path, layer.kind, shape, 0, 0, groups=layer.groups, stride=layer.stride)
-    split = split_of(pruned, choice, ranks_of_ratio(pruned, choice.scheme, choice.ratio))
+    split = split_of(pruned, choice, ranks_of_ratio(pruned, choice.scheme, choice.ratio, grid))
     if split is None:
         return "0"
     ranks = "x".join(map(str, split.ranks))

@@ -8,13 +8,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from autocompress.automl.planning import Foresight
+from autocompress.automl.preparation import prepare
+from autocompress.automl.reopening import reopen
 from autocompress.candidate import Candidate
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.latency import LatencyModel
+from autocompress.latency.size_only import label_slower_ranks
 from autocompress.records import Latency, Predicted, TrialRecord
+from autocompress.run_folder import RunFolder
+from autocompress.space import SearchSpace
+from autocompress.task import SupervisedTask
+from tests.automl.tasks import STUB
 from tests.latency.nets import INPUTS, made_up_table, net
 
 
@@ -69,3 +77,23 @@ def test_another_model_or_runtime_is_refused(profile: Path) -> None:
 def replace_settings(made: Any) -> Any:
     made.settings = replace(made.settings, latency_model=None)
     return made
+
+
+@pytest.mark.usefixtures("brief_clock")
+def test_a_search_labels_slow_ranks_and_is_reopened_on_its_grid(
+    profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatencyModel, "require", lambda self, **target: None)
+    model, graph, *_ = net()
+    batch = (torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))
+    task = SupervisedTask(model, [batch], [batch], [batch])
+    rules = [{"match": "re:blocks.*", "rank_ratio": [None, 0.5, 0.25]}]
+    space = SearchSpace.from_rules(graph, rules, rank_grid=4)
+    expected = label_slower_ranks(space, LatencyModel.load(profile))
+    assert expected != space
+    settings = SearchSettings.from_dict({"runtime": STUB, "latency_model": str(profile), "space": space.name})
+    prepared = prepare(task, space, settings, None)
+    assert prepared.space == expected
+    folder = RunFolder(tmp_path)
+    folder.reference.write_bytes(prepared.job.reference)
+    assert reopen(folder, prepared.info, task).space == expected

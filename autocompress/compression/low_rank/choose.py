@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from autocompress.candidate import Candidate
-from autocompress.compression.low_rank.decomposition import smallest_ranks
+from autocompress.compression.low_rank.decomposition import Decomposition, smallest_ranks
 from autocompress.compression.low_rank.matrices import pruned_layer
 from autocompress.compression.low_rank.source import LowRankSource, can_split
 from autocompress.errors import CompressionError
@@ -48,9 +50,10 @@ def choose_splits(
             raise CompressionError(f"rank_ratio {choice.value!r} does not fit layer {layer.path!r}: {reason}")
         pruned = pruned_layer(layer, gone)
         if choice.ratio is not None:
-            ranks = ranks_of_ratio(pruned, choice.scheme, choice.ratio)
+            ranks = ranks_of_ratio(pruned, choice.scheme, choice.ratio, candidate.rank_grid)
         else:
-            ranks = _ranks_of_energy(layer, pruned, choice, gone, source, activation_aware)
+            decompositions = source.decompositions(layer, choice.scheme, gone, activation_aware)
+            ranks = _ranks_of_energy(pruned, choice, decompositions, candidate.rank_grid)
         split = split_of(pruned, choice, ranks)
         if split is None:
             dense.append(layer.path)
@@ -60,13 +63,12 @@ def choose_splits(
 
 
 def _ranks_of_energy(
-    layer: Layer, pruned: Layer, choice: RankChoice, gone: GoneSlots, source: LowRankSource, activation_aware: bool
+    pruned: Layer, choice: RankChoice, decompositions: Sequence[Decomposition], grid: int
 ) -> tuple[int, ...]:
     """The smallest ranks on the grid that keep the energy."""
-    decompositions = source.decompositions(layer, choice.scheme, gone, activation_aware)
     ranks: list[int] = []
     for part, decomposition in zip(parts(pruned, choice.scheme), decompositions, strict=True):
-        offered = offered_ranks(part, choice.scheme)
+        offered = offered_ranks(part, choice.scheme, grid)
         by_group = [tuple(rank // part.groups for rank in item) for item in offered]
         place = by_group.index(smallest_ranks(decomposition, choice.energy or 1.0, by_group))
         ranks.extend(offered[place])

@@ -18,7 +18,8 @@ from autocompress.compression.low_rank.recurrent import StackedRecurrent
 from autocompress.compression.recipe import Recipe
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.ranks import Split
+from autocompress.rank_choice import parse_rank
+from autocompress.ranks import Split, largest_ranks
 from autocompress.runtimes import runtime_named
 from autocompress.space import SearchSpace
 from autocompress.tasks.digits import DigitsNet
@@ -240,6 +241,28 @@ def test_ranks_that_a_profile_shows_to_be_slower_are_labelled(graph: ModelGraph)
     label = {knob.target: knob.size_only for knob in labelled.knobs if knob.kind == "rank_ratio"}
     assert label[TARGET] == (0.5, "0.125+sparse:0.05")
     assert labelled.digest == space.digest, "a label changes no choice"
+
+
+@pytest.mark.parametrize("grid", [1, 3, 4, 16])
+def test_the_grid_of_a_candidate_is_that_of_its_ranks(model: nn.Module, graph: ModelGraph, grid: int) -> None:
+    evidence = Evidence(model, graph, CALIBRATION)
+    for choice in (0.4, "spatial:0.4", "tucker:0.4", "energy:0.5"):
+        candidate = Candidate(rank_ratio={TARGET: choice}, rank_grid=grid)
+        assert Candidate.from_dict(candidate.to_dict()) == candidate
+        ranks = resolve(model, graph, candidate, evidence=evidence).ranks[TARGET].ranks
+        assert all(rank % grid == 0 for rank in ranks), (choice, ranks)
+        if isinstance(choice, str) and choice.startswith("energy"):
+            continue
+        asked = parse_rank(choice)
+        exact = [0.4 * largest for largest in largest_ranks(graph.layer(TARGET), asked.scheme)]
+        assert all(abs(rank - share) <= grid / 2 for rank, share in zip(ranks, exact, strict=True)), (choice, ranks)
+
+
+def test_a_grid_without_ranks_asks_nothing() -> None:
+    assert Candidate(rank_grid=4) == Candidate()
+    assert "rank_grid" not in Candidate(rank_ratio={TARGET: 0.5}).to_dict(), "older candidates keep their digests"
+    with pytest.raises(InputError, match="`rank_grid >= 1` must hold"):
+        Candidate(rank_ratio={TARGET: 0.5}, rank_grid=0)
 
 
 def test_what_does_not_fit_is_named(model: nn.Module, graph: ModelGraph) -> None:
