@@ -11,7 +11,7 @@ from torch import nn
 from autocompress.compression import merge
 from autocompress.compression.factorize import factorize_
 from autocompress.compression.low_rank.layers import ParallelSum
-from autocompress.compression.low_rank.residual import factors_and_residual, stored_precision
+from autocompress.compression.low_rank.residual import factors_and_residual
 from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.compression.quantize import stored_bits as stored_bits_of
 from autocompress.compression.quantize.placing import rounded
@@ -81,7 +81,8 @@ def test_a_residual_of_few_bits_is_trained_merged_and_saved_on_its_grid(bits: in
     optimizer.step()
     student.eval()
     stored = both.residual.rounded_weight()
-    torch.testing.assert_close(rounded(stored, stored_precision(Residual(bits=bits))), stored, rtol=1e-4, atol=1e-5)
+    own = both.residual.weight_quantizers["weight"]
+    torch.testing.assert_close(own.rounded(stored), stored, rtol=1e-4, atol=1e-5)
     fresh = beside(model, x, (8,), Residual(bits=bits))
     fresh.load_state_dict(student.state_dict())
     with torch.no_grad():
