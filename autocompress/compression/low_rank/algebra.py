@@ -77,15 +77,23 @@ def refit(weight: Tensor, features: Tensor, start: Tensor, second: Tensor | None
         second: M, as `conditioned` gives it.
     """
     gram = times(features, second) @ features.mT
-    missing = times(weight - start @ features, second) @ features.mT
+    return start + correction(gram, times(weight - start @ features, second) @ features.mT)
+
+
+def correction(gram: Tensor, missing: Tensor) -> Tensor:
+    """What is to be added to a start of least squares: the smallest D with D G = B.
+
+    Args:
+        gram: G, second moment of the features, (groups, k, k).
+        missing: B, what the start leaves, times the features, (groups, out, k).
+    """
     diagonal = gram.diagonal(dim1=1, dim2=2)
     gram = gram + FLOOR * torch.diag_embed(diagonal.maximum(1e-6 * diagonal.mean(1, keepdim=True)))
     factor, failed = torch.linalg.cholesky_ex(gram)
     if bool(failed.any()):  # features that are linear combinations of others
         change: Tensor = missing @ torch.linalg.pinv(gram, hermitian=True, rtol=FLOOR)
-    else:
-        change = torch.cholesky_solve(missing.mT, factor).mT
-    return start + change
+        return change
+    return torch.cholesky_solve(missing.mT, factor).mT
 
 
 def output_energy(weight: Tensor, second: Tensor | None) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from autocompress.compression.low_rank.algebra import (
     Basis,
     conditioned,
+    correction,
     output_basis,
     output_energy,
     refit,
@@ -123,8 +124,8 @@ class TuckerDecomposition:
         ones = (1,) * len(kernel)
         scale = _scale(self._basis, n_inner)
         inputs = self._inputs[:, :n_inner] / scale[:, :, None]
-        core, features = self._core(inputs, n_inner, scale)
-        basis = output_basis(core, _through(features, self._second))
+        core, moment = self._core(inputs, n_inner, scale)
+        basis = output_basis(core, moment)
         balance = _scale(basis, n_outer)
         outer = basis.vectors[:, :, :n_outer]
         inner = (outer.mT @ core) / balance[:, :, None]
@@ -136,15 +137,23 @@ class TuckerDecomposition:
         )
 
     def _core(self, inputs: Tensor, rank: int, scale: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The best weight (groups, out, rank × kernel) on the projected inputs, and these as features of the window."""
-        kernel = self._weight.shape[3:]
-        n_groups, n_out = self._weight.shape[:2]
-        start = (self._basis.vectors[:, :, :rank] * scale[:, None]).reshape(n_groups, n_out, -1, rank).mT.flatten(2)
+        """The best weight (groups, out, rank × kernel) on the projected inputs, and the second moment of these.
+
+        Inputs are projected channel by channel, the same for each tap of the kernel: no matrix of rank × kernel rows
+        and in × kernel columns is needed, which would be nearly all zeros.
+        """
+        n_groups, n_out, n_in = self._weight.shape[:3]
+        weight = self._weight.flatten(3)  # (groups, out, in, kernel)
+        start = (self._basis.vectors[:, :, :rank] * scale[:, None]).reshape(n_groups, n_out, -1, rank)
+        flat = start.mT.flatten(2)
         if self._second is None:
-            return start, None
-        taps = torch.eye(kernel.numel(), dtype=inputs.dtype)
-        features = torch.einsum("grc,xw->grxcw", inputs, taps).flatten(3).flatten(1, 2)
-        return refit(self._weight.flatten(2), features, start, self._second), features
+            return flat, None
+        n_taps, project = weight.shape[3], inputs[:, None]
+        half = (inputs @ self._second.reshape(n_groups, n_in, -1)).reshape(n_groups, rank * n_taps, n_in, n_taps)
+        moment = (project @ half).flatten(2)
+        left = (weight - (start @ project).mT).flatten(2)
+        missing = (project @ times(left, self._second).reshape(weight.shape)).flatten(2)
+        return flat + correction(moment, missing), moment
 
     def kept_energy(self, ranks: Sequence[int]) -> float:
         """Of the composed weight."""
@@ -189,11 +198,6 @@ def _scale(basis: Basis, rank: int) -> Tensor:
     """The square root of each direction's singular value, (groups, rank); 1 where that is as good as zero."""
     root = basis.energy[:, :rank] ** 0.25
     return torch.where(root > 1e-6 * basis.energy[:, :1] ** 0.25, root, torch.ones_like(root))
-
-
-def _through(features: Tensor | None, second: Tensor | None) -> Tensor | None:
-    """Second moment of the features, (groups, k, k)."""
-    return None if features is None else times(features, second) @ features.mT
 
 
 def _of_columns(second: Tensor | None, n_in: int, height: int, width: int) -> Tensor | None:

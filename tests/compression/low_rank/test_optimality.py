@@ -39,13 +39,19 @@ def test_linear_has_the_least_output_error_of_every_rank(n_in: int, n_out: int, 
     assert error(student, model, x) <= 1e-5 * size(model, x)
 
 
-CONVS = {
-    "plain": nn.Conv2d(4, 6, 3, padding=1),
-    "1x1 with stride": nn.Conv2d(6, 6, 1, stride=2),
-    "uneven": nn.Conv2d(4, 5, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), bias=False),
-    "grouped": nn.Conv2d(4, 6, 3, groups=2),
-    "one dimension": nn.Conv1d(4, 6, 5, stride=2, padding=2),
-}
+def _convs() -> dict[str, nn.Module]:
+    """The same weights whatever ran before."""
+    torch.manual_seed(0)
+    return {
+        "plain": nn.Conv2d(4, 6, 3, padding=1),
+        "1x1 with stride": nn.Conv2d(6, 6, 1, stride=2),
+        "uneven": nn.Conv2d(4, 5, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), bias=False),
+        "grouped": nn.Conv2d(4, 6, 3, groups=2),
+        "one dimension": nn.Conv1d(4, 6, 5, stride=2, padding=2),
+    }
+
+
+CONVS = _convs()
 
 
 def _inputs(conv: nn.Module) -> torch.Tensor:
