@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.graph import ModelGraph, inspect_model
+from autocompress.runtimes import export, runtime_named
 
 transformers = pytest.importorskip("transformers", reason="architectures come from the transformers package")
 
@@ -86,3 +87,15 @@ def test_it_prunes_and_exports(name: str, tmp_path: Path) -> None:
         expected = student(**inputs)
     program = torch.export.export(student, (), inputs, strict=False)
     torch.testing.assert_close(program.module()(**inputs), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_pruned_model_runs_as_onnx(name: str, tmp_path: Path) -> None:
+    model, inputs = build(name)
+    graph = inspect_model(model, inputs)
+    student = compress(model, Candidate({group.name: 0.5 for group in graph.groups}), inputs, graph=graph)
+    file = export(student, inputs, tmp_path)
+    with torch.no_grad():
+        expected = student(**inputs)
+    found = runtime_named("onnxruntime").load(file).predict(inputs)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,16 @@ from torch import Tensor, nn
 from autocompress.compression.prune import remove_channels_
 from autocompress.graph import inspect_model
 from tests.graph.masking import masked_copy, some_channels
-from tests.graph.nets import CNNS, randomize, unit
+from tests.graph.nets import (
+    CNNS,
+    Attention,
+    FusedAttention,
+    GatedMlp,
+    GroupedQueryAttention,
+    PackedAttention,
+    randomize,
+    unit,
+)
 
 
 class RandomNet(nn.Module):
@@ -82,6 +93,84 @@ def test_a_pruned_random_net_equals_the_masked_original(steps: list[str], width:
     expected = masked_copy(model, graph, removed)(x)
     remove_channels_(model, graph, removed)
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+class OverTime(nn.Module):
+    """A convolution in groups over time, batch norm, ReLU."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 3, padding=1, groups=groups)
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x.transpose(1, 2)))).transpose(1, 2)
+
+
+LAYERS: dict[str, Callable[[int], nn.Module]] = {
+    "linear": lambda width: nn.Sequential(nn.Linear(width, width + 4), nn.ReLU(), nn.Linear(width + 4, width)),
+    "norm": nn.LayerNorm,
+    "lstm": lambda width: nn.LSTM(width, width, 2, batch_first=True),
+    "two-way lstm": lambda width: nn.LSTM(width, width // 2, batch_first=True, bidirectional=True),
+    "gru": lambda width: nn.GRU(width, width, batch_first=True),
+    "two-way gru": lambda width: nn.GRU(width, width // 2, 2, batch_first=True, bidirectional=True),
+    "attention": lambda width: Attention(width, 4),
+    "fused attention": lambda width: FusedAttention(width, 4),
+    "packed attention": lambda width: PackedAttention(width, 4),
+    "grouped queries": lambda width: GroupedQueryAttention(width, 4, 2),
+    "gated": lambda width: GatedMlp(width, 12),
+    "grouped conv": lambda width: OverTime(width, 2),
+    "depthwise conv": lambda width: OverTime(width, width),
+}
+
+
+class RandomSequenceNet(nn.Module):
+    """A chain of layers over a sequence, each alone or, where the flag says so, added to what it reads."""
+
+    def __init__(self, steps: list[tuple[str, bool]], width: int) -> None:
+        super().__init__()
+        self.inward, self.head = nn.Linear(5, width), nn.Linear(width, 3)
+        self.parts = nn.ModuleList(LAYERS[name](width) for name, _ in steps)
+        self.residual = [flag for _, flag in steps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.inward(x))
+        for part, residual in zip(self.parts, self.residual, strict=True):
+            found = part(x)
+            y = found[0] if isinstance(part, nn.RNNBase) else found
+            x = x + y if residual else y
+        return self.head(torch.tanh(x).mean(1))
+
+
+def check_sequence_net(steps: list[tuple[str, bool]], width: int, share: float, seed: int) -> None:
+    model = randomize(RandomSequenceNet(steps, width), seed).eval()
+    x = torch.rand(2, 6, 5, generator=torch.Generator().manual_seed(seed))
+    graph = inspect_model(model, x)
+    assert graph.groups
+    assert not [item for item in graph.frozen if item.what == "channels" and "pruned copy" in item.reason]
+    removed = some_channels(graph, share, seed)
+    expected = masked_copy(model, graph, removed)(x)
+    remove_channels_(model, graph, removed)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=15)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(sorted(LAYERS)), st.booleans()), min_size=1, max_size=4),
+    width=st.sampled_from([8, 16]),
+    share=st.sampled_from([0.25, 0.5, 0.8]),
+    seed=st.integers(0, 99),
+)
+def test_a_pruned_random_sequence_net_equals_the_masked_original(
+    steps: list[tuple[str, bool]], width: int, share: float, seed: int
+) -> None:
+    check_sequence_net(steps, width, share, seed)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_of_the_random_sequence_nets_prunes_exactly(name: str, residual: bool) -> None:
+    check_sequence_net([(name, residual)], 16, 0.5, 7)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from autocompress.graph.flow import Flow, Rule
+from autocompress.graph.flow import CONSUMER, PRODUCER, Flow, Rule, rule_key
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
 from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
 from autocompress.graph.rules.elementwise import broadcast, elementwise
@@ -80,12 +80,20 @@ def softmax(node: fx.Node, flow: Flow) -> Dims:
 
 
 def matmul(node: fx.Node, flow: Flow) -> Dims:
-    """Batched matrix product: contracted dimensions go together, batch dimensions broadcast."""
+    """Batched matrix product: contracted dimensions go together, batch dimensions broadcast.
+
+    A matrix of parameters on the right, as in `x @ weight` or `x @ weight.T`, makes channels as a linear layer does.
+    """
     first, second = node.args[0], node.args[1]
     a, b = flow.dims(first), flow.dims(second)
     if not a or not b:
         raise NoRuleError("a product needs vectors or matrices")
     flow.labels.tie(a[-1], b[-2] if len(b) > 1 else b[0])
+    if isinstance(second, fx.Node) and len(b) == 2:
+        turned = rule_key(second) in ("aten.t", "aten.mT", "aten.numpy_T")
+        weight = second.args[0] if turned else second
+        flow.play(weight, int(turned), CONSUMER)
+        flow.play(weight, int(not turned), PRODUCER)
     tail: list[Dim] = [*a[-2:-1], *(b[-1:] if len(b) > 1 else ())]
     batch = shape_of(node)[: len(shape_of(node)) - len(tail)]
     heads = [(a[:-2], shape_of(first)[:-2]), (b[:-2], shape_of(second)[:-2])]

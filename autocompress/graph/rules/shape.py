@@ -27,6 +27,11 @@ def transpose(node: fx.Node, flow: Flow) -> Dims:
     return tuple(dims)
 
 
+def reverse(node: fx.Node, flow: Flow) -> Dims:
+    """All dimensions in the opposite order, as by `x.T`."""
+    return flow.dims(node.args[0])[::-1]
+
+
 def movedim(node: fx.Node, flow: Flow) -> Dims:
     """One dimension moves to another place."""
     dims = list(flow.dims(node.args[0]))
@@ -195,6 +200,14 @@ def select(node: fx.Node, flow: Flow) -> Dims:
     return (*dims[:place], *dims[place + 1 :])
 
 
+def select_scatter(node: fx.Node, flow: Flow) -> Dims:
+    """One slot is overwritten, as by `x[:, i] = y`: it stays, and the other dimensions go with what is written."""
+    dims, rest = flow.dims(node.args[0]), list(select(node, flow))
+    for ours, theirs in zip(rest, flow.dims(node.args[1]), strict=True):
+        flow.labels.tie(ours, theirs)
+    return dims
+
+
 def index(node: fx.Node, flow: Flow) -> Dims:
     """Slots are picked by tensors of numbers: those dimensions are fixed, the others pass."""
     dims = flow.dims(node.args[0])
@@ -225,6 +238,7 @@ SHAPE: dict[str, Rule] = {
     "aten.transpose": transpose,
     "aten.t": transpose,
     "aten.mT": transpose,
+    "aten.numpy_T": reverse,
     "aten.adjoint": transpose,
     "aten.swapaxes": transpose,
     "aten.swapdims": transpose,
@@ -249,6 +263,7 @@ SHAPE: dict[str, Rule] = {
     "aten.slice": slice_,
     "aten.slice_scatter": slice_scatter,
     "aten.select": select,
+    "aten.select_scatter": select_scatter,
     "aten.index": index,
     "aten.index_select": index_select,
 }
