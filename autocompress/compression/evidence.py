@@ -108,11 +108,12 @@ class Evidence:
         model = copy.deepcopy(self.model).eval()
         units = {layer.path: (layer.norm or layer.path, layer.relu) for layer in self.graph.layers}
         seen: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        modules = dict(model.named_modules(remove_duplicate=False))
         for path in dict.fromkeys(path for group in self.graph.groups for path in group.producers):
-            axis = output_axis(model.get_submodule(path))
+            axis = output_axis(modules.get(path))
             if axis is not None:
                 end, relu = units.get(path, (path, False))
-                model.get_submodule(end).register_forward_hook(_observer(seen[path], axis, relu))
+                modules[end].register_forward_hook(_observer(seen[path], axis, relu))
         with torch.no_grad():
             for inputs in self.calibration:
                 call_model(model, inputs)
@@ -123,8 +124,8 @@ class Evidence:
         }
 
 
-def output_axis(module: nn.Module) -> int | None:
-    """The dimension of the output that counts channels; None for a layer of another kind."""
+def output_axis(module: nn.Module | None) -> int | None:
+    """The dimension of the output that counts channels; None for a layer of another kind and for a lone parameter."""
     if isinstance(module, nn.Linear | nn.Embedding):
         return -1
     if isinstance(module, nn.modules.conv._ConvNd) and not (module.transposed and module.groups > 1):

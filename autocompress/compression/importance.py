@@ -180,9 +180,10 @@ def _magnitude(evidence: Evidence, group: ChannelGroup, power: int) -> Tensor:
 def _outputs(evidence: Evidence, group: ChannelGroup) -> list[tuple[str, Coupling]]:
     """Producers whose outputs were observed, with the coupling whose slots are indices into that output."""
     found = []
+    modules = dict(evidence.model.named_modules(remove_duplicate=False))
     for path in group.producers:
-        module = evidence.model.get_submodule(path)
-        if output_axis(module) is None:
+        module = modules.get(path)
+        if module is None or output_axis(module) is None:
             continue
         axis, own = weight_axis(module), [item for item in group.couplings if item.tensor.startswith(f"{path}.")]
         matrices = (item for item in own if item.dim == axis and _matrix(evidence, item) is not None)

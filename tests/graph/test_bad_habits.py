@@ -115,6 +115,16 @@ def test_a_module_at_two_paths_stays_one_module() -> None:
     assert {item.name for item in graph.frozen if item.what == "layer"} == {"one", "two"}
 
 
+@pytest.mark.parametrize("importance", ["l2", "bn_scale", "fpgm", "activation", "entropy"])
+def test_channels_of_a_parameter_outside_modules_are_ranked(importance: str) -> None:
+    model, x = randomize(StrayParameters()).eval(), torch.rand(3, 4)
+    graph = inspect_model(model, x)
+    half = Candidate({group.name: 0.5 for group in graph.groups})
+    student = compress(model, half, x, graph=graph, calibration=[(x,)], importance=importance)
+    assert student.get_parameter("weight").shape == (4, 4)
+    assert student(x).shape == (3, 2)
+
+
 class Unregistered(nn.Module):
     """A tensor that belongs to no module: nobody could cut it."""
 
