@@ -67,19 +67,6 @@ def output_basis(weight: Tensor, second: Tensor | None) -> Basis:
     return Basis(vectors if outer is None else outer @ vectors, energy)
 
 
-def refit(weight: Tensor, features: Tensor, start: Tensor, second: Tensor | None) -> Tensor:
-    """The H that minimises tr((W - H P) M (W - H P)') for given features P; of equal ones the nearest to `start`.
-
-    Args:
-        weight: W, (groups, out, in).
-        features: P, (groups, k, in).
-        start: (groups, out, k).
-        second: M, as `conditioned` gives it.
-    """
-    gram = times(features, second) @ features.mT
-    return start + correction(gram, times(weight - start @ features, second) @ features.mT)
-
-
 def correction(gram: Tensor, missing: Tensor) -> Tensor:
     """What is to be added to a start of least squares: the smallest D with D G = B.
 

@@ -14,7 +14,6 @@ from autocompress.compression.low_rank.algebra import (
     correction,
     output_basis,
     output_energy,
-    refit,
     times,
 )
 
@@ -87,13 +86,8 @@ class SpatialDecomposition:
         scale = _scale(self._basis, rank)
         columns = self._columns[:, :rank] / scale[:, :, None]
         start = (self._basis.vectors[:, :, :rank] * scale[:, None]).reshape(n_groups, n_out, width, rank)
-        rows = start.transpose(2, 3).flatten(2)
-        if self._second is not None:
-            seen = columns.reshape(n_groups, rank, n_in, height)
-            features = (
-                torch.einsum("grcy,xw->grxcyw", seen, torch.eye(width, dtype=seen.dtype)).flatten(3).flatten(1, 2)
-            )
-            rows = refit(self._weight.flatten(2), features, rows, self._second)
+        by_row = self._weight.reshape(n_groups, n_out, n_in * height, width)
+        rows, _ = _on_projected(by_row, columns, start, self._second)
         return (
             columns.reshape(n_groups, rank, n_in, height, 1),
             rows.reshape(n_groups, n_out, rank, 1, width),
@@ -124,7 +118,8 @@ class TuckerDecomposition:
         ones = (1,) * len(kernel)
         scale = _scale(self._basis, n_inner)
         inputs = self._inputs[:, :n_inner] / scale[:, :, None]
-        core, moment = self._core(inputs, n_inner, scale)
+        start = (self._basis.vectors[:, :, :n_inner] * scale[:, None]).reshape(*self._weight.shape[:2], -1, n_inner)
+        core, moment = _on_projected(self._weight.flatten(3), inputs, start, self._second)
         basis = output_basis(core, moment)
         balance = _scale(basis, n_outer)
         outer = basis.vectors[:, :, :n_outer]
@@ -135,25 +130,6 @@ class TuckerDecomposition:
             inner.unflatten(2, (n_inner, *kernel)),
             outer.reshape(*outer.shape, *ones),
         )
-
-    def _core(self, inputs: Tensor, rank: int, scale: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The best weight (groups, out, rank × kernel) on the projected inputs, and the second moment of these.
-
-        Inputs are projected channel by channel, the same for each tap of the kernel: no matrix of rank × kernel rows
-        and in × kernel columns is needed, which would be nearly all zeros.
-        """
-        n_groups, n_out, n_in = self._weight.shape[:3]
-        weight = self._weight.flatten(3)  # (groups, out, in, kernel)
-        start = (self._basis.vectors[:, :, :rank] * scale[:, None]).reshape(n_groups, n_out, -1, rank)
-        flat = start.mT.flatten(2)
-        if self._second is None:
-            return flat, None
-        n_taps, project = weight.shape[3], inputs[:, None]
-        half = (inputs @ self._second.reshape(n_groups, n_in, -1)).reshape(n_groups, rank * n_taps, n_in, n_taps)
-        moment = (project @ half).flatten(2)
-        left = (weight - (start @ project).mT).flatten(2)
-        missing = (project @ times(left, self._second).reshape(weight.shape)).flatten(2)
-        return flat + correction(moment, missing), moment
 
     def kept_energy(self, ranks: Sequence[int]) -> float:
         """Of the composed weight."""
@@ -192,6 +168,30 @@ def smallest_ranks(decomposition: Decomposition, energy: float, offered: Sequenc
         else:
             low = middle + 1
     return offered[low]
+
+
+def _on_projected(weight: Tensor, inputs: Tensor, start: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The best weight (groups, out, rank × taps) on projected inputs, and the second moment of these.
+
+    Every tap is projected alike: no matrix of rank × taps rows and in × taps columns is needed, which would be nearly
+    all zeros.
+
+    Args:
+        weight: (groups, out, in, taps).
+        inputs: the projection, (groups, rank, in).
+        start: (groups, out, taps, rank); the answer where there is no second moment.
+        second: of the inputs, (groups, in × taps, in × taps), as `conditioned` gives it.
+    """
+    flat = start.mT.flatten(2)
+    if second is None:
+        return flat, None
+    n_groups, _, n_in, n_taps = weight.shape
+    project = inputs[:, None]
+    half = (inputs @ second.reshape(n_groups, n_in, -1)).reshape(n_groups, -1, n_in, n_taps)
+    moment = (project @ half).flatten(2)
+    left = (weight - (start @ project).mT).flatten(2)
+    missing = (project @ times(left, second).reshape(weight.shape)).flatten(2)
+    return flat + correction(moment, missing), moment
 
 
 def _scale(basis: Basis, rank: int) -> Tensor:
