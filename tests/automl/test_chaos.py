@@ -255,7 +255,10 @@ def test_chaos(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(CHAOS)
-    reference = undisturbed(tmp_path / "undisturbed.journal", n_trials)
+    import world
+
+    with world.clocks_go_on_afterwards():
+        reference = undisturbed(tmp_path / "undisturbed.journal", n_trials)
     fight(battlefield, n_trials, [kill for kill, n in kills.items() for _ in range(n)], seed=0)
     print(_story_of_all(battlefield))
     check(battlefield, n_trials, reference)

@@ -40,8 +40,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{CHAOS}")
         import world
 
-        steady = [getattr(module, name) for module, name in world.CLOCKS]
-        with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # socket paths must be short
+        with (
+            world.clocks_go_on_afterwards(),
+            tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder,  # socket paths must be short
+        ):
             ray.init(
                 address="local",
                 num_cpus=2,
@@ -53,8 +55,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             )
             yield world
             ray.shutdown()
-        for (module, name), value in zip(world.CLOCKS, steady, strict=True):
-            setattr(module, name, value)
 
 
 def search(world: Any, run: Path, task: Any, n_trials: int = 6, **more: Any) -> list[TrialRecord]:

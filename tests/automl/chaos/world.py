@@ -5,11 +5,12 @@ Run as a script it is the driver: `python world.py RUN ADDRESS N_TRIALS` starts 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from autocompress.config import SearchSettings
 from autocompress.graph import inspect_model
 from autocompress.latency import PairedTiming
 from autocompress.run_folder import RunFolder
+from autocompress.runtimes import Capability
 from autocompress.space import SearchSpace
 from autocompress.task import Batch, Inputs, SupervisedTask, call_model
 
@@ -102,10 +104,24 @@ def still_the_clocks(reference_ms: float = 2.0) -> None:
     distillation.choose_mode = lambda model, inputs: distillation.FastMode(False)
 
 
+@contextlib.contextmanager
+def clocks_go_on_afterwards() -> Iterator[None]:
+    """For a world that is loaded into the tests' own process."""
+    before = [getattr(module, name) for module, name in CLOCKS]
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(CLOCKS, before, strict=True):
+            setattr(module, name, value)
+
+
 class Stub:
     """A file is the traced model; a run of it takes as long as it has parameters."""
 
     name = "world:Stub"
+
+    def capabilities(self) -> tuple[Capability, ...]:
+        return (Capability(32, {"linear": "counts"}),)
 
     def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
         file = folder / "model.pt"
