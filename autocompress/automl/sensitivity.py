@@ -245,13 +245,15 @@ def _here(probe: Probe, candidates: Iterable[Candidate]) -> Iterator[tuple[str, 
 
 
 class _Prober:
-    """A Ray actor with a probe of its own."""
+    """A Ray actor with a probe of its own, made at its first call and again after it died."""
 
-    def __init__(self, make_probe: Callable[[], Probe]) -> None:
+    def __init__(self) -> None:
         torch.set_num_threads(1)
-        self._probe = make_probe()
+        self._probe: Probe | None = None
 
-    def loss(self, text: str) -> tuple[str, float]:
+    def loss(self, make_probe: list[Any], text: str) -> tuple[str, float]:
+        if self._probe is None:
+            self._probe = ray.get(make_probe[0])()
         candidate = Candidate.from_dict(json.loads(text))
         return candidate.digest, self._probe.loss(candidate)
 
@@ -260,10 +262,10 @@ def _on_workers(
     make_probe: Callable[[], Probe], candidates: Sequence[Candidate], n_workers: int
 ) -> Iterator[tuple[str, float]]:
     remote = ray.remote(num_cpus=1, max_restarts=1, max_task_retries=1)(_Prober)
-    shared = ray.put(make_probe)
-    pool = ActorPool([remote.remote(shared) for _ in range(n_workers)])
+    shared = [ray.put(make_probe)]  # in a list, so that Ray passes the reference on and each actor reads it once
+    pool = ActorPool([remote.remote() for _ in range(n_workers)])
     texts = [candidate.to_json() for candidate in candidates]
-    yield from pool.map_unordered(lambda actor, text: actor.loss.remote(text), texts)
+    yield from pool.map_unordered(lambda actor, text: actor.loss.remote(shared, text), texts)
 
 
 def _first_samples(batches: Iterable[Any], n: int, size: Callable[[Any], int]) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from autocompress.automl import engine, resume, run_new
 from autocompress.automl.engine import ray_cluster
+from autocompress.automl.sensitivity import Probe, measure_sensitivity
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError, MissingDataError, WorkerError
+from autocompress.graph import inspect_model
 from autocompress.records import TrialRecord, read_records
 from autocompress.report.status import status_lines
 from autocompress.run_folder import RunFolder
@@ -65,6 +68,16 @@ def search(world: Any, run: Path, task: Any, n_trials: int = 6, **more: Any) -> 
 
 def events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in RunFolder(run).events.read_text().splitlines()]
+
+
+def test_choices_judged_on_workers_cost_what_they_cost_here(world: Any, tmp_path: Path) -> None:
+    task = world.World(pause=0.0)
+    model = task.build_model()
+    make = partial(Probe, task, model, inspect_model(model, task.example_inputs()), world.settings(2))
+    space = world.space_of(model)
+    here = measure_sensitivity(space, make(), tmp_path / "here")
+    assert len({choice.loss_increase for choice in here.choices}) > 3
+    assert measure_sensitivity(space, make(), tmp_path / "there", make, n_workers=2) == here
 
 
 def test_the_job_travels_once_and_what_happened_is_told(world: Any, tmp_path: Path) -> None:
