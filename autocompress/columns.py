@@ -51,14 +51,13 @@ COLUMNS = (
 def row(point: TrialRecord, metric: str) -> dict[str, object]:
     """The cells of one point by column name; a figure that is not known is NaN."""
     file, latency = point.file, point.latency if point.file is None else point.file.latency
-    predicted = getattr(point, "predicted", None)
     cells: dict[str, object] = {
         "trial": point.number,
         "origin": point.origin,
         "latency_ratio": math.nan if latency is None else latency.ratio,
         "latency_spread": math.nan if latency is None else latency.spread,
         "latency_ms": math.nan if latency is None else latency.ms,
-        "latency_predicted_ms": math.nan if predicted is None else predicted[0],
+        "latency_predicted_ms": math.nan if point.predicted is None else point.predicted.ms,
         f"{metric}_search": point.metrics.get(metric, math.nan),
         "latency_ratio_search": math.nan if point.latency is None else point.latency.ratio,
         "size_mib": point.size_mib if file is None else file.size_mib,
