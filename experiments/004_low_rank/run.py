@@ -147,7 +147,7 @@ def errors() -> None:
         seen = layer_inputs(case.model, case.layers(), inputs)
         for layer in case.layers():
             module = case.model.get_submodule(layer.path)
-            (weight,) = matrices_of(module, layer, {})
+            (weight,) = matrices_of(module, layer, SCHEMES[0], {})
             rows = rows_of(layer, module, seen[layer.path], mask)
             whole = rows @ weight[0].flatten(1).double().mT
             for scheme in SCHEMES:
