@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autocompress.automl.blocks import blocks_of
-from autocompress.automl.proposals import strongest_candidates, uniform_candidates
 from autocompress.automl.sensitivity import single_choices
-from autocompress.automl.surrogate import CostTable, Surrogate
 from autocompress.candidate import Candidate
 from autocompress.config import DistillSettings
 from autocompress.errors import InputError
 from autocompress.graph import inspect_model
+from autocompress.proposing.blocks import blocks_of
+from autocompress.proposing.proposals import strongest_candidates, uniform_candidates
+from autocompress.proposing.surrogate import CostTable, Surrogate
 from autocompress.space import Choice, SearchSpace
 from tests.automl.tasks import RULES, images, trained_model
 

@@ -1,4 +1,4 @@
-"""Searches the Pareto front of compressed models: Optuna proposes, Ray Tune runs, the study on disk is the truth."""
+"""Searches the Pareto front of compressed models: asks `proposing` what is next, runs it on Ray, writes the front."""
 
 from __future__ import annotations
 

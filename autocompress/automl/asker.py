@@ -11,12 +11,12 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from autocompress.automl.early_stopping import ParetoStopping
-from autocompress.automl.patience import Patience
 from autocompress.automl.stop import Stop
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.errors import StorageError, WorkerError
+from autocompress.proposing.early_stopping import ParetoStopping
+from autocompress.proposing.patience import Patience
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Predicted, Rung, State, TrialRecord, append_record
 
 Listener = Callable[[TrialRecord], None]

@@ -15,13 +15,11 @@ from autocompress.artifact import save_student
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
 from autocompress.automl.device import Device
-from autocompress.automl.early_stopping import ParetoStopping
 from autocompress.automl.engine import n_concurrent, ray_cluster, run_trials, target_machine
 from autocompress.automl.event_log import EventLog
 from autocompress.automl.finalists import publish
 from autocompress.automl.keeper import Keeper
 from autocompress.automl.loggers import loggers_named
-from autocompress.automl.patience import Patience
 from autocompress.automl.planning import (
     Foresight,
     enqueue_solved,
@@ -33,15 +31,17 @@ from autocompress.automl.planning import (
 from autocompress.automl.preparation import prepare
 from autocompress.automl.progress import SearchProgress
 from autocompress.automl.reopening import reopen, study_of, task_of
-from autocompress.automl.samplers import PLANNED, planned
 from autocompress.automl.scheduler import ParetoScheduler
 from autocompress.automl.sensitivity import Sensitivity
 from autocompress.automl.stop import Stop
-from autocompress.automl.study import SearchStudy
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, SearchSettings
 from autocompress.errors import InputError, StorageError
 from autocompress.pareto import ParetoFront, budget_ratios, ratio, score
+from autocompress.proposing.early_stopping import ParetoStopping
+from autocompress.proposing.patience import Patience
+from autocompress.proposing.samplers import PLANNED, planned
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import TrialRecord, write_records
 from autocompress.run_folder import RunFolder, RunInfo
 from autocompress.space import SearchSpace

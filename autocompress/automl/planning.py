@@ -8,19 +8,19 @@ from functools import partial
 import numpy as np
 
 from autocompress.automl.bench import Job
-from autocompress.automl.blocks import blocks_of
 from autocompress.automl.fisher import fisher_sensitivity
-from autocompress.automl.optimizer import Knowledge, Planner
-from autocompress.automl.predictor import LatencyPredictor, LaunchModel
-from autocompress.automl.proposals import single_drops, uniform_candidates
 from autocompress.automl.sensitivity import Probe, Sensitivity, measure_sensitivity
-from autocompress.automl.solver import Solver, block_costs
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.config import SearchSettings
 from autocompress.graph import ModelGraph
 from autocompress.latency import LatencyModel, batch_size
 from autocompress.pareto import Floats
+from autocompress.proposing.blocks import blocks_of
+from autocompress.proposing.optimizer import Knowledge, Planner
+from autocompress.proposing.predictor import LatencyPredictor, LaunchModel
+from autocompress.proposing.proposals import single_drops, uniform_candidates
+from autocompress.proposing.solver import Solver, block_costs
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Predicted, TrialRecord
 from autocompress.space import SearchSpace
 from autocompress.task import Task, as_inputs

@@ -19,8 +19,6 @@ from autocompress.artifact import model_digest
 from autocompress.automl.bench import Job, n_macs
 from autocompress.automl.device import Device, ThisMachine
 from autocompress.automl.planning import profile_of_target
-from autocompress.automl.proposals import strongest_candidates, strongest_text
-from autocompress.automl.samplers import sampler_named
 from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
@@ -28,6 +26,8 @@ from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency.size_only import label_slower_ranks
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import budget_ratios
+from autocompress.proposing.proposals import strongest_candidates, strongest_text
+from autocompress.proposing.samplers import sampler_named
 from autocompress.records import Latency, TrialRecord
 from autocompress.run_folder import RunInfo
 from autocompress.runtimes import Session, is_executed, runtime_named

@@ -16,9 +16,9 @@ from autocompress.automl.bench import Job
 from autocompress.automl.engine import target_machine
 from autocompress.automl.finalists import publish
 from autocompress.automl.reopening import reopen, study_of, task_of
-from autocompress.automl.study import REFINED
 from autocompress.distillation import FineTune, Teacher
 from autocompress.errors import InputError
+from autocompress.proposing.study import REFINED
 from autocompress.records import Rung, TrialRecord
 from autocompress.run_folder import RunFolder
 from autocompress.task import Inputs, Task, call_model, check_metrics

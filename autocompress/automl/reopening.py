@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from autocompress.artifact import model_digest
 from autocompress.automl.bench import Job
 from autocompress.automl.preparation import make_job
-from autocompress.automl.samplers import sampler_named
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.graph import inspect_model
+from autocompress.proposing.samplers import sampler_named
+from autocompress.proposing.study import SearchStudy
 from autocompress.run_folder import RunFolder, RunInfo
 from autocompress.space import Knob, SearchSpace
 from autocompress.task import Task, as_inputs, load_task

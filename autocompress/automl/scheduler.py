@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from autocompress.automl.early_stopping import ParetoStopping
+from autocompress.proposing.early_stopping import ParetoStopping
 
 
 class ParetoScheduler(FIFOScheduler):

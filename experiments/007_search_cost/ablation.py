@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.automl.planning import Foresight, enqueue_solved, n_solved, planner_of
-from autocompress.automl.predictor import LaunchModel
-from autocompress.automl.proposals import uniform_candidates
-from autocompress.automl.replay import EarlyStopping, Evaluation, replay
-from autocompress.automl.samplers import planned, sampler_named
 from autocompress.automl.sensitivity import Sensitivity
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.graph import ModelGraph
 from autocompress.pareto import hypervolume, ratio
+from autocompress.proposing.predictor import LaunchModel
+from autocompress.proposing.proposals import uniform_candidates
+from autocompress.proposing.replay import EarlyStopping, Evaluation, replay
+from autocompress.proposing.samplers import planned, sampler_named
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, TrialRecord
 from autocompress.space import SearchSpace
 

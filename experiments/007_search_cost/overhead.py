@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.automl.planning import Foresight, planner_of
-from autocompress.automl.predictor import LaunchModel
-from autocompress.automl.samplers import planned
 from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
-from autocompress.automl.solver import knapsack
-from autocompress.automl.study import SearchStudy
 from autocompress.graph import inspect_model
+from autocompress.proposing.predictor import LaunchModel
+from autocompress.proposing.samplers import planned
+from autocompress.proposing.solver import knapsack
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, TrialRecord
 from autocompress.space import SearchSpace
 from autocompress.task import load_task

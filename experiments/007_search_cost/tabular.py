@@ -16,14 +16,14 @@ import numpy as np
 from ablation import SAMPLERS, Problem, curve, first_at, search
 from scipy.stats import spearmanr
 
-from autocompress.automl.early_stopping import ParetoStopping, expected_score
-from autocompress.automl.replay import Evaluation, read_table, write_table
 from autocompress.automl.sensitivity import Probe, measure_sensitivity
 from autocompress.candidate import Candidate
 from autocompress.config import SearchSettings
 from autocompress.graph import inspect_model
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import hypervolume
+from autocompress.proposing.early_stopping import ParetoStopping, expected_score
+from autocompress.proposing.replay import Evaluation, read_table, write_table
 from autocompress.records import Latency, Rung, TrialRecord
 from autocompress.space import SearchSpace
 from autocompress.task import as_inputs, load_task

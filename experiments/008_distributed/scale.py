@@ -21,10 +21,10 @@ from typing import Any
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Outcome
 from autocompress.automl.progress import SearchProgress
-from autocompress.automl.replay import Evaluation, replay
-from autocompress.automl.samplers import sampler_named
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
+from autocompress.proposing.replay import Evaluation, replay
+from autocompress.proposing.samplers import sampler_named
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Rung, TrialRecord
 from autocompress.space import Knob, SearchSpace
 

@@ -13,12 +13,12 @@ from ray.tune.search import Searcher
 
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Outcome
-from autocompress.automl.early_stopping import ParetoStopping
-from autocompress.automl.patience import Patience
 from autocompress.automl.stop import Stop
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.errors import StorageError
+from autocompress.proposing.early_stopping import ParetoStopping
+from autocompress.proposing.patience import Patience
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Rung, TrialRecord, read_records
 from autocompress.space import Knob, SearchSpace
 

@@ -23,8 +23,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray.cluster_utils import Cluster
 
-from autocompress.automl.samplers import sampler_named
-from autocompress.automl.study import SearchStudy
+from autocompress.proposing.samplers import sampler_named
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import TrialRecord, read_records
 from autocompress.run_folder import RunFolder
 
@@ -179,7 +179,7 @@ def undisturbed(folder: Path, n_trials: int) -> list[TrialRecord]:
 
     from autocompress.automl.bench import Bench, Trial
     from autocompress.automl.preparation import prepare
-    from autocompress.automl.proposals import single_drops, uniform_candidates
+    from autocompress.proposing.proposals import single_drops, uniform_candidates
 
     task = world.World(pause=0.0)
     model = task.build_model()

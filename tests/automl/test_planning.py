@@ -6,11 +6,11 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from autocompress.automl.planning import Foresight, enqueue_solved, enqueue_stock, from_the_middle, n_solved, planner_of
-from autocompress.automl.predictor import LaunchModel
 from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.graph import inspect_model
+from autocompress.proposing.predictor import LaunchModel
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, TrialRecord
 from tests.automl.tasks import images, tiny_space, trained_model
 

@@ -8,10 +8,10 @@ from functools import partial
 import optuna
 from optuna.samplers import BaseSampler
 
-from autocompress.automl.optimizer import Planner, SolverSampler
-from autocompress.automl.repeatable import Repeatable
 from autocompress.errors import InputError
 from autocompress.extensions import find_extension
+from autocompress.proposing.optimizer import Planner, SolverSampler
+from autocompress.proposing.repeatable import Repeatable
 
 
 def _tpe(seed: int) -> BaseSampler:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.automl.blocks import Block
 from autocompress.candidate import Candidate
 from autocompress.pareto import Floats, non_dominated
+from autocompress.proposing.blocks import Block
 from autocompress.space import Choice, SearchSpace
 
 Picks = NDArray[np.intp]

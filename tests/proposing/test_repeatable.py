@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from autocompress.automl import repeatable
-from autocompress.automl.repeatable import Repeatable, Window, best_of
-from autocompress.automl.samplers import sampler_named
-from autocompress.automl.study import SearchStudy
+from autocompress.proposing import repeatable
+from autocompress.proposing.repeatable import Repeatable, Window, best_of
+from autocompress.proposing.samplers import sampler_named
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, TrialRecord
 from autocompress.space import Knob, SearchSpace
 

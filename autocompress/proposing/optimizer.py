@@ -18,10 +18,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.automl.blocks import Block, blocks_of
-from autocompress.automl.solver import Picks, Predict, Solver, knapsack, thinned
-from autocompress.automl.surrogate import CostTable, Surrogate
 from autocompress.pareto import Floats, hypervolume, non_dominated
+from autocompress.proposing.blocks import Block, blocks_of
+from autocompress.proposing.solver import Picks, Predict, Solver, knapsack, thinned
+from autocompress.proposing.surrogate import CostTable, Surrogate
 from autocompress.space import Choice, SearchSpace
 
 _MIN_TRIALS = 3

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from autocompress.automl.blocks import Block, Option
-from autocompress.automl.solver import Picks
 from autocompress.pareto import Floats
+from autocompress.proposing.blocks import Block, Option
+from autocompress.proposing.solver import Picks
 from autocompress.space import Choice
 
 _KIND_SPREAD = 0.5  # prior standard deviation of a kind's weight, around 1

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.automl.blocks import MAX_OPTIONS, Block, blocks_of
-from autocompress.automl.solver import Solver, block_costs, knapsack, learn_weights, thinned, total
 from autocompress.candidate import Candidate
 from autocompress.pareto import Floats
+from autocompress.proposing.blocks import MAX_OPTIONS, Block, blocks_of
+from autocompress.proposing.solver import Solver, block_costs, knapsack, learn_weights, thinned, total
 from autocompress.space import Choice, Knob, SearchSpace
 
 N_BLOCKS = 4

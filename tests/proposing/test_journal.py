@@ -12,7 +12,7 @@ from optuna.distributions import IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from autocompress.automl.journal import StudyJournal
+from autocompress.proposing.journal import StudyJournal
 
 KNOBS = {f"knob{i}": IntDistribution(0, 3) for i in range(20)}
 Open = Callable[[Path], StudyJournal | JournalFileBackend]

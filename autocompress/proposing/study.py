@@ -15,11 +15,11 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.trial import TrialState
 
-from autocompress.automl.early_stopping import expected_score
-from autocompress.automl.journal import StudyJournal
-from autocompress.automl.proposals import strong_candidate
 from autocompress.candidate import Candidate
 from autocompress.pareto import ratio
+from autocompress.proposing.early_stopping import expected_score
+from autocompress.proposing.journal import StudyJournal
+from autocompress.proposing.proposals import strong_candidate
 from autocompress.records import TrialRecord
 from autocompress.space import SearchSpace
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autocompress.automl.predictor import LaunchModel
 from autocompress.candidate import Candidate
 from autocompress.graph import inspect_model
+from autocompress.proposing.predictor import LaunchModel
 from tests.automl.tasks import images, tiny_space, trained_model
 
 GRAPH = inspect_model(trained_model(), (images(1, 0)[0],))

@@ -9,10 +9,10 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from autocompress.automl.optimizer import SolverSampler
-from autocompress.automl.repeatable import Repeatable
-from autocompress.automl.samplers import SAMPLERS, sampler_named
 from autocompress.errors import InputError, MissingExtraError
+from autocompress.proposing.optimizer import SolverSampler
+from autocompress.proposing.repeatable import Repeatable
+from autocompress.proposing.samplers import SAMPLERS, sampler_named
 
 KINDS: dict[str, type[BaseSampler]] = {
     "solver": SolverSampler,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from optuna.samplers import RandomSampler
 
-from autocompress.automl.replay import Evaluation, busy_share, read_table, replay, write_table
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
+from autocompress.proposing.replay import Evaluation, busy_share, read_table, replay, write_table
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Rung
 from autocompress.space import Knob, SearchSpace
 

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
-from autocompress.automl.early_stopping import (
+from autocompress.automl.scheduler import ParetoScheduler
+from autocompress.candidate import Candidate
+from autocompress.proposing.early_stopping import (
     ParetoStopping,
     expected_score,
     front_numbers,
     pareto_order,
 )
-from autocompress.automl.scheduler import ParetoScheduler
-from autocompress.candidate import Candidate
 from autocompress.records import Latency, Rung, TrialRecord
 
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=9)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Rung, TrialRecord
 
 _FIGURES = ("latency_ratio", "latency_spread", "latency_ms", "size_mib", "n_params", "n_macs")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autocompress.automl.patience import Patience
 from autocompress.candidate import Candidate
+from autocompress.proposing.patience import Patience
 from autocompress.records import Latency, TrialRecord
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.automl.proposals import strongest_candidates, uniform_candidates
 from autocompress.candidate import Candidate
+from autocompress.proposing.proposals import strongest_candidates, uniform_candidates
 from autocompress.space import Choice, Knob, SearchSpace
 from tests.automl.tasks import tiny_space
 

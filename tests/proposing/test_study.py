@@ -16,9 +16,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.automl.study import SearchStudy
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
+from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Rung, TrialRecord
 from autocompress.space import Knob, SearchSpace
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from optuna.samplers import BaseSampler, RandomSampler
 
-from autocompress.automl.blocks import blocks_of
-from autocompress.automl.optimizer import Knowledge, Planner, SolverSampler
-from autocompress.automl.replay import Evaluation, replay
-from autocompress.automl.study import SearchStudy
-from autocompress.automl.surrogate import CostTable, Surrogate
 from autocompress.candidate import Candidate
 from autocompress.pareto import Floats, hypervolume
+from autocompress.proposing.blocks import blocks_of
+from autocompress.proposing.optimizer import Knowledge, Planner, SolverSampler
+from autocompress.proposing.replay import Evaluation, replay
+from autocompress.proposing.study import SearchStudy
+from autocompress.proposing.surrogate import CostTable, Surrogate
 from autocompress.records import Latency, Rung, TrialRecord
 from autocompress.space import Choice, Knob, SearchSpace
 
