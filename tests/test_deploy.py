@@ -45,7 +45,7 @@ def test_every_command_is_one_that_the_command_line_takes(source: str) -> None:
 def test_every_flag_of_the_guides_table_exists() -> None:
     flags = set(re.findall(r"`(--[a-z-]+)", "\n".join(line for line in GUIDE.splitlines() if line.startswith("| `--"))))
     text = subprocess.run(
-        ["python", "-m", "autocompress.cli", "search", "--help"], capture_output=True, text=True, check=True
+        ["python", "-m", "autocompress", "search", "--help"], capture_output=True, text=True, check=True
     ).stdout
     assert flags and {flag for flag in flags if flag not in text} == set()
 

@@ -36,7 +36,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "autocompress.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "autocompress", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,6 @@ for name, n in sorted(done.items()):
 n_weights = len(list(run.glob("trials/*/weights.safetensors")))
 print(f"{len((run / 'trials.jsonl').read_text().splitlines())} records, {n_weights} with weights on the driver's disk")
 PYTHON
-    on "$a" host-a python -m autocompress.cli status "$work/run" | sed "s#$work/##"
+    on "$a" host-a python -m autocompress status "$work/run" | sed "s#$work/##"
     if [[ ! -s $work/run/trials.jsonl ]]; then tail -n 20 "$work/a.log" "$work/b.log"; fi
 } 2>&1 | tee "$here/two_hosts.txt"

@@ -140,7 +140,7 @@ def test_a_newcomer_leaves_with_a_model_that_runs(page: Any, tmp_path: Path) -> 
     task.write_text(next(block for block in blocks if block.startswith("# my_model.py")))
     run = tmp_path / "run"
     search = ["search", f"{task}:task", "--run-dir", run, "--trials", 8, "--rungs", "0,10", "--latency-budget", "0.9x"]
-    ours("-m", "autocompress.cli", *search)
+    ours("-m", "autocompress", *search)
 
     page.goto((run / "report.html").as_uri())
     slide(page, 0.7)
@@ -155,7 +155,7 @@ def test_a_newcomer_leaves_with_a_model_that_runs(page: Any, tmp_path: Path) -> 
 
     words = shlex.split(pick)
     assert words[0] == "autocompress"
-    ours("-m", "autocompress.cli", *words[1:], cwd=tmp_path)
+    ours("-m", "autocompress", *words[1:], cwd=tmp_path)
     lines = ours(tmp_path / "model" / "run.py").splitlines()
     assert lines[0] == f"largest output: [{said[1]}]", "the file's answers are those that the report shows"
     assert lines[1] == "as measured: 8 of 8"

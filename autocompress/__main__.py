@@ -1,4 +1,4 @@
-"""`python -m autocompress.cli`."""
+"""`python -m autocompress`."""
 
 from __future__ import annotations
 
