@@ -157,7 +157,7 @@ class Cifar10Task:
         return {"accuracy": accuracy(outputs, targets), "loss": F.cross_entropy(outputs, targets).item()}
 
 
-def _to_inputs(images: Tensor) -> Inputs:
+def _to_inputs(images: Tensor) -> tuple[Tensor, ...]:
     """Normalises uint8 (n, 32, 32, 3) to float (n, 3, 32, 32)."""
     scale, shift = torch.tensor(STD) * 255, torch.tensor(MEAN) / torch.tensor(STD)
     return ((images.float() / scale - shift).permute(0, 3, 1, 2).contiguous(),)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ MODELS = {"resnet56": "cifar10:resnet56", "minilm": "sst2:minilm"}
 N_CALIBRATION = {"resnet56": 1024, "resnet20": 512, "minilm": 256}
 SCHEMES = ("channel", "spatial", "tucker")
 HALF = 0.5
+Samples: TypeAlias = tuple[Tensor, ...]
 
 
 class Case:
@@ -54,7 +55,7 @@ class Case:
         self.calibration = [inputs for inputs, _ in self.batches(N_CALIBRATION[name])]
         self.source = LowRankSource(self.model, self.graph, self.calibration)
 
-    def batches(self, n_samples: int) -> Iterator[tuple[Inputs, Tensor]]:
+    def batches(self, n_samples: int) -> Iterator[tuple[Samples, Tensor]]:
         """The first samples of the calibration order, in batches of 64, not augmented."""
         generator = torch.Generator().manual_seed(0)
         if self.name != "minilm":
@@ -71,12 +72,13 @@ class Case:
             for part in torch.randperm(len(ids), generator=generator)[:n_samples].split(64):
                 yield (ids[part], mask[part]), labels[part]
 
-    def held_out(self) -> tuple[Inputs, Tensor | None]:
+    def held_out(self) -> tuple[Samples, Tensor | None]:
         """128 samples that neither training nor calibration has seen, and which positions hold a token."""
-        kept: list[Inputs] = []
+        kept: list[Samples] = []
         n_classes = 2 if self.name == "minilm" else 10
 
         def keep(inputs: Inputs) -> Tensor:
+            assert isinstance(inputs, tuple)
             kept.append(inputs)
             return torch.zeros(len(inputs[0]), n_classes)
 
@@ -84,7 +86,7 @@ class Case:
         inputs = tuple(torch.cat(parts)[:128] for parts in zip(*kept, strict=True))
         return inputs, inputs[1].bool().flatten() if self.name == "minilm" else None
 
-    def test_samples(self, n_samples: int) -> tuple[Inputs, Tensor]:
+    def test_samples(self, n_samples: int) -> tuple[Samples, Tensor]:
         """The first samples of the test split, or all."""
         if self.name == "minilm":
             from autocompress.tasks.sst2 import load_sentences
@@ -157,6 +159,7 @@ def errors() -> None:
                 found = {}
                 for aware in (False, True):
                     made = case.source.factors(layer, Split(scheme, ranks), activation_aware=aware)
+                    assert made.factors[0] is not None
                     composed = compose(made.factors[0])[0].flatten(1)
                     lost = rows @ (weight[0].flatten(1).double() - composed).mT
                     found[aware] = float(lost.norm() / whole.norm())
@@ -183,8 +186,8 @@ def models() -> None:
         evidence.__dict__["low_rank"] = case.source
         record_model(case, "none", 1.0, None, case.model)
         for scheme in SCHEMES:
-            splits = {layer.path: ranks_within(layer, scheme, HALF) for layer in case.layers()}
-            splits = {path: Split(scheme, ranks) for path, ranks in splits.items() if ranks is not None}
+            ranks = {layer.path: ranks_within(layer, scheme, HALF) for layer in case.layers()}
+            splits = {path: Split(scheme, found) for path, found in ranks.items() if found is not None}
             for aware in (False, True):
                 if not splits or is_done("models", model=name, scheme=scheme, macs_share=HALF, aware=aware):
                     continue
@@ -214,7 +217,7 @@ def record_model(case: Case, scheme: str, share: float, aware: bool | None, stud
         print(case.name, scheme, share, aware, values, flush=True)
 
 
-def batches_of(inputs: Inputs) -> Iterator[Inputs]:
+def batches_of(inputs: Samples) -> Iterator[Samples]:
     """In parts of 100 samples."""
     yield from zip(*(values.split(100) for values in inputs), strict=True)
 
@@ -258,14 +261,15 @@ def _with_source(case: Case, recipe: Recipe, source: LowRankSource, pruned_input
     evidence.__dict__["low_rank"] = source
     if not pruned_inputs:
         return rebuild(case.model, case.graph, recipe, case.calibration[:4], True, evidence)
+    from autocompress.compression.low_rank import matrices
     from autocompress.compression.low_rank import source as module
 
-    whole = module.seconds_of
-    module.seconds_of = lambda moments, layer, scheme, gone: [moments[layer.path]]  # type: ignore[assignment]
+    whole = matrices.seconds_of
+    setattr(module, "seconds_of", lambda moments, layer, scheme, gone: [moments[layer.path]])  # noqa: B010
     try:
         return rebuild(case.model, case.graph, recipe, case.calibration[:4], True, evidence)
     finally:
-        module.seconds_of = whole
+        setattr(module, "seconds_of", whole)  # noqa: B010
 
 
 def shows() -> None:
@@ -343,7 +347,7 @@ def latency() -> None:
                 continue
             (file,) = (HERE / "files" / name / str(choice).replace(":", "_")).glob("*.onnx")
             found = measure_paired(file, reference, example)
-            append("latency", model=name, choice=choice, ratio=round(found.value, 4), spread=round(found.spread, 4))
+            append("latency", model=name, choice=choice, ratio=round(found.ratio, 4), spread=round(found.spread, 4))
             print(name, choice, found, flush=True)
 
 
@@ -365,9 +369,10 @@ def timings() -> None:
         seconds, _ = timed(lambda: Evidence(case.model, case.graph, case.calibration).low_rank.moments)  # noqa: B023
         found[f"{name}: moments found on disk, digest of model and data included, s"] = seconds
         for scheme in SCHEMES if name == "resnet56" else ("channel",):
-            splits = {layer: ranks_within(layer, scheme, HALF) for layer in case.layers()}
-            cold, warm = [], []
-            for layer, ranks in splits.items():
+            ranks_of = {layer: ranks_within(layer, scheme, HALF) for layer in case.layers()}
+            cold: list[float] = []
+            warm: list[float] = []
+            for layer, ranks in ranks_of.items():
                 if ranks is None:
                     continue
                 case.source.decompositions(layer, scheme)
@@ -387,6 +392,7 @@ def apply(case: Case, layer: Layer, split: Split) -> nn.Module:
     from autocompress.compression.low_rank.layers import layers_of
 
     made = case.source.factors(layer, split)
+    assert made.factors[0] is not None
     return layers_of(case.model.get_submodule(layer.path), split.scheme, made.factors[0])
 
 
