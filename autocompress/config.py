@@ -126,6 +126,7 @@ class SearchSettings:
         importance: name of the criterion that says which channels of a group matter.
         latency_model: path of a profile (see `autocompress profile`) that predicts latencies; None learns from the
             trials alone.
+        force_latency_model: take a profile of another runtime, runtime version, number of threads, batch or device.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         activation_aware: split layers so that their outputs on the calibration batches change least, not their weights.
         seed: of the sampler and of the training batches.
@@ -159,6 +160,7 @@ class SearchSettings:
     early_stopping: bool = True
     importance: str = "l2"
     latency_model: str | None = None
+    force_latency_model: bool = False
     reconstruct: bool = True
     activation_aware: bool = True
     seed: int = 0

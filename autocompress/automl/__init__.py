@@ -39,6 +39,7 @@ def search(
     early_stopping: bool = True,
     importance: str = "l2",
     latency_model: str | None = None,
+    force_latency_model: bool = False,
     reconstruct: bool = True,
     seed: int = 0,
     ray_address: str | None = None,
@@ -78,6 +79,7 @@ def search(
             "entropy", "random" or `package.module:function`.
         latency_model: path of a profile of the target device (see `profile`): candidates whose predicted latency
             misses the budget at the upper end of its interval are not tried.
+        force_latency_model: take a profile of another runtime version, device or batch all the same.
         reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
         seed: of the sampler and of the training batches.
         ray_address: of a running cluster, or "auto"; None starts and stops a local one.
@@ -116,6 +118,7 @@ def search(
             "sampler": sampler,
             "importance": importance,
             "latency_model": latency_model,
+            "force_latency_model": force_latency_model,
             "reconstruct": reconstruct,
             "seed": seed,
             "ray_address": ray_address,

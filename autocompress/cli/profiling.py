@@ -22,7 +22,7 @@ def add_commands(commands: Any) -> None:
     )
     profile.add_argument("-o", "--output", type=Path, help="the profile, a JSON file for `search --profile`")
     profile.add_argument(
-        "--candidates", dest="n_candidates", type=int, default=60, help="whole candidates to calibrate on (default: 60)"
+        "--candidates", dest="n_candidates", type=int, default=50, help="whole candidates to calibrate on (default: 50)"
     )
     profile.add_argument("--passes", dest="n_passes", type=int, default=1, help="times that each file is timed")
     profile.add_argument("--folder", type=Path, help="keeps the files, so that a profile that was cut off goes on")
@@ -57,6 +57,7 @@ def _profile(
     check: Path | None,
 ) -> None:
     from autocompress.errors import InputError
+    from autocompress.latency.device import drift_warning
     from autocompress.latency.profiling import profile, profile_of, write_bundle
 
     plan: dict[str, Any] = {"runtime": runtime, "n_threads": n_threads, "n_candidates": n_candidates, "batch": batch}
@@ -78,6 +79,8 @@ def _profile(
         f"{model.baseline_ms:.3f} ms uncompressed, "
         f"{len(model.table.pieces)} layers and {len(model.table.candidates)} candidates timed"
     )
+    for line in drift_warning(facts["clock_drift"]):
+        print(line)
     if check is not None:
         _check(model, check)
 

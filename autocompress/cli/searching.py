@@ -48,6 +48,13 @@ def add_commands(commands: Any) -> None:
         metavar="DEVICE.json",
         help="predicts latencies by this profile (see `autocompress profile`)",
     )
+    search.add_argument(
+        "--force-profile",
+        dest="force_latency_model",
+        action="store_true",
+        default=None,
+        help="take a profile of another runtime version, device or batch all the same",
+    )
     search.add_argument("--runtime", help="target runtime (default: onnxruntime)")
     search.add_argument("--threads", dest="n_threads", type=int, help="threads of the target runtime (default: 1)")
     search.add_argument("--sampler", help="solver, tpe, nsga2, random or package.module:function (default: solver)")

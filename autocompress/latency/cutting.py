@@ -109,7 +109,9 @@ class Cutter:
         used = {name for node in nodes for name in node.input}
         weights = [item for name, item in self._weights.items() if name in used]
         graph = onnx.helper.make_graph(nodes, "layer", [begin], [end], weights)
-        return onnx.helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
+        part = onnx.helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
+        part.metadata_props.extend(self._model.metadata_props)
+        return part
 
 
 def _is_of(module: str, path: str, norm: str | None) -> bool:

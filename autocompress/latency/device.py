@@ -28,6 +28,7 @@ from autocompress.machine import describe_machine
 PLAN, MEASURED = "plan.json", "measured.json"
 SCHEMA_VERSION = 1
 WEIGHTS_SEED = 0
+PRECISION_NOTE = "autocompress.inference_precision"  # metadata: what a file's float layers compute in
 _MAX_SPREAD = 0.08  # a quiet machine stays below, also with the bfloat16 units' clocks
 _BUSY = 1.1  # the reference may be this much slower than on the quiet machine
 _MAX_REPEATS = 3
@@ -199,6 +200,13 @@ def clock_drift(results: Mapping[str, Any]) -> float:
     return float(np.median(reference[-n:]) / np.median(reference[:n]) - 1) if reference else 0.0
 
 
+def drift_warning(drift: float) -> list[str]:
+    """One line where the clock drifted so much that a user should know, else none."""
+    if abs(drift) <= _WORTH_MENTIONING:
+        return []
+    return [f"the device's clock drifted by {drift:+.0%}: ratios hold, milliseconds may not"]
+
+
 def repeatability(results: Mapping[str, Any]) -> float:
     """Median relative standard deviation of files calmly measured at least twice, as a share; NaN if there are none."""
     limit = calm_limit(results)
@@ -253,19 +261,21 @@ def _open_openvino(file: Path, n_threads: int) -> Run:
     import openvino as ov
 
     core = ov.Core()
+    model = core.read_model(str(file))
+    noted = model.has_rt_info(["framework", PRECISION_NOTE])
     settings = {
         "INFERENCE_NUM_THREADS": n_threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": model.get_rt_info(["framework", PRECISION_NOTE]).astype(str) if noted else "f32",
     }
-    model = core.compile_model(core.read_model(str(file)), "CPU", settings)
+    compiled = core.compile_model(model, "CPU", settings)
     feed = {
         port.get_any_name(): ov.Tensor(_made_up(port.get_shape(), port.get_element_type().to_dtype().name))
-        for port in model.inputs
+        for port in compiled.inputs
     }
-    request = model.create_infer_request()
+    request = compiled.create_infer_request()
     return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
 
 
@@ -383,9 +393,7 @@ def summary(results: Mapping[str, Any]) -> str:
     ]
     if not np.isnan(repeatability(results)):
         lines.append(f"repeatability {repeatability(results):.1%}")
-    drift = clock_drift(results)
-    if abs(drift) > _WORTH_MENTIONING:
-        lines.append(f"the device's clock drifted by {drift:+.0%}: ratios hold, milliseconds may not")
+    lines += drift_warning(clock_drift(results))
     if not results.get("complete"):
         lines.append("not complete: run again to go on")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from autocompress.candidate import FULL_BITS, PRECISIONS, Candidate
 from autocompress.errors import InputError
@@ -190,11 +191,19 @@ class _Fit:
         return predicted
 
     def errors(self, level: float) -> tuple[float, float]:
-        """Relative to a prediction, how far below and above it measurements are at this level (lower is negative)."""
+        """Relative to a prediction, how far below and above it measurements are at this level (lower is negative).
+
+        The quantile of n residuals is that of rank (n + 1) level, which covers a further one with that probability.
+        Where that is beyond the largest of them, Student's t for their spread says how much further.
+        """
         errors = np.sort(1 / np.maximum(1 - self.residuals, 0.1) - 1)
-        n = len(errors)
-        rank = int(np.ceil((n + 1) * (1 + level) / 2))
-        return float(min(errors[max(0, n - rank)], 0.0)), float(max(errors[min(n, rank) - 1], 0.0))
+        n, share = len(errors), (1 + level) / 2
+        rank = int(np.ceil((n + 1) * share))
+        low, high = errors[max(0, n - rank)], errors[min(n, rank) - 1]
+        if rank > n:
+            beyond = float(student_t.ppf(share, n - 1) * np.sqrt(np.square(errors).mean() * (1 + 1 / n)))
+            low, high = min(low, -beyond), max(high, beyond)
+        return float(min(low, 0.0)), float(max(high, 0.0))
 
     def _rows(self, features: Floats) -> Floats:
         return np.concatenate([np.ones((len(features), 1)), features[:, self._used] / self._scale], 1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,24 @@ from typing import Any
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.latency.device import read_json, runtime_version
-from autocompress.latency.structure import ModelShape
+from autocompress.latency.schema import DamageError, check_positive, check_type
+from autocompress.latency.structure import Encoder, ModelShape
 from autocompress.machine import describe_machine
 
 SCHEMA_VERSION = 1
-_HEAD = ("task", "runtime", "version", "n_threads", "batch", "device", "date", "repeatability", "clock_drift")
+_HEAD: dict[str, Any] = {
+    "task": str,
+    "runtime": str,
+    "version": str,
+    "n_threads": int,
+    "batch": int,
+    "device": Mapping[str, str],
+    "date": str,
+    "repeatability": float | None,
+    "clock_drift": float,
+}
+_BODY = ("baseline_ms", "shape", "pieces", "candidates")
+PIECE_KEY = re.compile(r".+\|\d+>\d+ r\S+ b\d+w?")
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,9 @@ class Table:
         there = {**self.head, "device": self.head["device"]["cpu"]}
         wrong = [f"{key} {there[key]!r}, not {value!r}" for key, value in here.items() if there[key] != value]
         if wrong and not force:
-            raise InputError(f"the profile is of {', '.join(wrong)}; make a new one, or force this one")
+            raise InputError(
+                f"the profile is of {', '.join(wrong)}; make a new one, or force this one (--force-profile)"
+            )
 
 
 def read_table(path: Path) -> tuple[Table, list[tuple[Candidate, float]]]:
@@ -70,56 +84,62 @@ def read_table(path: Path) -> tuple[Table, list[tuple[Candidate, float]]]:
         InputError: the file is missing, cut off, or not what a profile writes; names the line.
     """
     data = read_json(path)
-    file = _File(path, path.read_text(encoding="utf-8").splitlines())
-    if data.get("schema") != SCHEMA_VERSION:
-        raise file.error("schema", f"`schema` must be {SCHEMA_VERSION}, but is {data.get('schema')!r}")
-    missing = [key for key in (*_HEAD, "baseline_ms", "shape", "pieces", "candidates") if key not in data]
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}; it is no profile, or was edited")
     try:
-        shape = ModelShape.from_dict(data["shape"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise file.error("shape", f"`shape` is damaged: {error}") from error
-    if not isinstance(data["pieces"], dict):
-        raise file.error("pieces", "`pieces` must map keys to ratios")
-    pieces = {key: file.ratio(key, value) for key, value in data["pieces"].items()}
-    table = Table(
-        head={key: data[key] for key in _HEAD},
-        baseline_ms=file.ratio("baseline_ms", data["baseline_ms"]),
-        shape=shape,
-        pieces=pieces,
-        candidates=tuple(file.measured("candidates", data["candidates"])),
-    )
-    return table, file.measured("updates", data.get("updates", []))
+        return _table_of(data)
+    except DamageError as damage:
+        raise damage.at_line(path) from damage
 
 
-class _File:
-    """Says at which line of a file a value is wrong."""
+def _table_of(data: Mapping[str, Any]) -> tuple[Table, list[tuple[Candidate, float]]]:
+    if data.get("schema") != SCHEMA_VERSION:
+        raise DamageError(("schema",), f"must be {SCHEMA_VERSION}, but is {data.get('schema')!r}")
+    missing = [key for key in (*_HEAD, *_BODY) if key not in data]
+    if missing:
+        raise DamageError((), f"must have {', '.join(missing)}, which it lacks")
+    for key, kind in {**_HEAD, "shape": ModelShape, "pieces": Mapping[str, float]}.items():
+        check_type(kind, data[key], (key,))
+    for place in (("n_threads",), ("batch",), ("baseline_ms",), *(("pieces", key) for key in data["pieces"])):
+        value = data
+        for step in place:
+            value = value[step]
+        check_positive(value, place)
+    for key in data["pieces"]:
+        if not PIECE_KEY.fullmatch(key):
+            raise DamageError(("pieces", key), "must be the key of a layer, as `linear @1|8>4 r0 b32`")
+    if "cpu" not in data["device"]:
+        raise DamageError(("device",), "must have `cpu`")
+    shape = _shape_of(data["shape"])
+    pairs = [_measured(shape, key, data.get(key, [])) for key in ("candidates", "updates")]
+    head = {key: data[key] for key in _HEAD}
+    return Table(head, float(data["baseline_ms"]), shape, dict(data["pieces"]), tuple(pairs[0])), pairs[1]
 
-    def __init__(self, path: Path, lines: list[str]) -> None:
-        self._path, self._lines = path, lines
 
-    def error(self, key: str, rule: str, after: int = 0) -> InputError:
-        """An error at the line of a key."""
-        name = json.dumps(key)
-        line = next((i for i, text in enumerate(self._lines, 1) if text.strip().startswith(f"{name}:")), after)
-        return InputError(f"{self._path}, line {line}: {rule}; the file was edited or is damaged, make it again")
+def _shape_of(data: Mapping[str, Any]) -> ModelShape:
+    shape = ModelShape.from_dict(data)
+    limits = {"layers": len(shape.layers), "branches": len(shape.branches)}
+    for i, layer in enumerate(shape.layers):
+        for name, indices in (("layers", layer.feeds), ("branches", layer.branches)):
+            if any(index >= limits[name] for index in indices):
+                raise DamageError(("shape", "layers", i), f"must name {name} by indices below {limits[name]}")
+        if min(layer.n_out, layer.n_in, layer.groups) < 1:
+            raise DamageError(("shape", "layers", i), "must have at least one input, output and group")
+    for i, group in enumerate(shape.groups):
+        members = [*group.producers, *(layer for layer, _ in (*group.out, *group.into))]
+        if any(index >= limits["layers"] for index in members):
+            raise DamageError(("shape", "groups", i), f"must name layers by indices below {limits['layers']}")
+    return shape
 
-    def ratio(self, key: str, value: object) -> float:
-        """A positive number."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-            raise self.error(key, f"{key!r} must be a positive number, but is {value!r}")
-        return float(value)
 
-    def measured(self, key: str, values: object) -> list[tuple[Candidate, float]]:
-        """Pairs of a candidate and a ratio."""
-        if not isinstance(values, list):
-            raise self.error(key, f"{key!r} must be a list of [candidate, ratio]")
-        pairs = []
-        for i, value in enumerate(values):
-            try:
-                candidate, ratio = value
-                pairs.append((Candidate.from_dict(candidate), self.ratio(key, ratio)))
-            except (TypeError, ValueError, AttributeError) as error:
-                raise self.error(key, f"entry {i + 1} of {key!r} is wrong: {error}") from error
-        return pairs
+def _measured(shape: ModelShape, key: str, values: object) -> list[tuple[Candidate, float]]:
+    """Pairs of a candidate of the model and a ratio."""
+    check_type(tuple[tuple[Mapping[str, Any], float], ...], values, (key,))
+    encoder, pairs = Encoder(shape), []
+    for i, (asked, ratio) in enumerate(values):  # type: ignore[arg-type]
+        check_positive(ratio, (key, i, 1))
+        try:
+            candidate = Candidate.from_dict(asked)
+            encoder.states([candidate])
+        except (InputError, TypeError, ValueError, AttributeError, KeyError) as error:
+            raise DamageError((key, i), f"must be a candidate of this model and its ratio: {error}") from error
+        pairs.append((candidate, float(ratio)))
+    return pairs

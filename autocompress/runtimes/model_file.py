@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -36,7 +37,7 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Ma
     marked, weights = marked_copy(student)
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (example_inputs, None)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _uncollected(), torch.no_grad():
             program = torch.onnx.export(marked, args, kwargs=kwargs, dynamo=True, verbose=False)
     except Exception as error:
         raise ExportError(f"the model cannot be written as ONNX: {_first_lines(error)}") from error
@@ -63,6 +64,18 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collects no garbage meanwhile: the exporter makes so many objects that it would take a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _first_lines(error: BaseException) -> str:

@@ -1,8 +1,9 @@
 """How far predicted latencies are from measured ones, on candidates that took no part in the calibration.
 
-run.py build   TASK SPACE FOLDER            files of the profile and of the held-out candidates; goes on if cut off
-run.py measure FOLDER RUNTIME [--passes N]  on a quiet machine; goes on if cut off
-run.py report  FOLDER RUNTIME               error figures, results.json, predictions.csv, a drawing
+run.py profile  TASK SPACE FOLDER           writes the files of the profile; goes on if cut off
+run.py held_out TASK SPACE FOLDER           writes the files of the held-out candidates; likewise
+run.py measure  FOLDER PART RUNTIME         PART is profile or held_out; on a quiet machine; likewise
+run.py report   FOLDER RUNTIME              error figures into results.json, predictions as CSV, a drawing
 """
 
 from __future__ import annotations
@@ -10,73 +11,121 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import random
-import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
+
+import onnx
 
 from autocompress.candidate import Candidate
 from autocompress.graph import inspect_model
 from autocompress.latency.check import check_on
-from autocompress.latency.device import measure_folder, read_json, repeatability, settled, write_json
+from autocompress.latency.device import (
+    measure_folder,
+    read_json,
+    repeatability,
+    settled,
+    show_progress,
+    summary,
+    write_json,
+)
+from autocompress.latency.model import LatencyModel
 from autocompress.latency.pieces import quick_student
-from autocompress.latency.plan import write_plan
+from autocompress.latency.plan import N_CANDIDATES, batch_size, draw_candidates, write_plan
 from autocompress.latency.profiling import model_of
-from autocompress.runtimes import export
+from autocompress.latency.shared_weights import WEIGHTS_FILE, write_shared
+from autocompress.machine import describe_versions
+from autocompress.runtimes import runtime_named
 from autocompress.space import SearchSpace
 from autocompress.task import as_inputs, load_task
 
 HERE = Path(__file__).parent
-N_CALIBRATION, N_HELD_OUT = 60, 134
-KINDS = ("drop", "prune_ratio", "rank_ratio", "weight_bits")
+N_HELD_OUT = 122
+CALIBRATION_SEED, HELD_OUT_SEED = 1, 2
 
 
-def draw(space: SearchSpace, seed: int) -> Candidate:
-    """Even seeds: every choice uniform. Odd seeds: each kind of knob at a rate of its own."""
-    if seed % 2 == 0:
-        return space.sample(seed)
-    rng = random.Random(seed)
-    rate = {kind: rng.random() for kind in KINDS}
-    rate["drop"] *= 0.7
-    chosen = {k.name: rng.choice(k.choices[1:]) if rng.random() < rate[k.kind] else k.choices[0] for k in space.knobs}
-    return space.candidate(chosen)
+def build_profile(task_name: str, space_name: str, folder: Path, n_candidates: int) -> None:
+    """Writes the files of a profile and counts the seconds."""
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    write_plan(
+        load_task(task_name),
+        space_name,
+        folder / "profile",
+        n_candidates=n_candidates,
+        seed=CALIBRATION_SEED,
+        listener=lambda n_done, n_all: print(f"{n_done}/{n_all}", flush=True),
+    )
+    spent = {"wall": time.perf_counter() - begin, "cpu": time.process_time() - begin_cpu}
+    write_json(folder / "profile" / "build_seconds.json", spent)
 
 
-def build(task_name: str, space_name: str, folder: Path) -> None:
+def build_held_out(task_name: str, space_name: str, folder: Path) -> None:
+    """Writes the files of other random candidates."""
     task = load_task(task_name)
-    plan = write_plan(task, space_name, folder / "profile", n_candidates=N_CALIBRATION, seed=1)
-    model, inputs = task.build_model(), as_inputs(task.example_inputs())
+    model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
-    space = SearchSpace.load(space_name, graph)
+    drawn = draw_candidates(SearchSpace.load(space_name, graph), N_HELD_OUT, HELD_OUT_SEED)
+    candidates = {f"{item.digest}.onnx": item for item in drawn}
     held_out = folder / "held_out"
-    held_out.mkdir(exist_ok=True)
-    candidates = {f"c{seed:04d}.onnx": draw(space, seed) for seed in range(N_HELD_OUT)}
+    (held_out / "scratch").mkdir(parents=True, exist_ok=True)
+    sizes = read_json(held_out / "sizes.json") if (held_out / "sizes.json").is_file() else {}
     for name, candidate in {"reference.onnx": Candidate(), **candidates}.items():
-        if not (held_out / name).is_file():
-            made = export(quick_student(model, graph, candidate, inputs), inputs, folder / "scratch")
-            shutil.move(made, held_out / name)
-    (folder / "candidates.json").write_text(json.dumps({name: c.to_dict() for name, c in candidates.items()}))
-    head = {key: plan[key] for key in ("n_threads", "batch", "runtime")}
-    write_json(held_out / "plan.json", {**head, "digest": "", "reference": "reference.onnx", "files": [*candidates]})
+        if name not in sizes:
+            student = model if candidate.is_baseline else quick_student(model, graph, candidate, inputs)
+            made = runtime_named("onnxruntime").export(student, inputs, held_out / "scratch")
+            sizes[name] = write_shared(onnx.load(made), held_out / name)
+            write_json(held_out / "sizes.json", sizes)
+    write_json(
+        held_out / "plan.json",
+        {
+            "digest": HELD_OUT_SEED,
+            "runtime": "",
+            "n_threads": 1,
+            "batch": batch_size(inputs),
+            "weights": {"file": WEIGHTS_FILE, "n_bytes": max(sizes.values())},
+            "reference": "reference.onnx",
+            "files": [*candidates],
+            "candidates": {name: candidate.to_dict() for name, candidate in candidates.items()},
+        },
+    )
 
 
-def measure(folder: Path, runtime: str, n_passes: int) -> None:
-    for part, passes in (("profile", 1), ("held_out", n_passes)):
-        plan = read_json(folder / part / "plan.json")
-        write_json(folder / part / "plan.json", {**plan, "runtime": runtime})
-        measure_folder(folder / part, folder / part / f"{runtime}.json", n_passes=passes)
+def measure(folder: Path, part: str, runtime: str, n_passes: int, n_rounds: int, seconds: float | None) -> None:
+    """Times the files of one part; goes on where an earlier call stopped."""
+    plan = read_json(folder / part / "plan.json")
+    write_json(folder / part / "plan.json", {**plan, "runtime": runtime})
+    output = folder / part / f"{runtime}.json"
+    begin = time.perf_counter()
+    results = measure_folder(
+        folder / part, output, n_passes=n_passes, n_rounds=n_rounds, seconds=seconds, listener=show_progress
+    )
+    results["seconds"] = results.get("seconds", 0.0) + time.perf_counter() - begin
+    write_json(output, results)
+    print(f"\n{summary(results)}; {results['seconds']:.0f} s so far")
 
 
 def report(folder: Path, runtime: str) -> None:
+    """Writes the row's predictions and drawing, and adds the row to results.json."""
     plan = read_json(folder / "profile" / "plan.json")
-    model = model_of(plan, read_json(folder / "profile" / f"{runtime}.json"))
-    results = read_json(folder / "held_out" / f"{runtime}.json")
-    asked = {name: Candidate.from_dict(c) for name, c in read_json(folder / "candidates.json").items()}
+    measured = read_json(folder / "profile" / f"{runtime}.json")
+    model = model_of(plan, measured)
+    held_out, results = read_json(folder / "held_out" / "plan.json"), read_json(folder / "held_out" / f"{runtime}.json")
+    asked = {name: Candidate.from_dict(c) for name, c in held_out["candidates"].items()}
     known = {candidate.digest for candidate, _ in model.measured}
     ratios = {name: ratio for name, ratio in settled(results).items() if asked[name].digest not in known}
     check = check_on(model, [asked[name] for name in ratios], list(ratios.values()))
-    row: dict[str, Any] = {"task": plan["task"], "runtime": f"{runtime} {results['version']}", **check.figures()}
-    row["repeatability"] = repeatability(results)
+    row: dict[str, Any] = {
+        "task": plan["task"],
+        "runtime": f"{runtime} {results['version']}",
+        **{key: round(value, 4) for key, value in check.figures().items()},
+        "repeatability": round(repeatability(results), 4),
+        "uncompressed_ms": round(model.baseline_ms, 4),
+        "n_pieces": len(model.table.pieces),
+        "profile_export_cpu_s": round(read_json(folder / "profile" / "build_seconds.json")["cpu"]),
+        "profile_timing_s": round(measured["seconds"]),
+        "predictions_per_s": round(predictions_per_second(model, list(asked.values()))),
+    }
     name = f"{plan['task'].replace(':', '_')}_{runtime}"
     (HERE / f"{name}.svg").write_text(check.svg(f"{plan['task']}, {runtime}"), encoding="utf-8")
     with (HERE / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -85,19 +134,52 @@ def report(folder: Path, runtime: str) -> None:
         columns = (check.measured, check.predicted, *check.interval.T, check.naive)
         for label, *values in zip(ratios, *columns, strict=True):
             rows.writerow([label, *(f"{value:.5f}" for value in values)])
+    add_row(row, results)
     print(json.dumps(row, indent=1))
     print(check.text())
 
 
+def predictions_per_second(model: LatencyModel, candidates: list[Candidate]) -> float:
+    """Of candidates that were all seen before or not; the first batch, which looks layers up, is not counted."""
+    many = candidates * (4000 // len(candidates))
+    model.predict(many)
+    begin = time.perf_counter()
+    model.predict(many)
+    return len(many) / (time.perf_counter() - begin)
+
+
+def add_row(row: dict[str, Any], results: dict[str, Any]) -> None:
+    """Puts the row in the place of an earlier one of the same model and runtime."""
+    file = HERE / "results.json"
+    data = read_json(file) if file.is_file() else {"rows": []}
+    others = [item for item in data["rows"] if (item["task"], item["runtime"]) != (row["task"], row["runtime"])]
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
+    facts = {"commit": head.stdout.strip(), "date": results["finished"], "machine": results["device"]}
+    rows = sorted([*others, {**row, **facts}], key=lambda item: (item["task"], item["runtime"]))
+    write_json(
+        file,
+        {
+            "command": "run.py profile, held_out, measure, report; see README.md",
+            "versions": describe_versions(),
+            "rows": rows,
+        },
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["build", "measure", "report"])
+    parser.add_argument("step", choices=["profile", "held_out", "measure", "report"])
     parser.add_argument("words", nargs="+")
-    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--candidates", type=int, default=N_CANDIDATES, help="to calibrate on")
+    parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, help="no file is begun after so long; run again to go on")
     args = parser.parse_args()
-    if args.step == "build":
-        build(args.words[0], args.words[1], Path(args.words[2]))
+    if args.step == "profile":
+        build_profile(args.words[0], args.words[1], Path(args.words[2]), args.candidates)
+    elif args.step == "held_out":
+        build_held_out(args.words[0], args.words[1], Path(args.words[2]))
     elif args.step == "measure":
-        measure(Path(args.words[0]), args.words[1], args.passes)
+        measure(Path(args.words[0]), args.words[1], args.words[2], args.passes, args.rounds, args.seconds)
     else:
         report(Path(args.words[0]), args.words[1])

@@ -71,6 +71,7 @@ def test_another_model_or_runtime_is_refused(profile: Path) -> None:
         Foresight.of(job(profile, n_blocks=2))
     with pytest.raises(InputError, match="of n_threads 1, not 2"):
         Foresight.of(job(profile, n_threads=2))
+    assert Foresight.of(job(profile, n_threads=2, force_latency_model=True)).predicted(Candidate()) is not None
     assert Foresight.of(replace_settings(job(profile))).predicted(Candidate()) is None
 
 

@@ -78,13 +78,18 @@ def made_up_table(n_candidates: int = 60, noise: float = 0.01, n_blocks: int = 3
     """A device whose latencies follow the model's own terms, up to noise."""
     _, _, space, shape = net(n_blocks)
     candidates = draw_candidates(space, n_candidates, seed)
-    keys = {key for row in piece_keys(shape, [Candidate(), *candidates]) for key in row if key is not None}
-    rng = random.Random(0)
-    pieces = {key: rng.uniform(0.02, 0.2) for key in sorted(keys)}
+    pieces = made_up_pieces(candidates, n_blocks)
     ratios = true_ratios(shape, pieces, candidates)
     factors = np.random.default_rng(seed).normal(1, noise, len(ratios))
     pairs = tuple(zip(candidates, (ratios * factors).tolist(), strict=True))
     return Table(HEAD, 2.0, shape, pieces, pairs)
+
+
+def made_up_pieces(candidates: list[Candidate], n_blocks: int = 3) -> dict[str, float]:
+    """A time alone for each layer of these candidates and of the uncompressed net."""
+    rows = piece_keys(net(n_blocks)[3], [Candidate(), *candidates])
+    rng = random.Random(0)
+    return {key: rng.uniform(0.02, 0.2) for key in sorted({key for row in rows for key in row if key is not None})}
 
 
 def true_ratios(shape: ModelShape, pieces: dict[str, float], candidates: list[Candidate]) -> np.ndarray:

@@ -251,3 +251,8 @@ def test_check_reports_and_draws() -> None:
     assert perfect.figures()["mape"] == 0
     assert perfect.figures()["in_interval"] == 1
     assert len(ratios) == 60
+
+
+def test_the_note_of_a_files_precision_is_read_on_the_device_too() -> None:
+    compiled_session = pytest.importorskip("autocompress.runtimes.compiled_session", reason="openvino is not installed")
+    assert device.PRECISION_NOTE == compiled_session._NOTE
