@@ -93,8 +93,8 @@ def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: Mo
     """
     model = LatencyModel.load(path)
     batch = batch_size(as_inputs(task.example_inputs()))
-    target = {"runtime": settings.runtime, "n_threads": settings.n_threads, "batch": batch}
-    model.require(**target, force=settings.force_latency_model)
+    forced = settings.force_latency_model
+    model.require(runtime=settings.runtime, n_threads=settings.n_threads, batch=batch, force=forced)
     model.require_model(graph)
     return model
 

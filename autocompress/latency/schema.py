@@ -105,7 +105,7 @@ def _require(holds: bool, rule: str, value: object, place: Place) -> None:
 
 def _line(text: str, place: Place) -> int:
     """The line of a value, from 1: JSON is YAML, whose reader keeps the lines."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     for step in place:
         if isinstance(node, yaml.MappingNode):
             inner = next((value for key, value in node.value if key.value == str(step)), None)

@@ -133,8 +133,9 @@ def _shape_of(data: Mapping[str, Any]) -> ModelShape:
 def _measured(shape: ModelShape, key: str, values: object) -> list[tuple[Candidate, float]]:
     """Pairs of a candidate of the model and a ratio."""
     check_type(tuple[tuple[Mapping[str, Any], float], ...], values, (key,))
+    assert isinstance(values, list)
     encoder, pairs = Encoder(shape), []
-    for i, (asked, ratio) in enumerate(values):  # type: ignore[arg-type]
+    for i, (asked, ratio) in enumerate(values):
         check_positive(ratio, (key, i, 1))
         try:
             candidate = Candidate.from_dict(asked)
