@@ -24,6 +24,7 @@ from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, spar
 from autocompress.config import DistillSettings
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import inspect_model
+from autocompress.metrics import class_dim
 from autocompress.task import Batch, Inputs, Task, as_inputs, call_model
 
 Turn = Callable[[], AbstractContextManager[None]]
@@ -221,7 +222,7 @@ class FineTune:
         alpha, temperature = self.settings.alpha, self.settings.temperature
         loss = torch.zeros((), device=outputs.device)
         if alpha > 0:
-            loss = loss + alpha * soft_target_loss(outputs, soft, temperature)
+            loss = loss + alpha * teaching_loss(outputs, soft, temperature, batch[1])
         if alpha < 1:
             loss = loss + (1 - alpha) * self.task.loss(outputs, batch)
         if self.settings.l1_weight:
@@ -231,8 +232,27 @@ class FineTune:
         return loss
 
 
+def teaching_loss(outputs: Tensor, soft: Tensor, temperature: float, targets: Any) -> Tensor:
+    """How far the student is from its teacher: soft targets where there are classes, else the mean squared difference.
+
+    The latter serves regression, and scores of labels that do not exclude each other (Ba and Caruana 2014).
+
+    Args:
+        outputs: of the student.
+        soft: of the teacher, same shape.
+        temperature: at least 1.
+        targets: of the batch; they say where the classes are, see `autocompress.metrics.class_dim`.
+    """
+    dim = class_dim(outputs, targets)
+    if dim is None:
+        return F.mse_loss(outputs, soft)
+    return soft_target_loss(outputs.movedim(dim, -1), soft.movedim(dim, -1), temperature)
+
+
 def soft_target_loss(outputs: Tensor, soft: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(soft / T) || softmax(outputs / T)) over the last dimension, averaged over everything else.
+
+    From Hinton, Vinyals and Dean (2015).
 
     Args:
         outputs: logits of the student, shape (..., n_classes).

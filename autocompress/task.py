@@ -17,11 +17,11 @@ from types import ModuleType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from autocompress.errors import AutocompressError, InputError
+from autocompress.metrics import accuracy, cross_entropy
 from autocompress.tasks import TASKS
 
 Inputs: TypeAlias = tuple[Tensor, ...] | dict[str, Tensor]
@@ -116,11 +116,6 @@ def as_batch(batch: object) -> Batch:
     return as_inputs(batch[0]), batch[1]
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Share of samples, in [0, 1], whose largest output is the target's; outputs `(n, n_classes)`, targets `(n,)`."""
-    return (outputs.argmax(dim=1) == targets).double().mean().item()
-
-
 def predict_all(predict: Predict, batches: Iterable[Batch]) -> tuple[Tensor, Any]:
     """Outputs and targets of every batch, joined along the first dimension.
 
@@ -162,7 +157,7 @@ class SupervisedTask:
         selection: batches that the search judges candidates on.
         test: batches that only the final report sees.
         metric: "accuracy", or `metric(outputs, targets) -> float` over a whole split; larger is better.
-        loss: `loss(outputs, targets) -> scalar tensor`.
+        loss: `loss(outputs, targets) -> scalar tensor`; by default the cross entropy of classes.
         calibration: batches of inputs; by default the first 8 training batches.
         example_inputs: what is timed; by default the first training sample, batch size 1.
         name: a name for reports.
@@ -179,7 +174,7 @@ class SupervisedTask:
         test: Iterable[Any],
         *,
         metric: str | Metric = "accuracy",
-        loss: Callable[[Tensor, Any], Tensor] = F.cross_entropy,
+        loss: Callable[[Tensor, Any], Tensor] = cross_entropy,
         calibration: Iterable[Any] | None = None,
         example_inputs: object = None,
         name: str = "task",

@@ -24,7 +24,6 @@ from autocompress.task import (
     Inputs,
     SupervisedTask,
     Task,
-    accuracy,
     as_batch,
     as_inputs,
     call_model,
@@ -131,13 +130,6 @@ def test_call_model_positional_and_keyword() -> None:
 def test_as_batch_refuses_what_is_no_pair(value: object) -> None:
     with pytest.raises(InputError, match=r"a batch must be a pair `\(inputs, targets\)`"):
         as_batch(value)
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
-def test_accuracy_is_the_share_of_hits(pairs: list[tuple[int, int]]) -> None:
-    outputs = F.one_hot(torch.tensor([predicted for predicted, _ in pairs]), 5).float()
-    expected = sum(predicted == target for predicted, target in pairs) / len(pairs)
-    assert accuracy(outputs, torch.tensor([target for _, target in pairs])) == pytest.approx(expected)
 
 
 # ----------------------------------------------------------------------------------------------- SupervisedTask

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, MissingDataError
-from autocompress.task import Batch, Inputs, Predict, accuracy, predict_all
+from autocompress.metrics import accuracy
+from autocompress.task import Batch, Inputs, Predict, predict_all
 from autocompress.tasks.cifar10_data import load_images, split_indices
 from autocompress.tasks.data import DATA_VARIABLE, data_folder
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.task import Batch, Inputs, Predict, accuracy, predict_all
+from autocompress.metrics import accuracy
+from autocompress.task import Batch, Inputs, Predict, predict_all
 from autocompress.tasks.data import cache_folder
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, MissingDataError, MissingExtraError
-from autocompress.task import Batch, Inputs, Predict, accuracy, predict_all
+from autocompress.metrics import accuracy
+from autocompress.task import Batch, Inputs, Predict, predict_all
 from autocompress.tasks.data import DATA_VARIABLE, data_folder
 
 N_TOKENS = 64  # every sentence of the test split fits

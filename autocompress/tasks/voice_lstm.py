@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, MissingDataError
-from autocompress.task import Batch, Inputs, Predict, accuracy, predict_all
+from autocompress.metrics import accuracy
+from autocompress.task import Batch, Inputs, Predict, predict_all
 from autocompress.tasks.data import DATA_VARIABLE, data_folder
 
 N_BANDS, N_FRAMES = 40, 96  # 99 % of the recordings fit
