@@ -32,9 +32,24 @@ def non_dominated(costs: Floats) -> NDArray[np.bool_]:
     costs = np.asarray(costs, dtype=np.float64)
     valid: NDArray[np.bool_] = np.logical_not(np.isnan(costs).any(axis=1)).reshape(-1)
     marked = valid.copy()
+    if costs.shape[1] == 2:
+        marked[valid] = _non_dominated_pairs(costs[valid])
+        return marked
     for i in np.flatnonzero(valid):
         others = costs[valid]
         marked[i] = not ((others <= costs[i]).all(axis=1) & (others < costs[i]).any(axis=1)).any()
+    return marked
+
+
+def _non_dominated_pairs(costs: Floats) -> NDArray[np.bool_]:
+    """As `non_dominated`, of two objectives and without NaN, in O(n log n)."""
+    if not len(costs):
+        return np.zeros(0, dtype=np.bool_)
+    firsts, group = np.unique(costs[:, 0], return_inverse=True)
+    lowest = np.full(len(firsts), np.inf)
+    np.minimum.at(lowest, group, costs[:, 1])
+    is_lower = np.r_[True, lowest[1:] < np.minimum.accumulate(lowest)[:-1]]
+    marked: NDArray[np.bool_] = is_lower[group] & (costs[:, 1] == lowest[group])
     return marked
 
 
@@ -210,9 +225,9 @@ def front_of(
     elif fast and not small:
         feasible = sorted(fast, key=lambda record: _excess(record, max_size_mib, max_memory_mib))[:3]
         reason = (
-            f"no trial that is fast enough is within the size of {max_size_mib} MiB and the memory of {max_memory_mib} "
-            f"MiB; the nearest ({feasible[0].name}) has a file of {_size(feasible[0]):.3g} MiB; "
-            "raise these budgets, or offer stronger choices in the space"
+            f"no trial that is fast enough is within {_limits_text(max_size_mib, max_memory_mib)}; "
+            f"the nearest ({feasible[0].name}) has {_limits_text(_size(feasible[0]), _memory(feasible[0]))}; "
+            "raise the budget, or offer stronger choices in the space"
         )
     elif small and not feasible:
         feasible = sorted(small, key=lambda record: -score(record, metric))[:3]
@@ -230,12 +245,21 @@ def _size(record: TrialRecord) -> float:
     return record.size_mib if record.file is None else record.file.size_mib
 
 
+def _memory(record: TrialRecord) -> float | None:
+    return None if record.file is None else record.file.memory_mib
+
+
+def _limits_text(size_mib: float | None, memory_mib: float | None) -> str:
+    """`a file of 0.2 MiB and memory of 30 MiB`, without what is not known."""
+    known = (("a file", size_mib), ("memory", memory_mib))
+    return " and ".join(f"{name} of {mib:.3g} MiB" for name, mib in known if mib is not None)
+
+
 def _excess(record: TrialRecord, max_size_mib: float | None, max_memory_mib: float | None) -> float:
     """How many MiB a record is beyond the limits, the larger of both; what is not known is not beyond."""
-    memory = None if record.file is None else record.file.memory_mib
     over = [
         value - limit
-        for value, limit in ((_size(record), max_size_mib), (memory, max_memory_mib))
+        for value, limit in ((_size(record), max_size_mib), (_memory(record), max_memory_mib))
         if value is not None and limit is not None
     ]
     return max(over, default=0.0)

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Knob:
     branch: str | None = None
     size_only: tuple[Choice, ...] = ()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """`prune_ratio:layer1.0.conv1`."""
         return f"{self.kind}:{self.target}"

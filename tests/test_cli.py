@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.cli import main
-from autocompress.config import SearchSettings
+from autocompress.config import ALL_THAT_FIT, SearchSettings
 
 NAN_TASK = """
 import torch
@@ -56,6 +56,21 @@ def test_reconstruct_reaches_the_settings(
     monkeypatch.setattr("autocompress.cli.searching.show", lambda run_dir: None)
     main(["search", "digits", "--run-dir", str(tmp_path / "run"), *flags])
     assert [settings.reconstruct for settings in asked] == [expected]
+
+
+def test_every_limit_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[SearchSettings] = []
+    monkeypatch.setattr("autocompress.automl.run_new", lambda task, settings, run_dir: asked.append(settings))
+    monkeypatch.setattr("autocompress.cli.searching.show", lambda run_dir: None)
+    flags = (
+        "--latency-budget 0.6x,0.3x --size-budget-mib 0.5 --memory-budget-mib 30 --min-accuracy 0.9 --minutes 2.5 "
+        "--patience 20"
+    )
+    main(["search", "digits", "--run-dir", str(tmp_path / "run"), *flags.split()])
+    (found,) = asked
+    assert (found.latency_budget, found.size_budget_mib, found.memory_budget_mib) == ("0.6x,0.3x", 0.5, 30.0)
+    assert (found.min_accuracy, found.minutes, found.patience) == (0.9, 2.5, 20)
+    assert found.n_trials == ALL_THAT_FIT, "as many as fit into the minutes"
 
 
 def test_functions_win_over_modules_of_like_names() -> None:

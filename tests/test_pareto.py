@@ -11,7 +11,7 @@ from autocompress.candidate import Candidate
 from autocompress.columns import COLUMNS
 from autocompress.errors import InputError
 from autocompress.pareto import budget_ratio, front_of, hypervolume, non_dominated
-from autocompress.records import Latency, TrialRecord
+from autocompress.records import FileNumbers, Latency, TrialRecord
 
 grid_points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
 
@@ -99,6 +99,32 @@ def test_points_below_the_smallest_useful_metric_are_not_on_the_front() -> None:
     front = front_of(records, "accuracy", 0.4, 2.0, 0.5)
     assert [point.number for point in front.points] == [2]
     assert "reaches accuracy 0.5; the best (trial_0002) has 0.2" in front.reason
+
+
+def _with_file(record: TrialRecord, size_mib: float, memory_mib: float) -> TrialRecord:
+    assert record.latency is not None
+    numbers = FileNumbers({"selection": record.metrics}, {}, record.latency, size_mib, 0.0, 1.0, memory_mib=memory_mib)
+    return record.with_file(numbers)
+
+
+def test_files_that_are_too_large_or_take_too_much_memory_are_not_on_the_front() -> None:
+    records = [
+        _with_file(_record(0, 1.0, 0.95), 1.0, 40.0),
+        _with_file(_record(1, 0.6, 0.9), 0.6, 30.0),
+        _with_file(_record(2, 0.4, 0.8), 0.4, 20.0),
+    ]
+
+    def on_front(size: float | None, memory: float | None) -> list[int]:
+        return [p.number for p in front_of(records, "accuracy", None, 2.0, None, size, memory).points]
+
+    assert on_front(None, None) == [2, 1, 0]
+    assert on_front(0.6, None) == [2, 1]
+    assert on_front(0.6, 25.0) == [2]
+    front = front_of(records, "accuracy", None, 2.0, None, None, 10.0)
+    assert "no trial that is fast enough is within memory of 10 MiB" in front.reason
+    assert "the nearest (trial_0002) has a file of 0.4 MiB and memory of 20 MiB" in front.reason
+    unknown = front_of([_record(1, 0.6, 0.9)], "accuracy", None, 2.0, None, None, 10.0)
+    assert not unknown.reason, "of what has no file yet nothing is known"
 
 
 @pytest.mark.parametrize("text", ["", "x", "2", "-1x", "0ms", "nanx", "2s", "ms"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -19,7 +20,7 @@ from autocompress.proposing.blocks import blocks_of
 from autocompress.proposing.optimizer import Knowledge, Planner
 from autocompress.proposing.predictor import LatencyPredictor, LaunchModel
 from autocompress.proposing.proposals import single_drops, uniform_candidates
-from autocompress.proposing.solver import Solver, block_costs
+from autocompress.proposing.solver import Predict, Solver, block_costs
 from autocompress.proposing.study import SearchStudy
 from autocompress.records import Predicted, TrialRecord
 from autocompress.space import SearchSpace
@@ -27,6 +28,7 @@ from autocompress.task import Task, as_inputs
 from autocompress.tasks.data import cache_folder
 
 _TRUSTED_AFTER = 8  # measurements after which the predicted latency itself must keep the budget
+_SETTLES = 16  # measurements after which latencies are linearised anew
 _N_UNIFORM = 2
 _SOLVED_SHARE = 3  # one trial in so many is a candidate of the solver
 _MAX_SOLVED = 12
@@ -43,6 +45,7 @@ class Foresight:
     def __init__(self, model: LatencyPredictor, profiled: bool = False) -> None:
         self._model, self._profiled = model, profiled
         self._n_measured = 0
+        self._settled = _ratios_of(copy.deepcopy(model))
 
     @classmethod
     def of(cls, job: Job) -> Foresight:
@@ -78,11 +81,21 @@ class Foresight:
         low, high = self._model.interval([candidate])[0].tolist()
         return Predicted(float(self._model.predict([candidate])[0]), low, high)
 
+    def settled(self) -> Predict:
+        """Predicted ratios as of the last full sixteen measurements: they change seldom, and alike in a resumed run."""
+        return self._settled
+
     def learn(self, record: TrialRecord) -> None:
         """Takes in a measured trial."""
         if record.latency is not None and np.isfinite(record.latency.ratio):
             self._model.update(record.candidate, record.latency.ratio)
             self._n_measured += 1
+            if self._n_measured % _SETTLES == 0:
+                self._settled = _ratios_of(copy.deepcopy(self._model))
+
+
+def _ratios_of(model: LatencyPredictor) -> Predict:
+    return lambda candidates: model.predict(candidates) / model.baseline_ms
 
 
 def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: ModelGraph) -> LatencyModel:
@@ -135,7 +148,9 @@ def enqueue_solved(study: SearchStudy, sensitivity: Sensitivity, foresight: Fore
 def planner_of(study: SearchStudy, sensitivity: Sensitivity, foresight: Foresight) -> Planner:
     """What the default sampler proposes by."""
     increases = sensitivity.increases(study.space)
-    return Planner(Knowledge(study.space, increases, foresight.ratios, study.budget, study.min_score))
+    return Planner(
+        Knowledge(study.space, increases, foresight.ratios, foresight.settled, study.budget, study.min_score)
+    )
 
 
 def from_the_middle(candidates: Sequence[Candidate]) -> list[Candidate]:

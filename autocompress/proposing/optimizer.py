@@ -8,7 +8,7 @@ whole, and takes the one that adds most hypervolume. It is SPDY's learning of pe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.pareto import Floats, hypervolume, non_dominated
 from autocompress.proposing.blocks import Block, blocks_of
+from autocompress.proposing.repeatable import Window
 from autocompress.proposing.solver import Picks, Predict, Solver, knapsack, thinned
 from autocompress.proposing.surrogate import CostTable, Surrogate
 from autocompress.space import Choice, SearchSpace
@@ -28,7 +29,6 @@ _MIN_TRIALS = 3
 _N_BUCKETS = 200
 _N_SOLVED = 12  # points of each knapsack's front
 _N_MUTANTS = 32
-_RENEW = 16  # trials after which the latency model is linearised again
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Knowledge:
         space: of the search.
         increases: loss increase of every choice of every knob.
         predict: latency ratios of candidates; may change as trials end.
+        settled: the model that latencies are linearised with: another object once enough was measured to do it again.
         budget: the largest latency ratio of interest, or None.
         min_score: smallest useful value of the metric, or None.
     """
@@ -46,6 +47,7 @@ class Knowledge:
     space: SearchSpace
     increases: Mapping[str, Mapping[Choice, float]]
     predict: Predict
+    settled: Callable[[], Predict]
     budget: float | None
     min_score: float | None
 
@@ -55,46 +57,51 @@ class Planner:
 
     Args:
         knowledge: what it plans with.
+
+    Attributes:
+        given: the candidates that need no second trial.
     """
 
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
+        self.given = Given()
         self.space = knowledge.space
         self.blocks = blocks_of(knowledge.space)
         self._solver = Solver(knowledge.space, self.blocks, knowledge.predict)
         self._table = CostTable.of(self.blocks, knowledge.increases)
         self._features: dict[int, Floats] = {}
         self._picks: dict[int, Picks] = {}
+        self._around = [self._solver.neighbours(context) for context in self._solver.contexts()]
         self._latencies: list[list[Floats]] = []
-        self._renewed = -_RENEW
+        self._settled: Predict | None = None
 
-    def propose(self, trials: Sequence[FrozenTrial], taken: set[str], rng: np.random.Generator) -> dict[str, int]:
+    def propose(self, trials: Sequence[FrozenTrial], rng: np.random.Generator) -> dict[str, int]:
         """Positions of the choices in each knob's list.
 
         Args:
             trials: that ended, with values (metric, latency ratio); at least three.
-            taken: digests of candidates that need no second trial.
             rng: of the draws.
         """
         values = np.array([trial.values for trial in trials])
         surrogate = Surrogate(self._table)
         surrogate.fit(np.array([self._features_of(trial) for trial in trials]), values[:, 0])
         weights = surrogate.sample(rng)
-        picks = [*self._solved(weights, len(trials)), *self._mutants(trials, values, rng)]
+        picks = [*self._solved(weights), *self._mutants(trials, values, rng)]
         distinct = {tuple(pick.tolist()): pick for pick in picks}
         candidates = [(self._solver.candidate(pick), pick) for pick in distinct.values()]
-        new = [pair for pair in candidates if pair[0].digest not in taken] or candidates
+        new = [pair for pair in candidates if pair[0].digest not in self.given.digests] or candidates
         latencies = self._knowledge.predict([candidate for candidate, _ in new])
         scores = surrogate.scores(np.array([self._table.picked(pick) for _, pick in new]), weights)
         best, _ = new[int(self._gains(values, scores, latencies).argmax())]
         choices = self.space.choices_of(best)
         return {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
 
-    def _solved(self, weights: Floats, n_trials: int) -> list[Picks]:
+    def _solved(self, weights: Floats) -> list[Picks]:
         """The knapsack's front under these weights, in each context."""
-        if n_trials >= self._renewed + _RENEW:
-            self._latencies = [self._solver.linearise(context) for context in self._solver.contexts()]
-            self._renewed = n_trials
+        settled = self._knowledge.settled()
+        if settled is not self._settled:
+            self._latencies = [self._solver.differences(settled(everyone)) for everyone in self._around]
+            self._settled = settled
         costs = self._table.costs(weights[:-1])
         picks = []
         for latencies in self._latencies:
@@ -154,6 +161,27 @@ class Planner:
         return self._picks[trial.number]
 
 
+class Given:
+    """Digests of all candidates that were given out; each finished trial is looked at once.
+
+    Attributes:
+        digests: of them.
+    """
+
+    def __init__(self) -> None:
+        self.digests: set[str] = set()
+        self._n_known = 0
+        self._unfinished: list[int] = []
+
+    def update(self, study: Study) -> None:
+        """Takes in what was given out since."""
+        trials = study.get_trials(deepcopy=False)
+        unread = [*self._unfinished, *range(self._n_known, len(trials))]
+        self.digests |= {str(trials[number].user_attrs.get("digest")) for number in unread}
+        self._unfinished = [number for number in unread if not trials[number].state.is_finished()]
+        self._n_known = len(trials)
+
+
 class SolverSampler(BaseSampler):
     """See the module; draws at random while there is too little to learn from.
 
@@ -179,9 +207,8 @@ class SolverSampler(BaseSampler):
         """Positions of the choices of the candidate that adds most."""
         if self._planner is None or not search_space:
             return {}
-        trials = _complete(study)
-        taken = {str(item.user_attrs.get("digest")) for item in study.get_trials(deepcopy=False)}
-        return dict(self._planner.propose(trials, taken, self._rng))
+        self._planner.given.update(study.whole if isinstance(study, Window) else study)
+        return dict(self._planner.propose(_complete(study), self._rng))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -105,6 +105,11 @@ class Window:
         return getattr(self._study, name)
 
     @property
+    def whole(self) -> Study:
+        """The study behind the window."""
+        return self._study
+
+    @property
     def overflows(self) -> bool:
         """Whether more trials have ended than the window shows."""
         return self._n_ended > 2 * _N_BEST + _N_LATEST

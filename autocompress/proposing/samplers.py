@@ -46,8 +46,12 @@ PLANNED = "solver"
 
 
 def planned(planner: Planner, seed: int) -> BaseSampler:
-    """The default sampler with a search's plan."""
-    return Repeatable(lambda drawn: SolverSampler(drawn, planner), seed)
+    """The default sampler with a search's plan; from some hundred trials on it looks at the best and the latest."""
+
+    def make(drawn: int) -> BaseSampler:
+        return SolverSampler(drawn, planner)
+
+    return Repeatable(make, seed, make_long=make)
 
 
 def sampler_named(name: str, seed: int) -> BaseSampler:

@@ -138,10 +138,17 @@ class Solver:
         Each block's array is what the option adds to the context; the context's own latency is shared out equally, so
         that sums of one option for each block approximate whole candidates.
         """
+        return self.differences(self.predict(self.neighbours(context)))
+
+    def neighbours(self, context: Picks) -> list[Candidate]:
+        """The context, then it with each option of each block in turn."""
         everyone = [self.candidate(context)]
         for i, block in enumerate(self.blocks):
             everyone += [self.candidate(_with(context, i, option)) for option in range(len(block.options))]
-        predicted = self.predict(everyone)
+        return everyone
+
+    def differences(self, predicted: Floats) -> list[Floats]:
+        """Of the `neighbours`' latencies, as `linearise`."""
         sizes = np.cumsum([1, *(len(block.options) for block in self.blocks)])
         shared = predicted[0] / len(self.blocks)
         return [predicted[start:end] - predicted[0] + shared for start, end in itertools.pairwise(sizes)]
@@ -221,49 +228,17 @@ def total(costs: Sequence[Floats], picks: Picks) -> float:
     return float(sum(cost[pick] for cost, pick in zip(costs, picks, strict=True)))
 
 
-def block_costs(
-    blocks: Sequence[Block], increases: Mapping[str, Mapping[Choice, float]], weights: Floats | None = None
-) -> list[Floats]:
-    """Loss increase of each option: the sum of its single choices' increases, times the block's weight.
+def block_costs(blocks: Sequence[Block], increases: Mapping[str, Mapping[Choice, float]]) -> list[Floats]:
+    """Loss increase of each option: the sum of its single choices' increases; a decrease counts as nothing.
 
     Args:
         blocks: of the space.
-        increases: knob -> choice -> loss increase; a decrease counts as nothing.
-        weights: shape (n_blocks,); None is 1 for each.
+        increases: knob -> choice -> loss increase.
     """
-    costs = [
+    return [
         np.array([sum(max(0.0, increases[name][value]) for name, value in option.items()) for option in block.options])
         for block in blocks
     ]
-    return costs if weights is None else [cost * weight for cost, weight in zip(costs, weights, strict=True)]
-
-
-def learn_weights(judge: Callable[[Floats], float], n_blocks: int, n_random: int, n_local: int, seed: int) -> Floats:
-    """Per-block weights whose solution is judged best: random search, then local search in a shrinking neighbourhood.
-
-    As in SPDY (Frantar & Alistarh 2022, section 3.2), with the judge's loss of the whole candidate in place of sums.
-
-    Args:
-        judge: loss of the candidate that is solved with these weights, shape (n_blocks,), in (0, 1]; lower is better.
-        n_blocks: how many weights.
-        n_random: weights drawn at random; the first are all 1.
-        n_local: steps that draw some of the best weights anew.
-        seed: of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    best = np.ones(n_blocks)
-    least = judge(best)
-    for i in range(n_random - 1 + n_local):
-        weights = rng.uniform(0.05, 1.0, n_blocks)
-        if i >= n_random - 1:
-            share = max(1 / n_blocks, 0.3 * (1 - (i - n_random + 1) / n_local))
-            redrawn = rng.random(n_blocks) < share
-            redrawn[rng.integers(n_blocks)] = True
-            weights = np.where(redrawn, weights, best)
-        loss = judge(weights)
-        if loss < least:
-            best, least = weights, loss
-    return best
 
 
 def thinned(values: NDArray[np.intp], n: int) -> NDArray[np.intp]:

@@ -107,6 +107,44 @@ def test_the_job_travels_once_and_what_happened_is_told(world: Any, tmp_path: Pa
     assert status_lines(RunFolder(run))[1] == "trials   8 of 8"
 
 
+def test_one_worker_and_one_seed_give_the_same_trials(world: Any, tmp_path: Path) -> None:
+    def trials(name: str, seed: int) -> list[tuple[str, str, dict[str, float]]]:
+        how = {"n_workers": 1, "sampler": "solver", "seed": seed, "distill": {"rungs": [0, 2]}}
+        records = search(world, tmp_path / name, world.World(0.0), n_trials=8, **how)
+        return [(record.origin, record.candidate.digest, dict(record.metrics)) for record in records]
+
+    first = trials("first", 1)
+    assert {origin for origin, _, _ in first} == {"baseline", "uniform", "solver", "sampler"}
+    assert trials("again", 1) == first
+    assert trials("other", 2) != first
+
+
+def test_one_search_serves_several_latency_budgets_within_the_others(
+    world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = world.World(0.0)
+    whole = 4 * sum(parameter.numel() for parameter in task.build_model().parameters()) / 2**20
+    limits = {"latency_budget": "0.6x,0.95x", "min_accuracy": 0.3, "memory_budget_mib": 10_000.0}
+    how = {"n_workers": 2, "sampler": "solver", "distill": {"rungs": [0, 2]}, **limits}
+    settings = world.settings(14, **how, size_budget_mib=4 * whole)  # a traced file holds its program too
+    front = run_new(task, settings, tmp_path / "run", space=world.space_of(task.build_model()))
+    ratios = [point.latency.ratio for point in front.points if point.latency is not None]
+    assert not front.reason and max(ratios) <= 0.95 and min(ratios) <= 0.6
+    assert all(point.file is not None and point.file.size_mib <= 4 * whole for point in front.points)
+    said = capsys.readouterr()
+    best = {
+        budget: max((p for p, r in zip(front.points, ratios, strict=True) if r <= budget), key=_accuracy).name
+        for budget in (0.6, 0.95)
+    }
+    for budget, name in best.items():
+        assert f"within {budget}x: {name}, accuracy" in said.out + said.err
+
+
+def _accuracy(point: TrialRecord) -> float:
+    assert point.file is not None
+    return point.file.metrics["selection"]["accuracy"]
+
+
 def test_a_trial_that_dies_goes_on_from_its_last_rung_on_another_worker(world: Any, tmp_path: Path) -> None:
     class Deadly(world.World):  # type: ignore[misc,name-defined]
         """Kills its worker in the third rung of the first trial, once."""

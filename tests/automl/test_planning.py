@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from optuna.samplers import RandomSampler
 
@@ -10,6 +12,7 @@ from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choi
 from autocompress.candidate import Candidate
 from autocompress.graph import inspect_model
 from autocompress.proposing.predictor import LaunchModel
+from autocompress.proposing.samplers import planned
 from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, TrialRecord
 from tests.automl.tasks import images, tiny_space, trained_model
@@ -94,3 +97,45 @@ def test_a_plan_proposes_within_the_space() -> None:
     search = study()
     planner = planner_of(search, SENSITIVITY, Foresight(LaunchModel(GRAPH, 1.0)))
     assert planner.space is SPACE
+
+
+class Search:
+    """A search as the driver runs one, with made-up trials; made again from its journal after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        self.foresight = Foresight(LaunchModel(GRAPH, 2.0))
+        self.study = SearchStudy(path, SPACE, RandomSampler(seed=0), "accuracy", 0.9, predict=self.foresight.screened)
+        known = self.study.records()
+        self.study.requeue_interrupted()
+        for item in known:
+            self.foresight.learn(item)
+        self.study.use(planned(planner_of(self.study, SENSITIVITY, self.foresight), 5))
+        if not known:
+            enqueue_solved(self.study, SENSITIVITY, self.foresight, 3)
+
+    def step(self, killed: bool = False) -> str | None:
+        """One trial; a killed one leaves it open."""
+        item = self.study.ask()
+        assert item is not None
+        number, candidate, origin = item
+        if not killed:
+            ratio = 0.3 + 0.5 * int(candidate.digest, 16) / 16**12  # of its own, so that the latency model must learn
+            accuracy = 0.9 * ratio
+            latency = Latency(ratio, 0.0, ratio, 9)
+            done = TrialRecord(number, "complete", origin, candidate, {"accuracy": accuracy}, latency)
+            self.study.tell(self.study.judged(done))
+            self.foresight.learn(done)
+        return candidate.digest
+
+
+def test_a_resumed_search_proposes_what_an_undisturbed_one_would(tmp_path: Path) -> None:
+    whole = Search(tmp_path / "whole")
+    expected = [whole.step() for _ in range(40)]
+    found: list[str | None] = []
+    search = Search(tmp_path / "killed")
+    while len(found) < 40:
+        if len(found) in (7, 19, 30):  # between and just before the latency model is linearised anew
+            search.step(killed=True)
+            search = Search(tmp_path / "killed")
+        found.append(search.step())
+    assert found == expected

@@ -103,6 +103,8 @@ def test_a_budget_out_of_reach_names_the_fastest_known(tmp_path: Path) -> None:
     n_params, fewest = 2772, 9 * 8 + 8 * 72 + 8 * 8 + 2 * 8 + 2 * 8 + 32 * 4 + 4
     assert ratio == pytest.approx(fewest / n_params, rel=0.4)
     assert ms == pytest.approx(ratio * reference_ms, rel=0.02)
+    assert "these knobs bind, as the strongest that is offered: prune_ratio 0.5 (2), rank_ratio 0.5 (1), " in message
+    assert "weight_bits 8 (3)" in message
 
 
 @pytest.mark.parametrize("budget", ["soon", "0x", "-1ms", "50%", "0.5", "nanx"])

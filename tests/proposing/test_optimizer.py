@@ -70,7 +70,7 @@ def evaluate(candidate: Candidate) -> Evaluation:
 
 
 def planner(budget: float | None = None) -> Planner:
-    return Planner(Knowledge(SPACE, INCREASES, predict, budget, None))
+    return Planner(Knowledge(SPACE, INCREASES, predict, lambda: predict, budget, None))
 
 
 def run(sampler: BaseSampler, n_trials: int, budget: float | None = None) -> list[TrialRecord]:
@@ -108,7 +108,12 @@ def test_without_a_planner_it_draws_at_random() -> None:
 
 def test_a_space_of_one_choice_ends() -> None:
     space = SearchSpace((Knob("weight_bits", "fc", (32, 8)),))
-    one = Planner(Knowledge(space, {"weight_bits:fc": {32: 0.0, 8: 0.1}}, lambda c: np.ones(len(c)), None, None))
+
+    def constant(candidates: Sequence[Candidate]) -> Floats:
+        return np.ones(len(candidates))
+
+    increases: dict[str, dict[Choice, float]] = {"weight_bits:fc": {32: 0.0, 8: 0.1}}
+    one = Planner(Knowledge(space, increases, constant, lambda: constant, None, None))
     study = SearchStudy(None, space, SolverSampler(0, one), "accuracy", None)
     records = replay(study, lambda c: Evaluation(c, Latency(1.0, 0, 1, 1), (Rung(0, {"accuracy": 0.5}),), (1.0,)), 10)
     assert len(records) == 2
