@@ -31,6 +31,7 @@ from autocompress.automl.planning import (
 from autocompress.automl.preparation import prepare
 from autocompress.automl.progress import SearchProgress
 from autocompress.automl.reopening import reopen, study_of, task_of
+from autocompress.automl.retries import Retries
 from autocompress.automl.scheduler import ParetoScheduler
 from autocompress.automl.sensitivity import Sensitivity
 from autocompress.automl.stop import Stop
@@ -150,31 +151,31 @@ def _go_on(
         progress.finished(record)
 
     stop = Stop()
-    events = EventLog(folder.events, stop)
-    keeper = Keeper(folder, stop)
+    n_more = settings.n_trials - study.n_finished
     searcher = StudySearcher(
         study,
         folder.records,
         lambda: (datetime.now(UTC) - began).total_seconds(),
         finished,
         stop,
-        events.reason,
         stopping,
         patience,
         foresight.predicted,
+        n_more,
     )
-    n_more = settings.n_trials - study.n_finished
+    retries = Retries(searcher.given_up)
+    events, keeper = EventLog(folder.events, stop, retries), Keeper(folder, stop, retries)
     n_workers = 1
     if n_more > 0:
         with ray_cluster(settings):
             n_workers = n_concurrent(settings)
             if settings.sampler == PLANNED:
                 _plan(folder, job, study, foresight, n_workers, console)
-            callbacks = [keeper, events, *loggers_named(settings.loggers, folder)]
+            callbacks = [keeper, events, retries, *loggers_named(settings.loggers, folder)]
             scheduler = None if stopping is None else ParetoScheduler(stopping, info.metric)
             begin = time.perf_counter()
             with progress:
-                run_trials(searcher, job, n_more, stop, callbacks, scheduler)
+                run_trials(searcher, job, stop, callbacks, scheduler)
     seconds = time.perf_counter() - begin
     if isinstance(stop.reason, StorageError):
         raise stop.reason  # there is no room for the front's files either

@@ -84,19 +84,17 @@ def n_concurrent(settings: SearchSettings) -> int:
 def run_trials(
     searcher: StudySearcher,
     job: Job,
-    n_trials: int,
     stop: Stop,
     callbacks: Sequence[tune.Callback] = (),
     scheduler: TrialScheduler | None = None,
 ) -> None:
-    """Runs up to `n_trials` more trials on the Ray that is initialized.
+    """Runs the searcher's trials on the Ray that is initialized.
 
-    Returns early on Ctrl-C, at the time limit, when there is a reason to stop, or when the searcher has no more.
+    Returns when the searcher has no more; early on Ctrl-C, at the time limit, or when there is a reason to stop.
 
     Args:
         searcher: gives the trials and takes their results.
         job: what the trials share; it goes to the object store once, and from there to each worker once.
-        n_trials: how many more.
         stop: looked at all the time.
         callbacks: told of what happens to each trial.
         scheduler: may stop trials early; None lets each go to its end.
@@ -109,7 +107,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
-                num_samples=n_trials,
+                num_samples=-1,  # the searcher says when there are no more
                 max_concurrent_trials=n_concurrent(settings),
                 reuse_actors=True,
                 trial_name_creator=_name_of,

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 
+from autocompress.automl.retries import N_FAILURES, Retries, reason
 from autocompress.automl.stop import Stop
 
 _MAX_REASON = 300
@@ -22,28 +23,25 @@ class EventLog(tune.Callback):
 
     - "started": `host`, `pid` of the worker;
     - "rung": `steps`, `latency_ratio`, `metrics`, `seconds` of this rung;
-    - "restarted": `reason` (how the worker died), `n_failures` so far;
+    - "restarted": `reason` (how the worker died, also before the trial began), `n_failures` so far;
     - "complete", "stopped" (early, for its rank), "failed", "unusable": `seconds` since the first start; the last two
       with a `reason`.
 
     Args:
         file: of the log; lines are added.
         stop: told when the disk does not take what is written.
+        retries: knows whether a trial that Tune gave up runs again.
     """
 
-    def __init__(self, file: Path, stop: Stop) -> None:
-        self._file, self._stop = file, stop
-        self._begin: dict[str, float] = {}
-        self._trials: dict[str, Any] = {}
-
-    def reason(self, trial_id: str) -> str:
-        """How the worker of a running trial died last, in one line."""
-        return _why(self._trials[trial_id]) if trial_id in self._trials else "unknown"
+    def __init__(self, file: Path, stop: Stop, retries: Retries) -> None:
+        self._file, self._stop, self._retries = file, stop, retries
+        self._begin: dict[int, float] = {}
+        self._running: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when a worker is ready for the trial."""
-        self._begin.setdefault(trial.trial_id, time.monotonic())
-        self._trials[trial.trial_id] = trial
+        self._begin.setdefault(trial.config["number"], time.monotonic())
+        self._running.add(trial.trial_id)
         self._add("started", trial)
 
     def on_trial_result(
@@ -60,20 +58,22 @@ class EventLog(tune.Callback):
                 return
         if result.get("done"):
             self._end("complete" if "outcome" in result else "stopped", trial)
-        elif "so_far" in result and result.get("done"):
-            self._end("stopped", trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when a worker died and the trial is queued again."""
-        self._add("restarted", trial, reason=_why(trial), n_failures=trial.run_metadata.num_failures)
+        why = reason(trial) if trial.trial_id in self._running else f"its worker died before it began: {reason(trial)}"
+        self._running.discard(trial.trial_id)
+        n_failures = trial.config[N_FAILURES] + trial.run_metadata.num_failures
+        self._add("restarted", trial, reason=why, n_failures=n_failures)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called when the last retry has failed too."""
-        self._end("failed", trial, reason=_why(trial))
+        """Called when Tune gives the trial up."""
+        if not self._retries.again(trial):
+            self._end("failed", trial, reason=reason(trial))
 
     def _end(self, event: str, trial: Any, **values: Any) -> None:
-        begin = self._begin.pop(trial.trial_id, time.monotonic())
-        self._trials.pop(trial.trial_id, None)
+        begin = self._begin.pop(trial.config["number"], time.monotonic())
+        self._running.discard(trial.trial_id)
         self._add(event, trial, seconds=round(time.monotonic() - begin, 3), **values)
 
     def _add(self, event: str, trial: Any, **values: Any) -> None:
@@ -81,14 +81,6 @@ class EventLog(tune.Callback):
         line = json.dumps({"time": now, "event": event, "trial": trial.config["number"], **values}, default=str)
         with self._stop.on_full_disk(), self._file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-
-
-def _why(trial: Any) -> str:
-    """The last failure that Tune noted of a trial, in one line; it says who died and how."""
-    file = trial.error_file
-    text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).is_file() else "unknown"
-    last = text.rpartition("Failure # ")[2]
-    return " ".join(last.split())[:_MAX_REASON]
 
 
 def _last_line(text: str) -> str:

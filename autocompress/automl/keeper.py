@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 
+from autocompress.automl.retries import Retries
 from autocompress.automl.stop import Stop
 from autocompress.automl.worker import FILES, STATE
 from autocompress.candidate import Candidate
@@ -25,10 +26,11 @@ class Keeper(tune.Callback):
     Args:
         folder: of the run.
         stop: told when the disk does not take what is written.
+        retries: knows whether a trial that Tune gave up runs again.
     """
 
-    def __init__(self, folder: RunFolder, stop: Stop) -> None:
-        self._folder, self._stop = folder, stop
+    def __init__(self, folder: RunFolder, stop: Stop, retries: Retries) -> None:
+        self._folder, self._stop, self._retries = folder, stop, retries
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when a worker is ready for the trial, before its first step there."""
@@ -53,8 +55,9 @@ class Keeper(tune.Callback):
                 _write(self._state_of(trial), state)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called when the last retry has failed too."""
-        self._state_of(trial).unlink(missing_ok=True)
+        """Called when Tune gives the trial up."""
+        if not self._retries.again(trial):
+            self._state_of(trial).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes all states, when there is nothing left to go on with."""

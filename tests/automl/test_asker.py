@@ -72,7 +72,8 @@ def test_a_complete_trial_is_told_written_and_heard(run: Run, ratio: float, feas
     run.searcher.on_trial_complete("a", {"outcome": json.dumps(asdict(given)), "done": True})
     (record,) = read_records(run.file)
     assert run.heard == run.study.records() == [record]
-    assert config == {"number": record.number, "name": record.name, "candidate": record.candidate.to_json()}
+    asked = {"number": record.number, "name": record.name, "candidate": record.candidate.to_json()}
+    assert config == {**asked, "n_failures": 0}
     assert (record.state, record.origin, record.feasible) == ("complete", "sampler", feasible)
     assert (record.started, record.ended) == (3.0, 8.0)
     for name in (
@@ -98,12 +99,64 @@ def test_a_trial_that_raised_keeps_its_traceback(run: Run) -> None:
 
 
 @pytest.mark.parametrize("result", [None, {"done": False}])
-def test_a_dead_worker_is_a_failed_trial(run: Run, result: dict[str, object] | None) -> None:
+def test_a_trial_whose_retries_are_used_up_is_a_failed_one(run: Run, result: dict[str, object] | None) -> None:
     run.suggest("a")
     run.searcher.on_trial_complete("a", result, error=True)
+    assert not run.file.exists(), "what becomes of it is not known yet"
+    run.searcher.given_up("a", 4, "out of memory", again=False)
     (record,) = read_records(run.file)
     assert record.state == "failed"
-    assert str(record.error) == "the worker process died, and so did every retry: killed, or out of memory"
+    assert str(record.error) == "the worker process died, and so did every retry: out of memory"
+
+
+def test_a_trial_that_runs_again_is_given_out_before_new_ones_and_told_once(run: Run) -> None:
+    first, other = run.suggest("a"), run.suggest("b")
+    run.searcher.on_trial_complete("a", error=True)
+    run.searcher.given_up("a", 2, "killed", again=True)
+    assert not run.file.exists()
+    assert run.suggest("c") == {**first, "n_failures": 2}
+    assert run.suggest("d")["number"] not in (first["number"], other["number"])
+    run.searcher.on_trial_complete("c", {"outcome": json.dumps(asdict(outcome(0.3)))})
+    (record,) = read_records(run.file)
+    assert (record.number, record.state) == (first["number"], "complete")
+    assert run.study.n_finished == 1
+
+
+def test_the_last_trial_may_have_to_run_again(run: Run) -> None:
+    run.searcher = StudySearcher(run.study, run.file, lambda: 5.0, run.heard.append, n_trials=2)
+    first, _ = run.suggest("a"), run.suggest("b")
+    assert run.searcher.suggest("c") is None, "two were asked for; one of them may come back"
+    run.searcher.on_trial_complete("b", {"failed": "x"})
+    assert run.searcher.suggest("c") is None
+    run.searcher.on_trial_complete("a", error=True)
+    run.searcher.given_up("a", 1, "killed", again=True)
+    assert run.suggest("c")["number"] == first["number"]
+    assert run.searcher.suggest("d") is None
+    run.searcher.on_trial_complete("c", {"failed": "y"})
+    assert run.searcher.suggest("d") == Searcher.FINISHED
+    assert run.study.n_finished == 2
+
+
+def test_an_exhausted_space_is_not_asked_again_while_its_last_trial_runs(run: Run) -> None:
+    asked = [run.suggest(str(i)) for i in range(4)]
+    assert run.searcher.suggest("more") is None
+    size = run.journal.stat().st_size
+    assert run.searcher.suggest("more") is None
+    assert run.journal.stat().st_size == size
+    for i in range(4):
+        run.searcher.on_trial_complete(str(i), {"failed": "x"})
+    assert run.searcher.suggest("more") == Searcher.FINISHED
+    assert len({config["candidate"] for config in asked}) == 4
+
+
+def test_no_trial_runs_again_after_a_reason_to_stop(run: Run) -> None:
+    run.suggest("a")
+    run.searcher.on_trial_complete("a", error=True)
+    run.searcher.given_up("a", 1, "killed", again=True)
+    run.stop.because(StorageError("full"))
+    assert run.searcher.suggest("b") == Searcher.FINISHED
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), "accuracy", 0.5)
+    assert again.requeue_interrupted() == 1
 
 
 @pytest.mark.parametrize("result", [None, {}, {"done": False}])

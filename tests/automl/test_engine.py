@@ -21,6 +21,7 @@ import ray
 from torch import Tensor
 
 from autocompress.automl import engine, resume, run_new
+from autocompress.automl.asker import StudySearcher
 from autocompress.automl.engine import ray_cluster
 from autocompress.automl.sensitivity import Probe, measure_sensitivity
 from autocompress.config import SearchSettings
@@ -173,6 +174,33 @@ def test_a_trial_that_dies_goes_on_from_its_last_rung_on_another_worker(world: A
     assert "died" in told[3]["reason"]
     assert len({event["pid"] for event in told if event["event"] == "rung"}) == 2
     assert [rung.steps for rung in records[1].rungs] == [0, 2, 4, 6]
+
+
+def test_a_worker_that_died_between_two_trials_costs_no_trial(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ask = tmp_path / "run", StudySearcher.suggest
+    killed: list[int] = []
+
+    def kill_and_ask(searcher: StudySearcher, trial_id: str) -> dict[str, Any] | None:
+        """The only worker has no trial now, and is kept for the next one."""
+        if len(killed) < 2 and RunFolder(run).events.is_file():
+            pids = {event["pid"] for event in events(run) if event["event"] == "rung"} - set(killed)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            killed.extend(pids)
+        return ask(searcher, trial_id)
+
+    monkeypatch.setattr(StudySearcher, "suggest", kill_and_ask)
+    records = search(world, run, world.World(0.0), n_trials=5, n_workers=1, trial_retries=1)
+    assert [record.state for record in records] == ["complete"] * 5
+    told = events(run)
+    lost = [event for event in told if event["event"] == "restarted"]
+    assert len(killed) == 2
+    assert [event["n_failures"] for event in lost] == [1, 1]
+    assert all("its worker died before it began" in event["reason"] and "died" in event["reason"] for event in lost)
+    counts = Counter(event["event"] for event in told)
+    assert counts == {"started": 4, "rung": 16, "complete": 4, "restarted": 2}
 
 
 def test_a_trial_whose_worker_always_dies_is_a_failed_one_and_the_search_goes_on(world: Any, tmp_path: Path) -> None:

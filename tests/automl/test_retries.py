@@ -1,0 +1,112 @@
+"""A trial that Tune gave up runs again as long as it has retries left, counted over all of Tune's attempts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autocompress.automl.event_log import EventLog
+from autocompress.automl.keeper import Keeper
+from autocompress.automl.retries import Retries
+from autocompress.automl.stop import Stop
+from autocompress.candidate import Candidate
+from autocompress.run_folder import RunFolder
+
+CANDIDATE = Candidate(weight_bits={"fc": 8})
+
+
+class Tune:
+    """Calls the callbacks for one trial as Ray Tune does, and keeps what they made of it."""
+
+    def __init__(self, folder: Path, limit: int, failed_before: int = 0) -> None:
+        stop, self.folder = Stop(), RunFolder(folder / "run")
+        self.heard: list[tuple[str, int, str, bool]] = []
+        retries = Retries(lambda *what: self.heard.append(what))
+        self.callbacks = [
+            Keeper(self.folder, stop, retries),
+            EventLog(self.folder.events, stop, retries),
+            retries,
+        ]
+        self.folder.states.mkdir(parents=True)
+        self.state.write_bytes(b"state")
+        config = {"number": 7, "candidate": CANDIDATE.to_json(), "n_failures": failed_before}
+        self.trial: Any = SimpleNamespace(
+            trial_id="a",
+            config=config,
+            max_failures=limit,
+            run_metadata=SimpleNamespace(num_failures=0),
+            temporary_state=SimpleNamespace(ray_actor=SimpleNamespace(go_on_from=SimpleNamespace(remote=len))),
+            error_file=str(folder / "error.txt"),
+        )
+
+    @property
+    def state(self) -> Path:
+        return self.folder.states / f"{CANDIDATE.digest}.pt"
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.folder.events.read_text().splitlines()]
+
+    def tell(self, what: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, f"on_trial_{what}")(1, [self.trial], self.trial)
+
+    def dies(self, runs: bool) -> None:
+        """`TuneController._process_trial_failure`, once for a trial that runs, twice for one that does not yet."""
+        self._fails(runs=True)
+        if not runs:
+            self._fails(runs=False)
+
+    def _fails(self, runs: bool) -> None:
+        if self.heard:
+            return
+        self.trial.run_metadata.num_failures += 1
+        with Path(self.trial.error_file).open("a") as file:
+            file.write(f"Failure # {self.trial.run_metadata.num_failures} (occurred at noon)\nkilled\n by  a test\n")
+        again = runs and self.trial.run_metadata.num_failures <= self.trial.max_failures
+        self.tell("recover" if again else "error")
+
+
+def test_a_trial_that_got_a_dead_worker_runs_again(tmp_path: Path) -> None:
+    tune = Tune(tmp_path, limit=1)
+    tune.dies(runs=False)
+    assert tune.heard == [("a", 1, "2 (occurred at noon) killed by a test", True)]
+    (event,) = tune.events()
+    assert (event["event"], event["trial"], event["n_failures"]) == ("restarted", 7, 1)
+    assert event["reason"] == "its worker died before it began: 1 (occurred at noon) killed by a test"
+    assert tune.state.exists(), "it goes on from its last rung"
+
+
+def test_a_trial_that_got_a_dead_worker_after_its_own_died_runs_again(tmp_path: Path) -> None:
+    tune = Tune(tmp_path, limit=3, failed_before=1)
+    tune.tell("start")
+    tune.dies(runs=True)
+    tune.dies(runs=False)
+    assert tune.heard == [("a", 3, "3 (occurred at noon) killed by a test", True)]
+    told = [(event["event"], event.get("n_failures")) for event in tune.events()]
+    assert told == [("started", None), ("restarted", 2), ("restarted", 3)]
+    assert ["before it began" in event["reason"] for event in tune.events()[1:]] == [False, True]
+    assert tune.state.exists()
+
+
+@pytest.mark.parametrize(("limit", "before", "runs"), [(2, 0, True), (0, 0, True), (0, 0, False), (3, 3, False)])
+def test_a_trial_that_used_its_retries_up_is_given_up(tmp_path: Path, limit: int, before: int, runs: bool) -> None:
+    tune = Tune(tmp_path, limit, before)
+    while not tune.heard:
+        if runs:
+            tune.tell("start")
+        tune.dies(runs)
+    ((_, n_failures, _, again),) = tune.heard
+    assert (n_failures, again) == (limit + 1, False)
+    assert tune.events()[-1]["event"] == "failed"
+    assert not tune.state.exists()
+
+
+def test_a_trial_of_which_tune_noted_nothing_has_a_reason_too(tmp_path: Path) -> None:
+    tune = Tune(tmp_path, limit=3)
+    tune.trial.run_metadata.num_failures = 1
+    tune.tell("error")
+    assert tune.heard == [("a", 1, "unknown", True)]
