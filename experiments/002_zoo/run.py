@@ -1,6 +1,6 @@
 """Runs the zoo: each model in a process of its own with a limit of CPU time and of memory; resumable.
 
-python run.py [--only REGEX] [--timeout CPU_SECONDS] [--memory-gib N] [--results FILE]
+python run.py [--only REGEX] [--again] [--timeout CPU_SECONDS] [--memory-gib N] [--results FILE]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import re
 import resource
+import subprocess
 import time
 import warnings
 from multiprocessing.connection import Connection
@@ -25,25 +26,41 @@ FORK = multiprocessing.get_context("fork")  # the imports, which take longer tha
 
 
 def main() -> None:
-    """Runs every model that has no line in the results yet."""
+    """Runs every model that has no line in the results yet; a line says which commit it comes from."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="pattern of source/name")
+    parser.add_argument("--again", action="store_true", help="also models that have a line already, which is replaced")
     parser.add_argument("--timeout", type=int, default=900, help="CPU seconds for each model")
-    parser.add_argument("--memory-gib", type=float, default=24.0, help="address space of each process")
+    parser.add_argument("--memory-gib", type=float, default=16.0, help="address space of each process")
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    done = {(row["source"], row["name"]) for row in map(json.loads, lines)}
+    commit = _commit()
     for source, name in names():
-        if (source, name) in done or not re.search(options.only, f"{source}/{name}"):
+        rows = _rows(options.results)
+        if not re.search(options.only, f"{source}/{name}") or ((source, name) in rows and not options.again):
             continue
-        row = run(source, name, options.timeout, options.memory_gib)
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        row = run(source, name, options.timeout, options.memory_gib) | {"commit": commit}
+        rows[source, name] = row
+        new = options.results.with_suffix(".new")
+        new.write_text("".join(json.dumps(item) + "\n" for item in rows.values()))
+        new.replace(options.results)
         found = row.get("error") or f"left {row['left']} groups {row['n_groups']} forward {row['forward_ok']}"
         print(f"{source}/{name}: {found} ({row['wall_s']:.0f} s)", flush=True)
+
+
+def _rows(results: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The lines so far by model, in their order."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    return {(row["source"], row["name"]): row for row in map(json.loads, lines)}
+
+
+def _commit() -> str:
+    """The commit that is checked out, and whether Python sources differ from it."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, check=True, capture_output=True, text=True)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ":/*.py"], cwd=HERE).returncode
+    return head.stdout.strip() + (" with changes" if changed else "")
 
 
 def run(source: str, name: str, timeout: int, memory_gib: float) -> dict[str, Any]:
