@@ -38,7 +38,7 @@ def find_additions(
     paths = list(dict.fromkeys(path for _, _, modules in found for path in modules))
     returned = _returned(model, paths, example_inputs) if paths else {}
     return [
-        Cut(_branch(model, modules, returned), {node: stays})
+        Cut(_branch(model, modules, returned, [path for path in paths if path not in modules]), {node: stays})
         for node, stays, modules in found
         if all(path in returned for path in modules)
     ]
@@ -96,8 +96,10 @@ def _n_weights(model: nn.Module, path: str) -> int:
     return sum(weight.numel() for weight in model.get_submodule(path).parameters() if weight.dim() > 1)
 
 
-def _branch(model: nn.Module, modules: list[str], returned: dict[str, tuple[str, ...]]) -> ResidualBranch:
-    """Named after the heaviest of its modules."""
+def _branch(
+    model: nn.Module, modules: list[str], returned: dict[str, tuple[str, ...]], others: list[str]
+) -> ResidualBranch:
+    """A branch through these modules; `others` are those of the other branches."""
     stubs = tuple(Stub(path, path == modules[-1], returned[path]) for path in modules)
     layers = [
         path
@@ -105,8 +107,16 @@ def _branch(model: nn.Module, modules: list[str], returned: dict[str, tuple[str,
         for path, inner in model.get_submodule(module).named_modules(prefix=module)
         if any(weight.dim() > 1 for weight in inner.parameters(recurse=False))
     ]
-    name = max(modules, key=lambda path: _n_weights(model, path))
-    return ResidualBranch(name, tuple(layers), stubs=stubs)
+    return ResidualBranch(_name(model, modules, others), tuple(layers), stubs=stubs)
+
+
+def _name(model: nn.Module, modules: list[str], others: list[str]) -> str:
+    """The heaviest of the modules; where that is one layer, the module around all with weights, if it has no others."""
+    heaviest = max(modules, key=lambda path: _n_weights(model, path))
+    paths = [path.split(".") for path in modules if _n_weights(model, path)]
+    around = ".".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths)))
+    is_layer = len(paths) > 1 and not any(True for _ in model.get_submodule(heaviest).children())
+    return around if is_layer and around and not any(path.startswith(f"{around}.") for path in others) else heaviest
 
 
 def _returned(

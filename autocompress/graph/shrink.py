@@ -139,6 +139,7 @@ def _embedding(module: Any) -> None:
 def _recurrent(module: Any) -> None:
     module.input_size = module.weight_ih_l0.shape[1]
     module.hidden_size = module.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    module.proj_size = module.weight_hh_l0.shape[1] if module.proj_size else 0
 
 
 def _multihead(module: Any) -> None:

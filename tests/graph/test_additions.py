@@ -103,3 +103,33 @@ def test_a_part_that_returns_a_tuple_hands_its_arguments_on_and_one_that_others_
         expected.second.mix.inner.bias.zero_()
     drop_branches_(model, graph, ["second.mix"])
     torch.testing.assert_close(model(x), expected(x), atol=1e-6, rtol=1e-5)
+
+
+class FirstAttention(nn.Module):
+    """As in T5's first block: the position bias is made here and read by the second block too."""
+
+    def __init__(self, width: int, makes_bias: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.table = nn.Parameter(torch.rand(5, 5)) if makes_bias else None
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        bias = self.table * 2 if self.table is not None else bias
+        assert bias is not None
+        return self.o(torch.softmax(self.q(x) @ self.k(x).mT + bias, -1) @ self.v(x)), bias
+
+
+def test_a_branch_of_single_layers_is_named_after_the_module_around_them() -> None:
+    net = TupleNet()
+    net.first.mix, net.second.mix = FirstAttention(8, True), FirstAttention(8, False)  # type: ignore[assignment]
+    model, x = randomize(net).eval(), torch.randn(2, 5, 3)
+    graph = inspect_model(model, x)
+    assert {branch.name for branch in graph.branches} == {"first.mix", "second.mix", "first.mlp", "second.mlp"}
+    first = next(branch for branch in graph.branches if branch.name == "first.mix")
+    assert first.gone == tuple(f"first.mix.{name}" for name in "qkvo")
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected.first.mix.o.weight.zero_()  # type: ignore[union-attr]
+        expected.first.mix.o.bias.zero_()  # type: ignore[union-attr]
+    drop_branches_(model, graph, ["first.mix"])
+    torch.testing.assert_close(model(x), expected(x), atol=1e-6, rtol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -230,6 +231,45 @@ def test_time_first_recurrent_nets_prune(kind: type[nn.RNNBase]) -> None:
     expected = masked_copy(model, graph, {"cell": [0, 5]})(x)
     remove_channels_(model, graph, {"cell": [0, 5]})
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+class Projected(nn.Module):
+    """An LSTM whose hidden units are projected to fewer, and which hands on its last output and its last cell state."""
+
+    def __init__(self, n_units: int = 9, n_projected: int = 4, **options: Any) -> None:
+        super().__init__()
+        self.inward = nn.Linear(3, 6)
+        self.lstm = nn.LSTM(6, n_units, batch_first=True, proj_size=n_projected, **options)
+        directions = 2 if self.lstm.bidirectional else 1
+        self.head, self.cell_head = nn.Linear(directions * n_projected, 3), nn.Linear(n_units, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, (_, cell) = self.lstm(torch.tanh(self.inward(x)))
+        return self.head(y[:, -1]), self.cell_head(cell[-1])
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.lstm._flat_weights", "ignore:LSTM with projections")
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
+def test_an_lstm_with_projections_keeps_more_units_than_projected_ones(options: dict[str, Any]) -> None:
+    model, x = randomize(Projected(**options)).eval(), torch.randn(3, 4, 3)
+    graph = inspect_model(model, x)
+    assert {group.name: group.n_channels for group in graph.groups} == {"inward": 6, "lstm": 4, "lstm#2": 5}
+    # 9 - 1 - 4 units: as many as there are projected, were it not that unit j goes with projected unit j
+    for removed in ({"lstm": [2], "lstm#2": [0, 1, 3, 4]}, {"lstm": [0, 1, 3]}, some_channels(graph, 0.5, seed=2)):
+        pruned = copy.deepcopy(model)
+        remove_channels_(pruned, graph, removed)
+        for found, expected in zip(pruned(x), masked_copy(model, graph, removed)(x), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert pruned.lstm.proj_size == 4 - len(removed["lstm"]) == pruned.lstm.weight_hr_l0.shape[0]
+        assert pruned.lstm.hidden_size == pruned.lstm.weight_hr_l0.shape[1] > pruned.lstm.proj_size
+        assert [group.name for group in inspect_model(pruned, x).groups][0] == "inward"
+    torch.export.export(pruned, (x,), strict=False)
+
+
+def test_the_only_unit_above_the_projected_ones_stays() -> None:
+    graph = inspect_model(randomize(Projected(5, 4)).eval(), torch.randn(3, 4, 3))
+    assert {group.name: group.n_channels for group in graph.groups} == {"inward": 6, "lstm": 4}
+    assert "no channel would be left" in next(item.reason for item in graph.frozen if item.name == "lstm")
 
 
 def test_a_recurrent_net_with_a_given_state_is_frozen() -> None:

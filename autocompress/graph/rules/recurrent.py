@@ -11,55 +11,73 @@ from autocompress.graph.flow import CONSUMER, PRODUCER, Flow, Rule
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
 from autocompress.graph.rules.arguments import argument
 
+States = tuple[Slots, Slots]
+"""Labels of what a cell gives out at each step, and of its hidden units: the same, unless the LSTM projects them."""
+
 
 def recurrent(gates: int) -> Rule:
-    """A rule for cells whose weights stack `gates` blocks of rows; torch keeps one hidden size for all layers."""
+    """A rule for cells whose weights stack `gates` blocks of rows; torch keeps one size for all layers."""
 
     def rule(node: fx.Node, flow: Flow) -> list[Dims]:
         params: list[Any] = list(argument(node, "params"))
         directions = 2 if argument(node, "bidirectional") else 1
-        per_cell = 4 if argument(node, "has_biases") else 2
-        if len(params) != argument(node, "num_layers") * directions * per_cell:
-            raise NoRuleError("projected or packed weights")
+        per_cell, left_over = divmod(len(params), argument(node, "num_layers") * directions)
+        plain = 4 if argument(node, "has_biases") else 2
+        if left_over or per_cell not in (plain, plain + 1):
+            raise NoRuleError("packed weights")
         source = flow.dims(argument(node, "input"))
-        units: Slots | None = None
+        states: States | None = None
         for start in range(0, len(params), per_cell):
             cell = params[start : start + per_cell]
             layer = start // per_cell // directions
-            reads: Dim = source[-1] if layer == 0 or units is None else np.tile(units, directions)
-            own = _cell(cell, reads, gates, flow)
-            flow.labels.tie(own, own if units is None else units)
-            units = own if units is None else units
-        if units is None:
+            reads: Dim = source[-1] if layer == 0 or states is None else np.tile(states[0], directions)
+            own = _cell(cell[:plain], cell[plain:], reads, gates, flow)
+            for mine, common in zip(own, own if states is None else states, strict=True):
+                flow.labels.tie(mine, common)
+            states = own if states is None else states
+        if states is None:
             raise NoRuleError("there are no weights")
         given = argument(node, "hx")
-        for state in given if isinstance(given, (list, tuple)) else [given]:
+        for state, units in zip(given if isinstance(given, (list, tuple)) else [given], states, strict=False):
             flow.labels.tie(units, flow.dims(state)[-1])
         outer = source[:-1]
         batch = outer[0] if argument(node, "batch_first") else outer[-1]
-        state_dims = (Fixed("counts the layers of a recurrent net"), batch, units)
         n_states = len(node.meta["val"]) - 1
-        return [(*outer, np.tile(units, directions)), *(state_dims for _ in range(n_states))]
+        counted = Fixed("counts the layers of a recurrent net")
+        return [(*outer, np.tile(states[0], directions)), *((counted, batch, units) for units in states[:n_states])]
 
     return rule
 
 
-def _cell(cell: list[Any], reads: Dim, gates: int, flow: Flow) -> Slots:
-    """Ties the tensors of one layer and direction; the labels of its hidden units."""
+def _cell(cell: list[Any], projection: list[Any], reads: Dim, gates: int, flow: Flow) -> States:
+    """Ties the tensors of one layer and direction; the labels of what it gives out and of its hidden units."""
     inner, outer = flow.dims(cell[0]), flow.dims(cell[1])
     flow.labels.tie(reads, inner[1])
     flow.play(cell[0], 1, CONSUMER)
-    columns = outer[1]
-    if isinstance(columns, Fixed):
-        raise NoRuleError("the hidden weight is fixed")
     flow.play(cell[1], 1, CONSUMER)
+    given = _labels(outer[1])
+    units = _labels(outer[0]).reshape(gates, -1)[0]
     for tensor in cell:
-        rows = flow.dims(tensor)[0]
-        if isinstance(rows, Fixed):
-            raise NoRuleError("a weight is fixed")
-        flow.labels.tie_rows(np.concatenate([columns.reshape(1, -1), rows.reshape(gates, -1)]))
+        flow.labels.tie_rows(np.concatenate([units.reshape(1, -1), _labels(flow.dims(tensor)[0]).reshape(gates, -1)]))
         flow.play(tensor, 0, PRODUCER)
-    return columns
+    if not projection:
+        flow.labels.tie(given, units)
+        return given, given
+    made, read = flow.dims(projection[0])
+    flow.labels.tie(given, made)
+    flow.labels.tie(units, read)
+    flow.play(projection[0], 0, PRODUCER)
+    flow.play(projection[0], 1, CONSUMER)
+    # torch takes equal sizes of both for a cell without projection; as unit j goes with projected unit j, and one of
+    # the further units always stays, there are always more units
+    flow.labels.tie(units[: len(given)], given)
+    return given, units
+
+
+def _labels(dim: Dim) -> Slots:
+    if isinstance(dim, Fixed):
+        raise NoRuleError("a weight is fixed")
+    return dim
 
 
 RECURRENT: dict[str, Rule] = {
