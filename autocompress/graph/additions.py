@@ -114,7 +114,8 @@ def _name(model: nn.Module, modules: list[str], others: list[str]) -> str:
     """The heaviest of the modules; where that is one layer, the module around all with weights, if it has no others."""
     heaviest = max(modules, key=lambda path: _n_weights(model, path))
     paths = [path.split(".") for path in modules if _n_weights(model, path)]
-    around = ".".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths)))
+    places = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    around = ".".join(names[0] for names in places)
     is_layer = len(paths) > 1 and not any(True for _ in model.get_submodule(heaviest).children())
     return around if is_layer and around and not any(path.startswith(f"{around}.") for path in others) else heaviest
 

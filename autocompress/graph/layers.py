@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from autocompress.graph.flow import rule_key
+from autocompress.graph.groups import owner
 from autocompress.graph.model_graph import Frozen, Layer
 from autocompress.graph.trace import Trace, module_path
 
@@ -46,7 +47,7 @@ NORMS = frozenset({"aten.batch_norm", "aten._native_batch_norm_legit_no_training
 
 
 def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tuple[Frozen, ...]]:
-    """Layers called exactly once, in network order, and those that are not, with the reason."""
+    """Layers called exactly once, in network order; those that are not, and weights in no layer, with the reason."""
     calls = _calls(model, trace)
     owners = _owners(model)
     unique: dict[fx.Node, str] = {}
@@ -66,7 +67,27 @@ def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tupl
             unique[nodes[0]] = path
     batch = _batch_size(trace)
     layers = [_layer(model, trace, node, unique, batch) for node in unique]
-    return tuple(layers), tuple(frozen)
+    return tuple(layers), (*frozen, *_outside(model, trace, calls.keys(), owners))
+
+
+def _outside(model: nn.Module, trace: Trace, listed: Collection[str], owners: dict[int, list[str]]) -> Iterable[Frozen]:
+    """A line for each module that is no listed layer, and for each parameter of a user's module, that has weights."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    lines: dict[Frozen, None] = {}
+    for node, path in trace.states.items():
+        weight = parameters.get(path)
+        known = weight is not None and any(owner(name) in listed for name in owners[id(weight)])
+        if weight is None or weight.dim() < 2 or known or not node.users:
+            continue
+        module = model.get_submodule(owner(path) if "." in path else "")
+        kind = type(module).__name__
+        if type(module).__module__.startswith("torch.nn."):
+            lines[Frozen(owner(path), "layer", f"ranks and bits are not offered for {kind}")] = None
+        else:
+            lines[Frozen(path, "layer", f"{kind} holds it itself; ranks and bits are offered for torch's layers")] = (
+                None
+            )
+    return lines
 
 
 def _calls(model: nn.Module, trace: Trace) -> dict[str, list[fx.Node]]:

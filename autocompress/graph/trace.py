@@ -75,13 +75,14 @@ def trace_model(model: nn.Module, example_inputs: Tensor | ExampleInputs) -> Tra
 
     An in-place op on a fresh value that nothing else reads is as good as the plain op. Other in-place edits are turned
     into plain ops by `run_decompositions({})`, which costs several times the trace, so that it only runs for them.
+    No gradients are taken, so that what a user's forward runs without them is not a graph of its own.
 
     Raises:
         UntraceableError: `torch.export` gives up, with the line of the user's code that broke it.
     """
     args, kwargs = split_inputs(example_inputs)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, strict=False)
             if any(_edits_shared_memory(node) for node in program.graph.nodes):

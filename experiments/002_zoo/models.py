@@ -151,10 +151,10 @@ CLASSES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def names() -> Iterator[tuple[str, str]]:
-    """Every (source, name), small sources first."""
+    """Every (source, name)."""
     yield from (("transformers", name) for name in CLASSES)
-    yield from (("timm", name) for name in TIMM)
     yield from (("torchvision", name) for name in torchvision.models.list_models(module=torchvision.models))
+    yield from (("timm", name) for name in TIMM)
 
 
 def build(source: str, name: str) -> Built:

@@ -86,6 +86,12 @@ class Projection(nn.Module):
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.n_out)
 
 
+def without_gradients(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = torch.relu(m.backbone(x))
+    return m.head(x)
+
+
 def projected(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.relu(m.square(torch.relu(m.first(x)))))
 
@@ -178,6 +184,7 @@ GROUPS: dict[str, tuple[Net, tuple[int, ...], dict[str, int]]] = {
         IMAGE,
         {"conv": 8},
     ),
+    "without gradients": (Net(without_gradients, backbone=nn.Linear(4, 8), head=nn.Linear(8, 2)), ROW, {"backbone": 8}),
     "unit length": (Net(unit_length, hidden=nn.Linear(4, 8), head=nn.Linear(8, 2)), ROW, {"hidden": 8}),
     "sizes kept by own layers": (
         Net(projected, first=Projection(8, 6), square=Projection(6, 6), head=nn.Linear(6, 2)),
@@ -223,8 +230,8 @@ def linear(forward: Forward) -> Net:
     return Net(forward, hidden=nn.Linear(4, 8), head=nn.Linear(8, 2))
 
 
-def without_gradient(m: Any, x: Tensor) -> Tensor:
-    with torch.no_grad():
+def with_gradients(m: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
         y = m.hidden(x)
     return m.head(y)
 
@@ -245,7 +252,7 @@ FROZEN: dict[str, tuple[Net, str]] = {
         linear(lambda m, x: m.head(m.hidden(x) + m.hidden(x)[:, 0:1] * m.hidden(x)[:, 3, None])),
         "picked by number",
     ),
-    "inner graph": (linear(without_gradient), "wrap_with_set_grad_enabled, which has no rule"),
+    "inner graph": (linear(with_gradients), "wrap_with_set_grad_enabled, which has no rule"),
     "input": (Net(lambda m, x: m.head(m.hidden(x) + x), hidden=nn.Linear(4, 4), head=nn.Linear(4, 2)), "the input 'x'"),
     "literal": (linear(lambda m, x: m.head(m.hidden(x).reshape(-1, 8))), "a pruned copy"),
 }

@@ -56,3 +56,26 @@ def test_a_recurrent_layer_that_shares_a_weight_is_no_layer() -> None:
     graph = inspect_model(model, INPUTS)
     frozen = {item.name: item.reason for item in graph.frozen if item.what == "layer"}
     assert "lstm.weight_hh_l0" in frozen["lstm"] or "lstm.weight_hh_l1" in frozen["lstm"]
+
+
+class OutsideLayers(nn.Module):
+    """Weights that a user's module holds itself, and torch layers of other kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.experts = nn.Parameter(torch.rand(1, 1, 8)), nn.Parameter(torch.rand(3, 8, 8))
+        self.up, self.attention = nn.ConvTranspose1d(4, 5, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head, self.unread = nn.Linear(8, 5), nn.Parameter(torch.rand(2, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.token + (x[:, None] @ self.experts).sum(1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0]), self.up(x.mT[:, :4])
+
+
+def test_weights_outside_layers_are_listed_with_the_reason() -> None:
+    graph = inspect_model(OutsideLayers(), torch.rand(2, 6, 8))
+    assert [layer.path for layer in graph.layers] == ["head"]
+    frozen = {item.name: item.reason for item in graph.frozen if item.what == "layer"}
+    assert frozen.keys() == {"token", "experts", "up", "attention", "attention.out_proj"}
+    assert frozen["experts"] == "OutsideLayers holds it itself; ranks and bits are offered for torch's layers"
+    assert frozen["up"] == "ranks and bits are not offered for ConvTranspose1d"
