@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, fx, nn
 
 from autocompress.graph.branches import Cut, Region, is_sum
+from autocompress.graph.calls import find_calls
 from autocompress.graph.flow import rule_key
 from autocompress.graph.model_graph import ResidualBranch, Stub
-from autocompress.graph.trace import ExampleInputs, Trace, split_inputs
+from autocompress.graph.trace import ExampleInputs, Trace
 
 CHECK = "aten._assert_tensor_metadata"
 """An op that only looks at a value."""
@@ -36,7 +35,8 @@ def find_additions(
                 found.append((node, stays, modules))
                 break
     paths = list(dict.fromkeys(path for _, _, modules in found for path in modules))
-    returned = _returned(model, paths, example_inputs) if paths else {}
+    calls = find_calls(model, paths, example_inputs)
+    returned = {path: call.returns for path, call in calls.items() if call.returns is not None}
     return [
         Cut(_branch(model, modules, returned, [path for path in paths if path not in modules]), {node: stays})
         for node, stays, modules in found
@@ -118,36 +118,3 @@ def _name(model: nn.Module, modules: list[str], others: list[str]) -> str:
     around = ".".join(names[0] for names in places)
     is_layer = len(paths) > 1 and not any(True for _ in model.get_submodule(heaviest).children())
     return around if is_layer and around and not any(path.startswith(f"{around}.") for path in others) else heaviest
-
-
-def _returned(
-    model: nn.Module, paths: Iterable[str], example_inputs: Tensor | ExampleInputs
-) -> dict[str, tuple[str, ...]]:
-    """What each module returns, as `Stub.returns` says it; modules that return anything else are left out."""
-    found: dict[str, tuple[str, ...]] = {}
-
-    def hook(path: str) -> Any:
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if isinstance(output, Tensor):
-                found[path] = ()
-            elif type(output) is tuple and output and isinstance(output[0], Tensor):
-                found[path] = ("stream", *(_source(item, args, kwargs) for item in output[1:]))
-
-        return model.get_submodule(path).register_forward_hook(note, with_kwargs=True)
-
-    handles = [hook(path) for path in paths]
-    args, kwargs = split_inputs(example_inputs)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _source(item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Where a further returned value came from: an argument that is handed on, or nowhere."""
-    given: Iterator[tuple[object, Any]] = itertools.chain(enumerate(args), kwargs.items())
-    place = next((name for name, value in given if value is item), None) if isinstance(item, Tensor) else None
-    return "nothing" if place is None else f"argument {place}"

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx, nn
 
+from autocompress.graph.calls import Call, find_calls
 from autocompress.graph.flow import rule_key
 from autocompress.graph.layers import KINDS
 from autocompress.graph.model_graph import ResidualBranch
-from autocompress.graph.trace import Trace, module_path
+from autocompress.graph.trace import ExampleInputs, Trace, module_path
 
 ACTIVATIONS = {
     "aten.relu": "nn.ReLU",
@@ -74,7 +75,7 @@ class _Trail:
     weight: int = 0
 
 
-def find_cuts(model: nn.Module, regions: dict[str, Region]) -> list[Cut]:
+def find_cuts(model: nn.Module, regions: dict[str, Region], example_inputs: Tensor | ExampleInputs) -> list[Cut]:
     """Every module that could become its shortcut, nested ones too, in network order."""
     n_calls: dict[str, int] = defaultdict(int)
     for region in regions.values():
@@ -86,7 +87,12 @@ def find_cuts(model: nn.Module, regions: dict[str, Region]) -> list[Cut]:
             cut = _Walk(model, regions, region).cut()
             if cut is not None:
                 cuts.append(cut)
-    return cuts
+    calls = find_calls(model, [cut.branch.name for cut in cuts], example_inputs)
+    return [replace(cut, branch=_as_called(cut.branch, calls[cut.branch.name])) for cut in cuts]
+
+
+def _as_called(branch: ResidualBranch, call: Call) -> ResidualBranch:
+    return replace(branch, is_plain=call.is_plain and call.returns == (), returns=call.returns or ())
 
 
 def merge_cuts(cuts: list[Cut], additions: list[Cut]) -> list[Cut]:

@@ -15,16 +15,25 @@ ACTIVATION_PREFIX = "nn."
 
 
 class Shortcut(nn.Sequential):
-    """What is left of a residual block that is called with more than its stream (a mask, say): only that passes.
+    """What is left of a residual block that is called with more than its stream (a mask, say), or returns more.
 
     The block's caller is the user's own code, whatever it hands over, so that any further argument is accepted.
+
+    Args:
+        steps: the submodules that stood on the shortcut.
+        returns: as in `Stub`.
     """
 
-    def forward(self, stream: Tensor, *unused: object, **also_unused: object) -> Tensor:  # type: ignore[override]
-        """The stream, through the submodules that stood on the shortcut."""
+    def __init__(self, steps: OrderedDict[str, nn.Module], returns: tuple[str, ...]) -> None:
+        super().__init__(steps)
+        self.returns = returns
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """The stream, through the steps, alone or in a tuple as the block returned it."""
+        given, stream = _given(args, kwargs)
         for module in self:
             stream = module(stream)
-        return stream
+        return _as_returned(stream, self.returns, given)
 
 
 class Skipped(nn.Module):
@@ -41,12 +50,20 @@ class Skipped(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The stream, alone or in a tuple as the module returned it."""
-        given = {**{str(place): value for place, value in enumerate(args)}, **kwargs}
-        stream = next(value for value in given.values() if isinstance(value, Tensor))
-        result = torch.zeros_like(stream) if self.zeros else stream
-        if not self.returns:
-            return result
-        return tuple(result if word == "stream" else given.get(word.removeprefix("argument ")) for word in self.returns)
+        given, stream = _given(args, kwargs)
+        return _as_returned(torch.zeros_like(stream) if self.zeros else stream, self.returns, given)
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+    """All arguments by name or place, and the first tensor among them, which is the stream."""
+    given = {**{str(place): value for place, value in enumerate(args)}, **kwargs}
+    return given, next(value for value in given.values() if isinstance(value, Tensor))
+
+
+def _as_returned(stream: Tensor, returns: tuple[str, ...], given: dict[str, Any]) -> Any:
+    if not returns:
+        return stream
+    return tuple(stream if word == "stream" else given.get(word.removeprefix("argument ")) for word in returns)
 
 
 def cut_branches_(model: nn.Module, branches: Sequence[ResidualBranch]) -> None:
@@ -62,7 +79,9 @@ def cut_branches_(model: nn.Module, branches: Sequence[ResidualBranch]) -> None:
         block = model.get_submodule(branch.name)
         steps = [tuple(step.split(".")) for step in branch.shortcut]
         parts = _nested(block, steps, "")
-        kept: nn.Module = Shortcut(parts) if branch.n_inputs > 1 else nn.Sequential(parts) if parts else nn.Identity()
+        kept: nn.Module = nn.Sequential(parts) if parts else nn.Identity()
+        if not branch.is_plain:
+            kept = Shortcut(parts, branch.returns)
         _replace_(model, branch.name, kept)
 
 

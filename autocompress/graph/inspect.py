@@ -40,7 +40,8 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
     layers, frozen_layers = find_layers(probe, trace)
     flow, groups, frozen_channels = _find_channels(probe, trace, example_inputs, verify)
     regions = find_regions(trace)
-    cuts = merge_cuts(find_cuts(probe, regions), find_additions(probe, trace, regions, example_inputs))
+    blocks = find_cuts(probe, regions, example_inputs)
+    cuts = merge_cuts(blocks, find_additions(probe, trace, regions, example_inputs))
     branches = tuple(cut.branch for cut in innermost(cuts))
     frozen_branches: dict[str, str] = {}
     if verify:

@@ -85,6 +85,8 @@ class ResidualBranch:
         stubs: where the branch is not a whole module but what a module's forward adds to its stream (attention in a
             transformer block): the modules it runs through, in order; `name` is the heaviest of them.
         readers: paths of the layers in it that read that first input themselves.
+        is_plain: the module is called with one argument, by position, and returns one tensor.
+        returns: what else it returns, as in `Stub`.
     """
 
     name: str
@@ -93,6 +95,8 @@ class ResidualBranch:
     n_inputs: int = 1
     readers: tuple[str, ...] = ()
     stubs: tuple[Stub, ...] = ()
+    is_plain: bool = True
+    returns: tuple[str, ...] = ()
 
     @property
     def gone(self) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import traceback
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +77,15 @@ def trace_model(model: nn.Module, example_inputs: Tensor | ExampleInputs) -> Tra
 
     An in-place op on a fresh value that nothing else reads is as good as the plain op. Other in-place edits are turned
     into plain ops by `run_decompositions({})`, which costs several times the trace, so that it only runs for them.
-    No gradients are taken, so that what a user's forward runs without them is not a graph of its own.
+    No gradients are taken, so that what a user's forward runs without them is not a graph of its own; torch's layers
+    must not take the fused way that they have for that.
 
     Raises:
         UntraceableError: `torch.export` gives up, with the line of the user's code that broke it.
     """
     args, kwargs = split_inputs(example_inputs)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _without_fused_attention():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, strict=False)
             if any(_edits_shared_memory(node) for node in program.graph.nodes):
@@ -90,6 +93,16 @@ def trace_model(model: nn.Module, example_inputs: Tensor | ExampleInputs) -> Tra
     except Exception as error:  # torch.export has no base class of its own: anything the model does can end up here
         raise UntraceableError(_blame(error)) from error
     return _read(program, _first_names(model))
+
+
+@contextlib.contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def is_in_place(node: fx.Node) -> bool:
