@@ -42,7 +42,7 @@ check: install ## lint, format, types, layering
 
 zoo: .zoo-venv/.installed ## prune every torchvision classifier, many timm and transformers models; hours, resumable
 	OMP_NUM_THREADS=1 .zoo-venv/bin/python experiments/002_zoo/run.py
-	.zoo-venv/bin/python experiments/002_zoo/table.py experiments/002_zoo/results.jsonl
+	.zoo-venv/bin/python experiments/002_zoo/table.py experiments/002_zoo/results.jsonl experiments/002_zoo/README.md
 
 # torchvision's and timm's own requirements would bring another build of torch
 .zoo-venv/.installed: pyproject.toml constraints.txt

@@ -28,7 +28,7 @@ class Shortcut(nn.Sequential):
         super().__init__(steps)
         self.returns = returns
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The stream, through the steps, alone or in a tuple as the block returned it."""
         given, stream = _given(args, kwargs)
         for module in self:

@@ -133,3 +133,38 @@ def test_a_branch_of_single_layers_is_named_after_the_module_around_them() -> No
         expected.first.mix.o.bias.zero_()  # type: ignore[union-attr]
     drop_branches_(model, graph, ["first.mix"])
     torch.testing.assert_close(model(x), expected(x), atol=1e-6, rtol=1e-5)
+
+
+class KeywordBlock(nn.Module):
+    """Called by keyword, with a flag, and returns its scale beside the stream."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, 6), nn.Linear(6, width)
+
+    def forward(self, *, stream: Tensor, scale: Tensor, flag: bool = False) -> tuple[Tensor, Tensor]:
+        return stream + self.outer(torch.relu(self.inner(stream))) * scale, scale
+
+
+class KeywordNet(nn.Module):
+    """Two such blocks; the second gets what the first returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = KeywordBlock(4), KeywordBlock(4)
+        self.inward, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, scale = self.first(stream=self.inward(x), scale=x.mean(), flag=True)
+        return self.head(self.second(stream=x, scale=scale)[0] * scale)
+
+
+def test_a_block_called_by_keyword_that_returns_a_tuple_becomes_its_shortcut() -> None:
+    model, x = randomize(KeywordNet()).eval(), torch.randn(2, 3)
+    graph = inspect_model(model, x)
+    assert [branch.name for branch in graph.branches] == ["first", "second"]
+    scale = x.mean()
+    expected = model.head(model.second(stream=model.inward(x), scale=scale)[0] * scale)
+    drop_branches_(model, graph, ["first"])
+    torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=1e-5)
+    torch.export.export(copy.deepcopy(model), (x,), strict=False)
