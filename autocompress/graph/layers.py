@@ -50,6 +50,7 @@ def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tupl
     """Layers called exactly once, in network order; those that are not, and weights in no layer, with the reason."""
     calls = _calls(model, trace)
     owners = _owners(model)
+    fed = _fed(model, trace)
     unique: dict[fx.Node, str] = {}
     frozen: list[Frozen] = []
     for path, nodes in calls.items():
@@ -63,6 +64,8 @@ def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tupl
             frozen.append(Frozen(path, "layer", f"it is called {len(nodes)} times"))
         elif not weights or any(_readers_of(trace, f"{path}.{name}") != nodes for name in weights):
             frozen.append(Frozen(path, "layer", "its weight is also used outside the layer, or is computed"))
+        elif nodes[0] not in fed:
+            frozen.append(Frozen(path, "layer", "its input is always the same, so that its output is a constant"))
         else:
             unique[nodes[0]] = path
     batch = _batch_size(trace)
@@ -133,6 +136,16 @@ def geometry(module: nn.Module) -> dict[str, Any]:
 
 def _readers_of(trace: Trace, tensor: str) -> list[fx.Node]:
     return [user for node, name in trace.states.items() if name == tensor for user in node.users]
+
+
+def _fed(model: nn.Module, trace: Trace) -> set[fx.Node]:
+    """Nodes whose value comes from an input or a buffer; an exported file holds the results of the others."""
+    buffers = {name for name, _ in model.named_buffers()}
+    fed = {*trace.inputs, *(node for node, name in trace.states.items() if name in buffers)}
+    for node in trace.nodes:
+        if any(source in fed for source in node.all_input_nodes):
+            fed.add(node)
+    return fed
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:

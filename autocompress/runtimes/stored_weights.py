@@ -39,6 +39,8 @@ def store_weights_(model: onnx.ModelProto, weights: MarkedWeights) -> None:
             nodes[module_of(node.name)].append(node)
     for path, marked in weights.items():
         layer = nodes[path]
+        if not layer:
+            continue  # small, and read at places that never change: the exporter wrote its result, which is rounded
         if "weight" not in marked:
             _store_recurrent(graph, [node for node in layer if node.op_type in _GATES], marked, path)
             continue

@@ -79,3 +79,26 @@ def test_weights_outside_layers_are_listed_with_the_reason() -> None:
     assert frozen.keys() == {"token", "experts", "up", "attention", "attention.out_proj"}
     assert frozen["experts"] == "OutsideLayers holds it itself; ranks and bits are offered for torch's layers"
     assert frozen["up"] == "ranks and bits are not offered for ConvTranspose1d"
+
+
+class Places(nn.Module):
+    """Positions that are counted while the model runs, and positions that it keeps in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.counted, self.kept = nn.Embedding(11, 6), nn.Embedding(10, 6), nn.Embedding(10, 6)
+        self.mixed, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("places", torch.arange(10))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        at = self.mixed(self.counted(torch.arange(ids.shape[1])))
+        x: Tensor = self.head(self.words(ids) + at + self.kept(self.places[: ids.shape[1]]))
+        return x
+
+
+def test_layers_that_no_input_reaches_are_left_as_they_are() -> None:
+    graph = inspect_model(Places(), (torch.randint(0, 11, (2, 5)),))
+    assert [layer.path for layer in graph.layers] == ["words", "kept", "head"]
+    frozen = {item.name: item.reason for item in graph.frozen if item.what == "layer"}
+    assert set(frozen) == {"counted", "mixed"}
+    assert "always the same" in frozen["counted"]

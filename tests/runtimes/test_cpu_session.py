@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress.candidate import Candidate
+from autocompress.compression import compress
 from autocompress.errors import ExportError, MissingExtraError
 from autocompress.runtimes import export, runtime_named
 from tests.runtimes.contract import RuntimeContract
@@ -46,3 +48,27 @@ def test_a_provider_that_is_not_there(name: str, provider: str, tmp_path: Path) 
         runtime_named(name).load(tmp_path / "any.onnx")
     with pytest.raises(MissingExtraError, match=provider):
         runtime_named(name).capabilities()
+
+
+class Places(nn.Module):
+    """Adds an embedding of positions that a buffer holds, which the exporter computes beforehand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.kept, self.head = nn.Embedding(11, 8), nn.Embedding(10, 8), nn.Linear(8, 3)
+        self.register_buffer("places", torch.arange(10))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.head(self.words(ids) + self.kept(self.places[: ids.shape[1]]))
+        return x
+
+
+def test_a_rounded_layer_that_was_computed_beforehand_stays_rounded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, ids = Places(), torch.randint(0, 11, (1, 5))
+    student = compress(model, Candidate(weight_bits={"kept": 2}), (ids,))
+    session = runtime_named("onnxruntime").load(export(student, (ids,), tmp_path))
+    with torch.no_grad():
+        expected, exact = student(ids), model(ids)
+    assert torch.allclose(session.predict((ids,)), expected, atol=1e-5)
+    assert not torch.allclose(expected, exact, atol=1e-3)
