@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor, fx, nn
 
 from autocompress.graph.branches import Cut, Region, is_sum
-from autocompress.graph.calls import find_calls
+from autocompress.graph.calls import Call, find_calls
 from autocompress.graph.flow import rule_key
 from autocompress.graph.model_graph import ResidualBranch, Stub
 from autocompress.graph.trace import ExampleInputs, Trace
@@ -24,7 +25,8 @@ def find_additions(
     """A cut for each residual sum whose one operand is made from the other one by modules that serve nothing else.
 
     Those modules become stubs: all but the last hand their first input on, the last gives zeros, and so the sum gives
-    its other operand. In network order.
+    its other operand. Where that does not hold, because the code between them relies on sizes, stubs that keep these are
+    tried instead. In network order.
     """
     n_calls = Counter(region.path for region in regions.values())
     found = []
@@ -36,12 +38,15 @@ def find_additions(
                 break
     paths = list(dict.fromkeys(path for _, _, modules in found for path in modules))
     calls = find_calls(model, paths, example_inputs)
-    returned = {path: call.returns for path, call in calls.items() if call.returns is not None}
-    return [
-        Cut(_branch(model, modules, returned, [path for path in paths if path not in modules]), {node: stays})
-        for node, stays, modules in found
-        if all(path in returned for path in modules)
-    ]
+    cuts = []
+    for node, stays, modules in found:
+        if any(calls[path].returns is None for path in modules):
+            continue
+        branch = _branch(model, modules, calls, [path for path in paths if path not in modules])
+        sizes = {path: calls[path].sizes for path in modules}
+        sized = replace(branch, stubs=tuple(replace(stub, sizes=sizes[stub.path]) for stub in branch.stubs))
+        cuts.append(Cut(branch, {node: stays}, None if None in sizes.values() else Cut(sized, {node: stays})))
+    return cuts
 
 
 def _served(total: fx.Node, stays: fx.Node, goes: fx.Node, regions: dict[str, Region]) -> list[str]:
@@ -96,11 +101,9 @@ def _n_weights(model: nn.Module, path: str) -> int:
     return sum(weight.numel() for weight in model.get_submodule(path).parameters() if weight.dim() > 1)
 
 
-def _branch(
-    model: nn.Module, modules: list[str], returned: dict[str, tuple[str, ...]], others: list[str]
-) -> ResidualBranch:
+def _branch(model: nn.Module, modules: list[str], calls: dict[str, Call], others: list[str]) -> ResidualBranch:
     """A branch through these modules; `others` are those of the other branches."""
-    stubs = tuple(Stub(path, path == modules[-1], returned[path]) for path in modules)
+    stubs = tuple(Stub(path, path == modules[-1], calls[path].returns or ()) for path in modules)
     layers = [
         path
         for module in modules

@@ -20,10 +20,13 @@ class Call:
     Attributes:
         is_plain: it got one argument, by position.
         returns: () where it returned one tensor, else as `Stub.returns` says it; None for anything else.
+        sizes: where what it returned differs from its first tensor in shape, as (dimension, size); None where they have
+            not the same number of dimensions.
     """
 
     is_plain: bool
     returns: tuple[str, ...] | None
+    sizes: tuple[tuple[int, int], ...] | None = None
 
 
 def find_calls(model: nn.Module, paths: Iterable[str], example_inputs: Tensor | ExampleInputs) -> dict[str, Call]:
@@ -32,7 +35,11 @@ def find_calls(model: nn.Module, paths: Iterable[str], example_inputs: Tensor | 
 
     def hook(path: str) -> Any:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            found[path] = Call(len(args) == 1 and not kwargs, _returned(output, args, kwargs))
+            returns = _returned(output, args, kwargs)
+            first = next((item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)), None)
+            result = output[0] if returns else output
+            sizes = None if returns is None or first is None else _sizes(first, result)
+            found[path] = Call(len(args) == 1 and not kwargs, returns, sizes)
 
         return model.get_submodule(path).register_forward_hook(note, with_kwargs=True)
 
@@ -54,6 +61,13 @@ def _returned(output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     if type(output) is tuple and output and isinstance(output[0], Tensor):
         return ("stream", *(_source(item, args, kwargs) for item in output[1:]))
     return None
+
+
+def _sizes(first: Tensor, result: Tensor) -> tuple[tuple[int, int], ...] | None:
+    if first.dim() != result.dim():
+        return None
+    pairs = enumerate(zip(first.shape, result.shape, strict=True))
+    return tuple((dim, after) for dim, (before, after) in pairs if before != after)
 
 
 def _source(item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.graph.model_graph import ResidualBranch
+from autocompress.graph.model_graph import ResidualBranch, Stub
 
 ACTIVATION_PREFIX = "nn."
 
@@ -40,18 +40,23 @@ class Skipped(nn.Module):
     """What is left of a module whose result a stream no longer gets: its first tensor as it is, or zeros.
 
     Args:
-        zeros: nothing is added to the stream from here.
-        returns: as in `Stub`.
+        stub: says which.
     """
 
-    def __init__(self, zeros: bool, returns: tuple[str, ...]) -> None:
+    def __init__(self, stub: Stub) -> None:
         super().__init__()
-        self.zeros, self.returns = zeros, returns
+        self._stub = stub
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The stream, alone or in a tuple as the module returned it."""
         given, stream = _given(args, kwargs)
-        return _as_returned(torch.zeros_like(stream) if self.zeros else stream, self.returns, given)
+        return _as_returned(self._result(stream), self._stub.returns, given)
+
+    def _result(self, stream: Tensor) -> Tensor:
+        if self._stub.sizes is None:
+            return torch.zeros_like(stream) if self._stub.is_last else stream
+        sizes = dict(enumerate(stream.shape)) | dict(self._stub.sizes)
+        return stream.new_zeros([1] * stream.dim() if self._stub.is_last else list(sizes.values()))
 
 
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
@@ -73,7 +78,7 @@ def cut_branches_(model: nn.Module, branches: Sequence[ResidualBranch]) -> None:
     """
     for branch in branches:
         for stub in branch.stubs:
-            _replace_(model, stub.path, Skipped(stub.is_last, stub.returns))
+            _replace_(model, stub.path, Skipped(stub))
         if branch.stubs:
             continue
         block = model.get_submodule(branch.name)

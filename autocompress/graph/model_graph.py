@@ -65,11 +65,15 @@ class Stub:
         is_last: it gives zeros, so that nothing is added to the stream; others hand their first input on.
         returns: () where the module returns one tensor, else one word for each item of its tuple: "stream" for that
             tensor, "argument NAME" for an argument that is handed on, "nothing" for None.
+        sizes: None for what `is_last` says. Else the code between the modules relies on their sizes, so that all give
+            zeros: the last a single one, which fits any stream, others of their first input's shape but for these, as
+            (dimension, size).
     """
 
     path: str
     is_last: bool
     returns: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -168,3 +168,57 @@ def test_a_block_called_by_keyword_that_returns_a_tuple_becomes_its_shortcut() -
     drop_branches_(model, graph, ["first"])
     torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=1e-5)
     torch.export.export(copy.deepcopy(model), (x,), strict=False)
+
+
+HEADS, HEAD_SIZE = 2, 8
+
+
+class FixedBlock(nn.Module):
+    """Its forward splits queries, keys and values by sizes that are written in the code."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * HEADS * HEAD_SIZE), nn.Linear(HEADS * HEAD_SIZE, width)
+        self.up, self.down = nn.Linear(width, 24), nn.Linear(24, width)
+
+    def attended(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, HEADS, HEAD_SIZE).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        result: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, HEADS * HEAD_SIZE))
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attended(x)
+        result: Tensor = x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        return result
+
+
+class FixedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 16)
+        self.blocks = nn.Sequential(FixedBlock(16), FixedBlock(16))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.blocks(self.stem(x)))
+        return result
+
+
+def test_attention_whose_sizes_are_written_in_the_code_can_go_while_its_stream_is_pruned() -> None:
+    model, x = randomize(FixedNet()).eval(), torch.randn(2, 7, 5)
+    graph = inspect_model(model, (x,))
+    assert [branch.name for branch in graph.branches] == [
+        f"blocks.{block}.{name}" for block in range(2) for name in ("qkv", "up")
+    ]
+    ratios = {group.name: 0.5 for group in graph.groups}
+    assert "stem" in ratios
+    student = compress(model, Candidate(ratios, drop=frozenset({"blocks.0.qkv"})), (x,), graph=graph)
+    expected = compress(model, Candidate(ratios), (x,), graph=graph)
+    expected.blocks[0].attended = torch.zeros_like  # type: ignore[index,union-attr]
+    torch.testing.assert_close(student(x), expected(x), atol=1e-6, rtol=1e-5)
+    assert not [name for name, _ in student.named_parameters() if name.startswith(("blocks.0.qkv", "blocks.0.out"))]
+    ops = {str(node.target) for node in torch.export.export(student, (x,), strict=False).graph.nodes}
+    assert len([op for op in ops if "attention" in op]) == 1
