@@ -25,8 +25,8 @@ def find_additions(
     """A cut for each residual sum whose one operand is made from the other one by modules that serve nothing else.
 
     Those modules become stubs: all but the last hand their first input on, the last gives zeros, and so the sum gives
-    its other operand. Where that does not hold, because the code between them relies on sizes, stubs that keep these are
-    tried instead. In network order.
+    its other operand. Where that does not hold, because the code between them relies on sizes, stubs that keep them
+    are tried instead. In network order.
     """
     n_calls = Counter(region.path for region in regions.values())
     found = []
