@@ -72,6 +72,24 @@ def hypervolume(costs: Floats, reference: Sequence[float]) -> float:
     return area
 
 
+def added_hypervolume(front: Floats, reference: Sequence[float], x: Floats, y: Floats) -> Floats:
+    """Area that single points would add to a front, for two objectives to be minimised.
+
+    Args:
+        front: shape (n_front, 2), any order; its own hypervolume is bounded by `reference`.
+        reference: the worst corner.
+        x: first objectives of the points.
+        y: second ones, of a shape that broadcasts with that of `x`, which is the shape of the result.
+    """
+    order = np.lexsort((front[:, 1], front[:, 0]))
+    starts = np.r_[-np.inf, np.minimum(front[order, 0], reference[0])]
+    ends = np.r_[starts[1:], reference[0]]
+    heights = np.r_[reference[1], np.minimum(np.minimum.accumulate(front[order, 1]), reference[1])]
+    widths = np.maximum(0.0, ends - np.maximum(starts, x[..., None]))
+    added: Floats = (widths * np.maximum(0.0, heights - y[..., None])).sum(axis=-1)
+    return added
+
+
 @dataclass(frozen=True)
 class ParetoFront:
     """The best trials of a search: no other feasible trial is both more accurate and faster.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autocompress.candidate import Candidate
 from autocompress.columns import COLUMNS
 from autocompress.errors import InputError
-from autocompress.pareto import budget_ratio, front_of, hypervolume, non_dominated
+from autocompress.pareto import added_hypervolume, budget_ratio, front_of, hypervolume, non_dominated
 from autocompress.records import FileNumbers, Latency, TrialRecord
 
 grid_points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
@@ -29,6 +29,15 @@ def test_non_dominated_is_the_definition(points: list[tuple[int, int]]) -> None:
 def test_hypervolume_counts_unit_cells(points: list[tuple[int, int]]) -> None:
     cells = sum(any(px <= x and py <= y for px, py in points) for x in range(8) for y in range(8))
     assert hypervolume(np.array(points, dtype=float).reshape(-1, 2), (8.0, 8.0)) == cells
+
+
+@settings(max_examples=60)
+@given(grid_points, st.tuples(st.integers(-1, 9), st.integers(-1, 9)))
+def test_added_hypervolume_is_the_difference(points: list[tuple[int, int]], new: tuple[int, int]) -> None:
+    front = np.array(points, dtype=float).reshape(-1, 2)
+    expected = hypervolume(np.vstack([front, [new]]), (8.0, 8.0)) - hypervolume(front, (8.0, 8.0))
+    found = added_hypervolume(front, (8.0, 8.0), np.array([float(new[0])]), np.array([[float(new[1])], [8.0]]))
+    assert found.tolist() == [[expected], [0.0]], "and beyond the corner nothing is added"
 
 
 def test_nan_rows_are_never_on_the_front() -> None:

@@ -31,7 +31,7 @@ _TRUSTED_AFTER = 8  # measurements after which the predicted latency itself must
 _SETTLES = 16  # measurements after which latencies are linearised anew
 _N_UNIFORM = 2
 _SOLVED_SHARE = 3  # one trial in so many is a candidate of the solver
-_MAX_SOLVED = 12
+_MAX_SOLVED = 8
 
 
 class Foresight:

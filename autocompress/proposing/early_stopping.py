@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from autocompress.pareto import Floats, ratio, score
 from autocompress.records import TrialRecord
 
-REDUCTION = 2
+REDUCTION = 4
 """One trial in so many goes on to the next rung."""
 
 _MIN_PAIRS = 5
+_MIN_FINISHED = 10
+"""Trials that must have reached their end before any is stopped: predictions from fewer are guesses."""
 
 
 class ParetoStopping:
@@ -24,7 +26,9 @@ class ParetoStopping:
 
     At each rung a trial goes on if it is among the best 1/`reduction` of all trials that were judged there so far.
     Their order: those within the budget first, then front after front (non-dominated sorting), and within a front those
-    that add more hypervolume. The latency is that of the finished model, measured before the first rung.
+    that add more hypervolume. The latency is that of the finished model, measured before the first rung. A trial of low
+    rank goes on all the same if what it will probably reach (see `expected_score`) adds to the front of those that
+    reached their end: in a good search all are near the front, and rank among equals says nothing.
 
     Args:
         budget: largest feasible latency ratio, or None.
@@ -34,13 +38,22 @@ class ParetoStopping:
     def __init__(self, budget: float | None, reduction: int = REDUCTION) -> None:
         self._budget, self._reduction = budget, reduction
         self._costs: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._finished: list[tuple[float, float, dict[int, float]]] = []  # ratio, metric, and the metric by rung
         self.stopped: set[str] = set()
 
     def learn(self, records: Iterable[TrialRecord], metric: str) -> None:
         """Takes in the rungs of trials that ended in an earlier start of the run."""
         for record in records:
+            self.ended(record, metric)
             for rung in record.rungs:
                 self._costs[rung.steps].append((ratio(record), -rung.metrics.get(metric, math.nan)))
+
+    def ended(self, record: TrialRecord, metric: str) -> None:
+        """Takes in what a trial came to."""
+        if record.state == "complete" and len(record.rungs) > 1:
+            finals = ratio(record), score(record, metric)
+            early = {rung.steps: rung.metrics[metric] for rung in record.rungs}
+            self._finished.append((*finals, early))
 
     def goes_on(self, trial: str, steps: int, score: float, ratio: float) -> bool:
         """Whether a trial is worth the next rung.
@@ -54,10 +67,21 @@ class ParetoStopping:
         costs = self._costs[steps]
         costs.append((ratio, -score))
         place = pareto_order(np.array(costs), self._budget)[-1]
-        if math.isnan(score) or place >= max(1, math.ceil(len(costs) / self._reduction)):
+        is_low = place >= max(1, math.ceil(len(costs) / self._reduction))
+        if math.isnan(score) or (is_low and not self._may_add(steps, score, ratio)):
             self.stopped.add(trial)
             return False
         return True
+
+    def _may_add(self, steps: int, score: float, ratio: float) -> bool:
+        """Whether a trial will probably not be dominated by any that reached its end; True while few have."""
+        if self._budget is not None and ratio > self._budget:
+            return False
+        pairs = [(early[steps], final) for _, final, early in self._finished if steps in early]
+        if len(pairs) < _MIN_FINISHED:
+            return True
+        reached = max(score, final_score(score, pairs))
+        return not any(theirs <= ratio and final >= reached for theirs, final, _ in self._finished)
 
 
 def pareto_order(costs: Floats, budget: float | None) -> NDArray[np.intp]:
@@ -128,8 +152,12 @@ def expected_score(record: TrialRecord, others: Sequence[TrialRecord], metric: s
     ]
     if len(pairs) < _MIN_PAIRS:
         return reached
+    return max(reached, final_score(record.rungs[last].metrics[metric], pairs))
+
+
+def final_score(at: float, pairs: Sequence[tuple[float, float]]) -> float:
+    """On the line through (metric at a rung, metric at the end) of finished trials, its slope kept in [0, 1]."""
     early, final = np.array(pairs).T
     variance = float(np.var(early))
     slope = float(np.clip(np.cov(early, final, bias=True)[0, 1] / variance, 0.0, 1.0)) if variance > 0 else 1.0
-    at = record.rungs[last].metrics[metric]
-    return max(reached, float(final.mean() + slope * (at - early.mean())))
+    return float(final.mean() + slope * (at - early.mean()))

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.pareto import Floats, hypervolume, non_dominated
+from autocompress.pareto import Floats, added_hypervolume, non_dominated
 from autocompress.proposing.blocks import Block, blocks_of
 from autocompress.proposing.repeatable import Window
 from autocompress.proposing.solver import Picks, Predict, Solver, knapsack, thinned
@@ -29,6 +29,8 @@ _MIN_TRIALS = 3
 _N_BUCKETS = 200
 _N_SOLVED = 12  # points of each knapsack's front
 _N_MUTANTS = 32
+_N_DRAWS = 8  # of the weights, over which a candidate's gain is averaged
+_N_SOLVES = 2  # knapsacks are solved with so many of them
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,15 @@ class Planner:
         values = np.array([trial.values for trial in trials])
         surrogate = Surrogate(self._table)
         surrogate.fit(np.array([self._features_of(trial) for trial in trials]), values[:, 0])
-        weights = surrogate.sample(rng)
-        picks = [*self._solved(weights), *self._mutants(trials, values, rng)]
+        draws = [surrogate.sample(rng) for _ in range(_N_DRAWS)]
+        picks = [pick for weights in draws[:_N_SOLVES] for pick in self._solved(weights)]
+        picks += self._mutants(trials, values, rng)
         distinct = {tuple(pick.tolist()): pick for pick in picks}
         candidates = [(self._solver.candidate(pick), pick) for pick in distinct.values()]
         new = [pair for pair in candidates if pair[0].digest not in self.given.digests] or candidates
         latencies = self._knowledge.predict([candidate for candidate, _ in new])
-        scores = surrogate.scores(np.array([self._table.picked(pick) for _, pick in new]), weights)
+        features = np.array([self._table.picked(pick) for _, pick in new])
+        scores = np.array([surrogate.scores(features, weights) for weights in draws])
         best, _ = new[int(self._gains(values, scores, latencies).argmax())]
         choices = self.space.choices_of(best)
         return {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
@@ -128,16 +132,20 @@ class Planner:
         return non_dominated(np.where(within, costs, np.nan) if within.any() else costs)
 
     def _gains(self, values: Floats, scores: Floats, latencies: Floats) -> Floats:
-        """Hypervolume that each candidate would add, as predicted, shape (n,); over the budget, how far beyond."""
+        """Hypervolume that each candidate is expected to add, shape (n,); over the budget, how far beyond.
+
+        Args:
+            values: of the trials, (metric, latency ratio), shape (n_trials, 2).
+            scores: predicted by each draw of the weights, shape (n_draws, n).
+            latencies: predicted ratios, shape (n,).
+        """
         limit = self._knowledge.budget or 1.0
-        corner = (limit, -self._floor(values))
         costs = np.column_stack([values[:, 1], -values[:, 0]])
         front = costs[self._on_front(values)]
-        area = hypervolume(front, corner)
-        points = np.column_stack([latencies, -scores])
-        gains = np.array([hypervolume(np.vstack([front, point]), corner) - area for point in points])
+        gains = added_hypervolume(front, (limit, -self._floor(values)), latencies, -scores).mean(axis=0)
         # where nothing is gained the best score is the most promising
-        return np.where(latencies > limit, -latencies, np.where(gains > 0, gains, 1e-6 * (scores - scores.max() - 1)))
+        mean = scores.mean(axis=0)
+        return np.where(latencies > limit, -latencies, np.where(gains > 0, gains, 1e-6 * (mean - mean.max() - 1)))
 
     def _floor(self, values: Floats) -> float:
         """The worst score of interest."""

@@ -67,8 +67,16 @@ def test_nan_comes_last() -> None:
     assert list(pareto_order(np.array([[math.nan, 0.0], [9.0, 9.0]]), None)) == [1, 0]
 
 
+def by_rank(budget: float | None) -> ParetoStopping:
+    """A rule for which nothing that is judged here can add to the front, so that rank alone decides."""
+    rule = ParetoStopping(budget, reduction=2)
+    for i in range(10):
+        rule.ended(record(i, "complete", [1.0, 2.0, 2.0], latency=0.01), "accuracy")
+    return rule
+
+
 def test_half_of_equally_spread_trials_go_on() -> None:
-    rule = ParetoStopping(None, reduction=2)
+    rule = by_rank(None)
     rng = np.random.default_rng(0)
     on = [rule.goes_on(str(i), 0, float(rng.random()), 0.5) for i in range(200)]
     assert on[0], "the first one has nothing above it"
@@ -77,10 +85,10 @@ def test_half_of_equally_spread_trials_go_on() -> None:
 
 
 def test_rungs_are_apart_and_nan_never_goes_on() -> None:
-    rule = ParetoStopping(0.5, reduction=2)
+    rule = by_rank(0.5)
     assert rule.goes_on("a", 0, 0.9, 0.4)
     assert not rule.goes_on("b", 0, 0.1, 0.45)
-    assert rule.goes_on("c", 1, 0.1, 0.45), "nobody was judged at this rung before"
+    assert rule.goes_on("c", 20, 0.1, 0.45), "nobody was judged at this rung before"
     assert not rule.goes_on("d", 0, math.nan, 0.3)
     assert not rule.goes_on("e", 0, 0.99, 0.7), "over the budget comes after all others"
 
@@ -100,9 +108,22 @@ def record(number: int, state: str, values: list[float], latency: float = 0.4) -
 
 def test_a_resumed_run_remembers_the_rungs() -> None:
     rule = ParetoStopping(None, reduction=2)
-    rule.learn([record(i, "complete", [0.9, 0.95]) for i in range(4)], "accuracy")
+    rule.learn([record(i, "complete", [0.9, 0.95]) for i in range(10)], "accuracy")
     assert not rule.goes_on("a", 0, 0.5, 0.4)
     assert ParetoStopping(None, reduction=2).goes_on("a", 0, 0.5, 0.4)
+
+
+def test_a_low_rank_goes_on_while_it_will_probably_add_to_the_front() -> None:
+    rule = ParetoStopping(0.8, reduction=4)
+    early_and_final = [(0.50 + i / 50, 0.80 + i / 50) for i in range(10)]  # the better, the slower
+    finished = [record(i, "complete", [a, b], latency=0.3 + i / 50) for i, (a, b) in enumerate(early_and_final)]
+    for item in finished[:9]:
+        rule.learn([item], "accuracy")
+    assert rule.goes_on("too early to tell", 0, 0.1, 0.48)
+    rule.learn([finished[9]], "accuracy")
+    assert rule.goes_on("beyond the line", 0, 0.61, 0.38), "0.91 at 0.38, where 0.88 is known"
+    assert not rule.goes_on("below it", 0, 0.53, 0.38)
+    assert not rule.goes_on("over the budget", 0, 0.99, 0.9)
 
 
 def test_a_stopped_trial_is_told_as_what_it_would_probably_have_reached() -> None:
@@ -123,7 +144,7 @@ def test_where_training_always_hurts_it_is_what_was_reached() -> None:
 
 
 def test_the_scheduler_asks_after_each_rung_and_lets_ended_trials_end() -> None:
-    rule = ParetoStopping(None, reduction=2)
+    rule = by_rank(None)
     scheduler = ParetoScheduler(rule, "accuracy")
 
     def result(trial: str, value: float, steps: int = 0, **more: object) -> str:

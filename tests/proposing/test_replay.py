@@ -12,7 +12,7 @@ from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.proposing.replay import Evaluation, busy_share, read_table, replay, write_table
 from autocompress.proposing.study import SearchStudy
-from autocompress.records import Latency, Rung
+from autocompress.records import Latency, Rung, TrialRecord
 from autocompress.space import Knob, SearchSpace
 
 SPACE = SearchSpace(tuple(Knob("prune_ratio", name, (0.0, 0.25, 0.5)) for name in "abc"))
@@ -66,12 +66,20 @@ def test_a_space_smaller_than_the_workers_ends() -> None:
 
 
 class StopAtFirst:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
     def goes_on(self, trial: str, steps: int, score: float, ratio: float) -> bool:
         return score > 0.8
 
+    def ended(self, record: TrialRecord, metric: str) -> None:
+        self.told.append((record.state, metric))
+
 
 def test_stopped_trials_end_at_their_rung_and_free_the_worker() -> None:
-    records = replay(study(), evaluation, 20, 2, StopAtFirst())
+    rule = StopAtFirst()
+    records = replay(study(), evaluation, 20, 2, rule)
+    assert rule.told == [(record.state, "accuracy") for record in records]
     stopped = [record for record in records if record.state == "stopped"]
     assert stopped and len(stopped) < len(records)
     for record in stopped:
