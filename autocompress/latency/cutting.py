@@ -51,6 +51,7 @@ class Cutter:
             own |= self._next(own, _QUANTIZE)
             own |= self._next(own, _DEQUANTIZE)
         own |= self._constants(own)
+        own |= self._unnamed_before(own)
         own |= self._quantizers_before(own)
         made = {name for i in own for name in nodes[i].output}
         read = {name for i in own for name in nodes[i].input if name and name not in made and name not in self._weights}
@@ -71,6 +72,17 @@ class Cutter:
         end = self._end(own)
         readers = self._readers.get(end, []) if end is not None else []
         return set([i for i in readers if self._graph.node[i].op_type == op_type][:1])
+
+    def _unnamed_before(self, own: set[int]) -> set[int]:
+        """Nodes without a name that feed the layer: the rewriting of an integer layer puts them behind its quantizer."""
+        found: set[int] = set()
+        waiting = [name for i in own for name in self._graph.node[i].input]
+        while waiting:
+            i = self._producer.get(waiting.pop())
+            if i is not None and i not in own and i not in found and not self._graph.node[i].name:
+                found.add(i)
+                waiting.extend(self._graph.node[i].input)
+        return found
 
     def _quantizers_before(self, own: set[int]) -> set[int]:
         """A pair of quantizers that the layer shares with others and that is named after the first of these."""
