@@ -14,7 +14,7 @@ from autocompress.automl.sensitivity import Probe, Sensitivity, measure_sensitiv
 from autocompress.candidate import Candidate
 from autocompress.config import SearchSettings
 from autocompress.graph import ModelGraph
-from autocompress.latency import LatencyModel, batch_size
+from autocompress.latency import Estimate, LatencyModel, batch_size, load_latency_model
 from autocompress.pareto import Floats
 from autocompress.proposing.blocks import blocks_of
 from autocompress.proposing.optimizer import Knowledge, Planner
@@ -51,13 +51,16 @@ class Foresight:
     def of(cls, job: Job) -> Foresight:
         """By the profile that the settings name; without one, by a model of launches, MACs and precision borders.
 
+        An estimate promises nothing: it takes the place of that model.
+
         Raises:
             InputError: the profile is damaged, or of another runtime, device or model.
         """
         settings = job.settings
         if settings.latency_model is None:
             return cls(LaunchModel(job.graph, job.reference_ms))
-        return cls(profile_of_target(settings.latency_model, settings, job.task, job.graph), profiled=True)
+        model = profile_of_target(settings.latency_model, settings, job.task, job.graph)
+        return cls(model, profiled=isinstance(model, LatencyModel))
 
     def ratios(self, candidates: Sequence[Candidate]) -> Floats:
         """Shape (n_candidates,)."""
@@ -98,13 +101,13 @@ def _ratios_of(model: LatencyPredictor) -> Predict:
     return lambda candidates: model.predict(candidates) / model.baseline_ms
 
 
-def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: ModelGraph) -> LatencyModel:
-    """A profile that fits the search.
+def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: ModelGraph) -> LatencyModel | Estimate:
+    """A profile, or an estimate, that fits the search.
 
     Raises:
         InputError: it is damaged, or of another runtime, device or model.
     """
-    model = LatencyModel.load(path)
+    model = load_latency_model(path)
     batch = batch_size(as_inputs(task.example_inputs()))
     forced = settings.force_latency_model
     model.require(runtime=settings.runtime, n_threads=settings.n_threads, batch=batch, force=forced)

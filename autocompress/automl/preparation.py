@@ -23,6 +23,7 @@ from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
+from autocompress.latency import LatencyModel
 from autocompress.latency.size_only import label_slower_ranks
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import budget_ratios
@@ -85,7 +86,8 @@ def prepare(
     graph = inspect_model(model, inputs)
     space = _checked_space(space, graph).label_bits(graph, partial(is_executed, runtime.capabilities()))
     if settings.latency_model is not None:
-        space = label_slower_ranks(space, profile_of_target(settings.latency_model, settings, task, graph))
+        profile = profile_of_target(settings.latency_model, settings, task, graph)
+        space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
     metrics, metric = _judge(model, task)
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:

@@ -32,6 +32,11 @@ def add_commands(commands: Any) -> None:
     profile.add_argument(
         "--measured", type=Path, metavar="JSON", help="with --bundle: make the profile of what the device measured"
     )
+    profile.add_argument(
+        "--estimate",
+        metavar="DEVICE",
+        help="no device at hand: estimate from a description (a name that comes with the package, or a .yaml file)",
+    )
     profile.add_argument("--force", action="store_true", help="measure on a noisy machine too")
     profile.add_argument(
         "--check",
@@ -53,6 +58,7 @@ def _profile(
     folder: Path | None,
     bundle: Path | None,
     measured: Path | None,
+    estimate: str | None,
     force: bool,
     check: Path | None,
 ) -> None:
@@ -60,6 +66,9 @@ def _profile(
     from autocompress.latency.device import drift_warning
     from autocompress.latency.profiling import profile, profile_of, write_bundle
 
+    if estimate is not None:
+        _estimate(task, space, estimate, n_threads, batch, output)
+        return
     plan: dict[str, Any] = {"runtime": runtime, "n_threads": n_threads, "n_candidates": n_candidates, "batch": batch}
     if bundle is not None and measured is None:
         script = write_bundle(task, space, bundle, show=True, **plan)
@@ -83,6 +92,38 @@ def _profile(
         print(line)
     if check is not None:
         _check(model, check)
+
+
+def _estimate(task: str, space: str, device: str, n_threads: int, batch: int | None, output: Path | None) -> None:
+    """Prints what a described device is estimated to take for the uncompressed model and a few uniform candidates."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from autocompress.latency.hardware_description import load_hardware
+    from autocompress.latency.roofline import estimate_of
+    from autocompress.task import load_task
+
+    hardware = load_hardware(device)
+    model, offered = estimate_of(load_task(task), space, hardware, n_threads, batch)
+    named = {
+        "uncompressed": offered.baseline(),
+        "8 bits": offered.uniform(weight_bits=8),
+        "half of the channels": offered.uniform(prune_ratio=0.5),
+        "half of the channels, 8 bits": offered.uniform(prune_ratio=0.5, weight_bits=8),
+    }
+    totals, ends = model.totals(list(named.values())), model.interval(list(named.values()))
+    table = Table(title=f"ESTIMATE, not measured: {model.head['task']} on {hardware.name}, {n_threads} thread(s)")
+    for column in ("candidate", "ms", "from … to", "energy, mJ", "weights, MiB", "memory, MiB"):
+        table.add_column(column, justify="left" if column == "candidate" else "right")
+    columns = (totals.ms, ends[:, 0], ends[:, 1], totals.energy_mj, totals.size_mib, totals.memory_mib)
+    for name, ms, low, high, energy, size, memory in zip(named, *columns, strict=True):
+        table.add_row(name, f"{ms:.4g}", f"{low:.3g} … {high:.3g}", f"{energy:.3g}", f"{size:.3g}", f"{memory:.3g}")
+    console = Console()
+    console.print(table)
+    console.print("energy by the 45 nm figures of Horowitz 2014: for comparing candidates", style="dim")
+    if output is not None:
+        model.save(output)
+        console.print(f"{output}: for `search --profile`; measured trials correct it")
 
 
 def _check(model: Any, svg: Path) -> None:

@@ -9,19 +9,23 @@ from pathlib import Path
 from torch import Tensor
 
 from autocompress.latency.clock import PairedTiming, time_pair
+from autocompress.latency.loading import load_latency_model
 from autocompress.latency.model import LatencyModel
 from autocompress.latency.plan import batch_size
 from autocompress.latency.profiling import profile
+from autocompress.latency.roofline import Estimate
 from autocompress.latency.turns import Turns
 from autocompress.runtimes import Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
 __all__ = [
+    "Estimate",
     "LatencyModel",
     "Measurement",
     "PairedTiming",
     "Turns",
     "batch_size",
+    "load_latency_model",
     "measure_latency",
     "measure_paired",
     "profile",

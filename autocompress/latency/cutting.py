@@ -74,7 +74,7 @@ class Cutter:
         return set([i for i in readers if self._graph.node[i].op_type == op_type][:1])
 
     def _unnamed_before(self, own: set[int]) -> set[int]:
-        """Nodes without a name that feed the layer: the rewriting of an integer layer puts them behind its quantizer."""
+        """Nodes without a name that feed the layer: rewriting an integer layer puts them behind its quantizer."""
         found: set[int] = set()
         waiting = [name for i in own for name in self._graph.node[i].input]
         while waiting:

@@ -15,8 +15,7 @@ from autocompress.candidate import FULL_BITS, PRECISIONS, Candidate
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph
 from autocompress.latency.device import write_json
-from autocompress.latency.structure import ModelShape
-from autocompress.latency.table import Table, read_table
+from autocompress.latency.table import Table, read_table, require_same_model
 from autocompress.latency.units import LayerTimes
 
 Floats = NDArray[np.float64]
@@ -147,12 +146,7 @@ class LatencyModel:
         Raises:
             InputError: layers, channel groups or branches are others.
         """
-        theirs = ModelShape.of(graph, {layer.path: layer.signature for layer in self.table.shape.layers})
-        if theirs != self.table.shape:
-            raise InputError(
-                f"the profile is of another model ({self.table.head['task']}, {len(self.table.shape.layers)} layers); "
-                "make one of this model"
-            )
+        require_same_model(self.table.shape, graph, str(self.table.head["task"]))
 
     def facts(self) -> Mapping[str, Any]:
         """Where and when the profile was made."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
+from autocompress.graph import ModelGraph
 from autocompress.latency.device import read_json, runtime_version
 from autocompress.latency.schema import DamageError, check_positive, check_type
 from autocompress.latency.structure import Encoder, ModelShape
@@ -108,13 +109,30 @@ def _table_of(data: Mapping[str, Any]) -> tuple[Table, list[tuple[Candidate, flo
             raise DamageError(("pieces", key), "must be the key of a layer, as `linear @1|8>4 r0 b32`")
     if "cpu" not in data["device"]:
         raise DamageError(("device",), "must have `cpu`")
-    shape = _shape_of(data["shape"])
-    pairs = [_measured(shape, key, data.get(key, [])) for key in ("candidates", "updates")]
+    shape = shape_of(data["shape"])
+    pairs = [measured_pairs(shape, key, data.get(key, [])) for key in ("candidates", "updates")]
     head = {key: data[key] for key in _HEAD}
     return Table(head, float(data["baseline_ms"]), shape, dict(data["pieces"]), tuple(pairs[0])), pairs[1]
 
 
-def _shape_of(data: Mapping[str, Any]) -> ModelShape:
+def require_same_model(shape: ModelShape, graph: ModelGraph, task: str) -> None:
+    """Refuses a graph of another model than the shape's.
+
+    Raises:
+        InputError: layers, channel groups or branches are others.
+    """
+    if ModelShape.of(graph, {layer.path: layer.signature for layer in shape.layers}) != shape:
+        raise InputError(
+            f"the profile is of another model ({task}, {len(shape.layers)} layers); make one of this model"
+        )
+
+
+def shape_of(data: Mapping[str, Any]) -> ModelShape:
+    """A model's shape, whose indices are checked.
+
+    Raises:
+        DamageError: one leads nowhere.
+    """
     shape = ModelShape.from_dict(data)
     limits = {"layers": len(shape.layers), "branches": len(shape.branches)}
     for i, layer in enumerate(shape.layers):
@@ -130,8 +148,12 @@ def _shape_of(data: Mapping[str, Any]) -> ModelShape:
     return shape
 
 
-def _measured(shape: ModelShape, key: str, values: object) -> list[tuple[Candidate, float]]:
-    """Pairs of a candidate of the model and a ratio."""
+def measured_pairs(shape: ModelShape, key: str, values: object) -> list[tuple[Candidate, float]]:
+    """Pairs of a candidate of the model and a ratio.
+
+    Raises:
+        DamageError: they are not.
+    """
     check_type(tuple[tuple[Mapping[str, Any], float], ...], values, (key,))
     assert isinstance(values, list)
     encoder, pairs = Encoder(shape), []

@@ -1,0 +1,82 @@
+"""Counts what a layer of a candidate computes and moves: multiply-accumulates, weights and activations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autocompress.candidate import Precision, bits_number
+from autocompress.graph import Layer
+from autocompress.latency.structure import LayerShape
+from autocompress.rank_choice import parse_rank
+from autocompress.ranks import factor_shapes, parts, ranks_of_ratio, split_of
+
+_GATES = {"lstm": 4, "gru": 3}
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Of one layer, for one sample.
+
+    Attributes:
+        macs: multiply-accumulates.
+        n_launches: matrices, each of them a kernel.
+        weight_bytes: all weights.
+        read_bytes: weights that one inference reads: of an embedding only the rows that are asked for.
+        activation_bytes: inputs, outputs and what lies between factors.
+    """
+
+    macs: float
+    n_launches: int
+    weight_bytes: float
+    read_bytes: float
+    activation_bytes: float
+
+
+def layer_cost(
+    layer: LayerShape, n_out: int, n_in: int, rank: tuple[float | str | None, int], bits: Precision
+) -> LayerCost:
+    """What is left of a layer.
+
+    Args:
+        layer: uncompressed.
+        n_out: output channels that are left.
+        n_in: input channels that are left.
+        rank: a choice and its grid; a rank that only data tells (an energy) counts as none.
+        bits: of the weights, and of the activations where they are integers.
+    """
+    whole = sum(math.prod(shape) for shape in _matrices(layer, layer.n_out, layer.n_in, (None, 1)))
+    n_places = layer.n_macs / whole
+    shapes = _matrices(layer, n_out, n_in, rank)
+    n_weights = sum(math.prod(shape) for shape in shapes)
+    weight_bytes = n_weights * bits_number(bits) / 8
+    value_bytes = 4.0 if isinstance(bits, str) or bits < 8 else bits / 8
+    if layer.kind == "embedding":
+        return LayerCost(0.0, 1, weight_bytes, 0.0, n_out * value_bytes)
+    n_values = n_in * math.prod(layer.stride) + sum(shape[0] for shape in shapes)
+    return LayerCost(n_weights * n_places, len(shapes), weight_bytes, weight_bytes, n_values * n_places * value_bytes)
+
+
+def _matrices(layer: LayerShape, n_out: int, n_in: int, rank: tuple[float | str | None, int]) -> list[tuple[int, ...]]:
+    """Shapes of the weights that a layer's kernels read, one after the other."""
+    gates = _GATES.get(layer.kind)
+    if gates is not None:
+        inputs = Layer(layer.path, layer.kind, (gates * n_out, n_out), 0, 0, input_shapes=((gates * n_out, n_in),))
+        return [*_split(inputs, rank), (gates * n_out, n_out)]
+    shape = (n_in, n_out) if layer.kind == "embedding" else (n_out, n_in, *layer.kernel)
+    return _split(Layer(layer.path, layer.kind, shape, 0, 0, groups=layer.groups, stride=layer.stride), rank)
+
+
+def _split(layer: Layer, rank: tuple[float | str | None, int]) -> list[tuple[int, ...]]:
+    part = parts(layer, "channel")[0]
+    if rank[0] is None:
+        return [part.weight_shape]
+    choice = parse_rank(rank[0])
+    if choice.ratio is None or choice.scheme == "recurrent":
+        return [part.weight_shape]
+    ranks = ranks_of_ratio(layer, choice.scheme, choice.ratio, rank[1])
+    split = split_of(layer, choice, ranks)
+    if split is None:
+        return [part.weight_shape]
+    factors = list(factor_shapes(part, split.scheme, split.ranks))
+    return factors if split.residual is None else [*factors, part.weight_shape]
