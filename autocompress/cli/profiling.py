@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def add_commands(commands: Any) -> None:
         metavar="DEVICE",
         help="no device at hand: estimate from a description (a name that comes with the package, or a .yaml file)",
     )
+    profile.add_argument(
+        "--reuse",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take the times of layers that an earlier profile timed on this device (default: on)",
+    )
     profile.add_argument("--force", action="store_true", help="measure on a noisy machine too")
     profile.add_argument(
         "--check",
@@ -59,6 +66,7 @@ def _profile(
     bundle: Path | None,
     measured: Path | None,
     estimate: str | None,
+    reuse: bool,
     force: bool,
     check: Path | None,
 ) -> None:
@@ -80,7 +88,7 @@ def _profile(
     if bundle is not None and measured is not None:
         model = profile_of(bundle, measured)
     else:
-        model = profile(task, space, n_passes=n_passes, folder=folder, force=force, show=True, **plan)
+        model = profile(task, space, n_passes=n_passes, folder=folder, reuse=reuse, force=force, show=True, **plan)
     model.save(output)
     facts = model.facts()
     print(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from autocompress.candidate import Precision, bits_number
 from autocompress.graph import Layer
 from autocompress.latency.structure import LayerShape
-from autocompress.rank_choice import parse_rank
+from autocompress.rank_choice import RANK_GRID, parse_rank
 from autocompress.ranks import factor_shapes, parts, ranks_of_ratio, split_of
 
 _GATES = {"lstm": 4, "gru": 3}
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,41 @@ def layer_cost(
     return LayerCost(n_weights * n_places, len(shapes), weight_bytes, weight_bytes, n_values * n_places * value_bytes)
 
 
-def _matrices(layer: LayerShape, n_out: int, n_in: int, rank: tuple[float | str | None, int]) -> list[tuple[int, ...]]:
-    """Shapes of the weights that a layer's kernels read, one after the other."""
+def matrices_of_text(layer: LayerShape, n_out: int, n_in: int, rank: str) -> list[Shape]:
+    """Shapes of the weights that a layer's kernels read, one after the other.
+
+    Args:
+        layer: uncompressed.
+        n_out: output channels that are left.
+        n_in: input channels that are left.
+        rank: as in the key of a layer's time: "0", ranks as "16" or "tucker:8x16", or a choice and perhaps its grid.
+    """
+    found = re.fullmatch(r"(?:([a-z]+):)?(\d+(?:x\d+)*)", rank)
+    if rank == "0" or found is None:
+        choice, _, grid = rank.partition("@")
+        asked = None if rank == "0" else (float(choice) if choice.replace(".", "", 1).isdigit() else choice)
+        return _matrices(layer, n_out, n_in, (asked, int(grid or RANK_GRID)))
+    whole = _as_layer(layer, n_out, n_in)
+    return list(factor_shapes(whole, found[1] or "channel", [int(part) for part in found[2].split("x")]))
+
+
+def _matrices(layer: LayerShape, n_out: int, n_in: int, rank: tuple[float | str | None, int]) -> list[Shape]:
+    whole, gates = _as_layer(layer, n_out, n_in), _GATES.get(layer.kind)
+    recurrent = [] if gates is None else [(gates * n_out, n_out)]
+    return [*_split(whole, rank), *recurrent]
+
+
+def _as_layer(layer: LayerShape, n_out: int, n_in: int) -> Layer:
+    """A layer of these sizes."""
     gates = _GATES.get(layer.kind)
     if gates is not None:
-        inputs = Layer(layer.path, layer.kind, (gates * n_out, n_out), 0, 0, input_shapes=((gates * n_out, n_in),))
-        return [*_split(inputs, rank), (gates * n_out, n_out)]
+        shapes = ((gates * n_out, n_in),)
+        return Layer(layer.path, layer.kind, (gates * n_out, n_out), 0, 0, input_shapes=shapes)
     shape = (n_in, n_out) if layer.kind == "embedding" else (n_out, n_in, *layer.kernel)
-    return _split(Layer(layer.path, layer.kind, shape, 0, 0, groups=layer.groups, stride=layer.stride), rank)
+    return Layer(layer.path, layer.kind, shape, 0, 0, groups=layer.groups, stride=layer.stride)
 
 
-def _split(layer: Layer, rank: tuple[float | str | None, int]) -> list[tuple[int, ...]]:
+def _split(layer: Layer, rank: tuple[float | str | None, int]) -> list[Shape]:
     part = parts(layer, "channel")[0]
     if rank[0] is None:
         return [part.weight_shape]

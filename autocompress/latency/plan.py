@@ -58,7 +58,8 @@ def write_plan(
         n_candidates: whole candidates to calibrate on.
         batch: samples in one inference; None is the batch of the task's example inputs.
         seed: of the candidates.
-        known: keys of layers that need not be timed again.
+        known: keys of layers that need not be timed again; those of the uncompressed model are all the same, so that
+            they tell how fast the device is now.
         listener: told of candidates written and candidates in all.
 
     Returns:
@@ -71,6 +72,7 @@ def write_plan(
         space = SearchSpace.load(space, graph)
     shape = describe_model(model, graph, inputs)
     candidates = draw_candidates(space, n_candidates, seed)
+    known = sorted(set(known) - set(piece_keys(shape, [Candidate()])[0]))
     extra = _covering(shape, space, candidates, set(known))
     writer = _Writer(target, folder, shape, graph)
     reference = writer.write(_REFERENCE, Candidate(), model, inputs)

@@ -20,16 +20,19 @@ from autocompress.latency.device import (
     repeatability,
     settled,
     show_progress,
+    write_json,
 )
 from autocompress.latency.model import LatencyModel
-from autocompress.latency.plan import N_CANDIDATES, write_plan
+from autocompress.latency.plan import N_CANDIDATES, batch_size, write_plan
+from autocompress.latency.store import LayerStore, reused_times
 from autocompress.latency.structure import ModelShape
 from autocompress.latency.table import Table
 from autocompress.latency.turns import Turns
 from autocompress.space import SearchSpace
-from autocompress.task import Task, load_task
+from autocompress.task import Task, as_inputs, load_task
 
 _FEWEST = 12
+_KNOWN = "known.json"
 
 
 def profile(
@@ -44,6 +47,7 @@ def profile(
     folder: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
+    reuse: bool = True,
     show: bool = False,
 ) -> LatencyModel:
     """Times a model's layers and whole candidates on this machine, and fits a latency model to them.
@@ -60,6 +64,7 @@ def profile(
             temporary one.
         seed: of the candidates.
         force: measure on a noisy machine too.
+        reuse: layers that an earlier profile timed on this device, of whatever model, are not timed again.
         show: draw progress in the terminal.
 
     Raises:
@@ -69,6 +74,9 @@ def profile(
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
         place = Path(folder) if folder is not None else Path(scratch)
+        n_samples = batch_size(as_inputs(loaded.example_inputs())) if batch is None else batch
+        store = LayerStore.of_this_machine(runtime, n_threads, n_samples)
+        stored = _known_at_start(place, store.times() if reuse else {})
         plan = write_plan(
             loaded,
             space,
@@ -78,6 +86,7 @@ def profile(
             n_candidates=n_candidates,
             batch=batch,
             seed=seed,
+            known=list(stored),
             listener=_show_written if show else None,
         )
         with Turns().measure():
@@ -88,7 +97,18 @@ def profile(
                 force=force,
                 listener=show_progress if show else None,
             )
-    return model_of(plan, results)
+    model = model_of(plan, results, stored)
+    store.add({key: ratio * model.baseline_ms for key, ratio in model.table.pieces.items() if key in plan["pieces"]})
+    return model
+
+
+def _known_at_start(folder: Path, stored: dict[str, float]) -> dict[str, float]:
+    """What was known when the profile in this folder was begun, so that it can go on although others have ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / _KNOWN
+    if not file.is_file():
+        write_json(file, {"ms": stored})
+    return dict(read_json(file)["ms"])
 
 
 def write_bundle(
@@ -108,8 +128,15 @@ def write_bundle(
     return write_script(Path(folder))
 
 
-def model_of(plan: Mapping[str, Any], results: Mapping[str, Any]) -> LatencyModel:
+def model_of(
+    plan: Mapping[str, Any], results: Mapping[str, Any], stored: Mapping[str, float] | None = None
+) -> LatencyModel:
     """The latency model of a plan and what a device measured of it.
+
+    Args:
+        plan: as in `plan.json`.
+        results: as the device wrote them.
+        stored: key of a layer -> milliseconds on this device at an earlier time, see `LayerStore`.
 
     Raises:
         InputError: the results are of another plan, or too few candidates were measured.
@@ -132,6 +159,8 @@ def model_of(plan: Mapping[str, Any], results: Mapping[str, Any]) -> LatencyMode
     }
     pieces = {key: ratios[file] for key, file in plan["pieces"].items() if file in ratios}
     baseline_ms = float(np.median(results["reference_ms"]))
+    earlier = reused_times(stored or {}, {key: ratio * baseline_ms for key, ratio in pieces.items()})
+    pieces |= {key: ms / baseline_ms for key, ms in earlier.items()}
     return LatencyModel(Table(head, baseline_ms, ModelShape.from_dict(plan["shape"]), pieces, candidates))
 
 

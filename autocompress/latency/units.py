@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from autocompress.candidate import PRECISIONS, Candidate, Precision
 from autocompress.graph import Layer
 from autocompress.latency.structure import Encoder, LayerShape, ModelShape
+from autocompress.latency.unmeasured import Unmeasured
 from autocompress.rank_choice import RANK_GRID, parse_rank
 from autocompress.ranks import ranks_of_ratio, split_of
 
@@ -59,7 +60,7 @@ class Sums:
 
 
 class LayerTimes:
-    """Times of single layers, from a table, and for what is not in it from its nearest entries.
+    """Times of single layers, from a table; what is not in it is estimated from what is.
 
     Args:
         shape: of the model.
@@ -80,7 +81,7 @@ class LayerTimes:
         ]
         self._branches = [layers for layers in members if layers]
         self._known: dict[int, tuple[float, ...]] = {}
-        self._nearest = _Nearest(self.pieces)
+        self._unmeasured = Unmeasured(shape.layers, self.pieces)
 
     def sums(self, candidates: Sequence[Candidate]) -> Sums:
         """Adds up layer times and context terms; linear in the number of layers."""
@@ -177,32 +178,10 @@ class LayerTimes:
         places = float(self._places[example])
         is_split = f" r0 b{bits}" not in key
         time = self.pieces.get(key)
-        found = time if time is not None else self._nearest.time(layer.signature, key, n_out * n_in)
+        found = time if time is not None else self._unmeasured.time(key)
         return (found, float(is_split), float(time is None), n_out * places / _KILO, n_in * places / _KILO)
 
 
 def _places(layer: LayerShape) -> float:
     """Positions that a layer computes its outputs at, for one sample."""
     return layer.n_macs / max(1, layer.n_out * layer.n_in * int(np.prod(layer.kernel, dtype=int)) // layer.groups)
-
-
-class _Nearest:
-    """Estimates a missing time from the table's entries of the same signature and precision, by size of the weight."""
-
-    def __init__(self, pieces: Mapping[str, float]) -> None:
-        self._by_kind: dict[tuple[str, str], list[tuple[int, float]]] = {}
-        for key, time in pieces.items():
-            signature, _, rest = key.partition("|")
-            size, _, bits = rest.split(" ")
-            n_in, _, n_out = size.partition(">")
-            for kind in ((signature, bits), (signature, "")):
-                self._by_kind.setdefault(kind, []).append((int(n_in) * int(n_out), time))
-
-    def time(self, signature: str, key: str, size: int) -> float:
-        """Linear in the size between the smallest and the largest entry; 0 where the table has nothing like it."""
-        bits = key.rpartition(" ")[2]
-        entries = self._by_kind.get((signature, bits)) or self._by_kind.get((signature, ""))
-        if not entries:
-            return 0.0
-        sizes, times = np.array(sorted(entries)).T
-        return float(np.interp(size, sizes, times))

@@ -60,7 +60,15 @@ def test_a_profile_is_saved_checked_and_drawn(
         "--force",
     ]
     assert main(["profile", "digits", "--space", "s", *flags, "-o", str(output), "--check", str(drawing)]) == 0
-    asked = {"runtime": "openvino", "n_threads": 2, "batch": 4, "n_candidates": 30, "n_passes": 2, "force": True}
+    asked = {
+        "runtime": "openvino",
+        "n_threads": 2,
+        "batch": 4,
+        "n_candidates": 30,
+        "n_passes": 2,
+        "force": True,
+        "reuse": True,
+    }
     assert calls == [{"task": "digits", "space": "s", "folder": None, "show": True, **asked}]
     assert LatencyModel.load(output).baseline_ms == 2.0
     text = capsys.readouterr().out
