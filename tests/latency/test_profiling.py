@@ -20,6 +20,7 @@ import torch
 
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError, MeasurementError
+from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel, PairedTiming, device, plan
 from autocompress.latency.bundle import write_script
 from autocompress.latency.check import check_by_leaving_out, check_on
@@ -97,6 +98,21 @@ def test_a_layer_alone_gives_what_it_gives_in_the_model(tmp_path: Path) -> None:
             expected = getattr(block, name.replace("conv", "bn"))(getattr(block, name)(x))
         np.testing.assert_allclose(session.predict((x,)), expected.relu() if relu else expected, atol=0.05)
     assert cutter.cut("nothing", None, False, False) is None
+
+
+def test_integer_layers_on_sequences_are_cut_with_the_nodes_between_quantizer_and_kernel(tmp_path: Path) -> None:
+    """Their rows are laid end to end by nodes that have no name."""
+    torch.manual_seed(0)
+    model, inputs = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Linear(32, 8)), (torch.randn(1, 5, 16),)
+    graph = inspect_model(model, inputs)
+    student = quick_student(model, graph, Candidate(weight_bits={"0": 8, "1": 8}), inputs)
+    part = Cutter(onnx.load(export(student, inputs, tmp_path))).cut("1", None, False, False)
+    assert part is not None
+    (tmp_path / "part.onnx").write_bytes(part.SerializeToString())
+    hidden = student[0](inputs[0])  # type: ignore[index]
+    session = runtime_named("onnxruntime").load(tmp_path / "part.onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(session.predict((hidden.detach(),)), student[1](hidden), atol=0.05)  # type: ignore[index]
 
 
 def test_an_interrupted_plan_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
