@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from autocompress.latency.clock import PairedTiming, time_pair
+from autocompress.latency.cuda_clock import timer_of
 from autocompress.latency.loading import load_latency_model
 from autocompress.latency.model import LatencyModel
 from autocompress.latency.plan import batch_size
@@ -121,7 +122,8 @@ def time_sessions(
     timings: list[PairedTiming] = []
     while len(timings) < (1 if quiet_ms is None else _MAX_REPEATS):
         with (turns or Turns()).measure():
-            timings.append(time_pair(lambda: candidate.run(fed), lambda: reference.run(reference_fed), n_rounds))
+            runs = (lambda: candidate.run(fed)), (lambda: reference.run(reference_fed))
+            timings.append(time_pair(*runs, n_rounds, timer_of(candidate)))
         if quiet_ms is not None and timings[-1].reference_ms <= _BUSY * quiet_ms:
             break
     return min(timings, key=lambda timing: timing.reference_ms)

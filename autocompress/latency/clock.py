@@ -22,6 +22,8 @@ _MIN_PAIRS, _MAX_PAIRS = 5, 60
 _QUIET = 10  # percentile of the runs that stands for a quiet machine
 
 Run = Callable[[], object]
+Timer = Callable[[Run], float]
+"""Seconds of one run."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,14 @@ class PairedTiming:
     n_runs: int
 
 
-def time_pair(candidate: Run, reference: Run, n_rounds: int = 9) -> PairedTiming:
+def wall_seconds(run: Run) -> float:
+    """By the machine's clock, of a run that ends when its work is done."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def time_pair(candidate: Run, reference: Run, n_rounds: int = 9, timer: Timer = wall_seconds) -> PairedTiming:
     """Times `candidate` against `reference`, both of them runs without arguments.
 
     Each timed run follows an untimed one of the same model, so that caches hold what they hold in steady use. Rounds
@@ -57,8 +66,9 @@ def time_pair(candidate: Run, reference: Run, n_rounds: int = 9) -> PairedTiming
     timings = np.empty((n_rounds, n_pairs, 2))
     for i in range(n_rounds):
         for j in range(n_pairs):
-            timings[i, j, 0] = _once(candidate)
-            timings[i, j, 1] = _once(reference)
+            for k, run in enumerate((candidate, reference)):
+                run()
+                timings[i, j, k] = timer(run)
         time.sleep(_PAUSE_SECONDS)
     if not (timings > 0).all():
         raise MeasurementError("a run took no measurable time; time a larger batch")
@@ -67,13 +77,6 @@ def time_pair(candidate: Run, reference: Run, n_rounds: int = 9) -> PairedTiming
     candidate_ms, reference_ms = (np.percentile(timings, _QUIET, axis=(0, 1)) * 1e3).tolist()
     ratio = candidate_ms / reference_ms
     return PairedTiming(ratio, float(high - low) / 2, candidate_ms, reference_ms, n_rounds, timings[:, :, 0].size)
-
-
-def _once(run: Run) -> float:
-    run()
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def _warm_up(run: Run) -> float:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def runtime_version(runtime: str) -> str:
         MissingExtraError: it is not installed.
     """
     try:
-        return str(importlib.import_module(runtime).__version__).split("-")[0]
+        return str(importlib.import_module(runtime.partition("-")[0]).__version__).split("-")[0]
     except ImportError as error:
         raise MissingExtraError(f"the runtime {runtime!r} must be installed here: pip install {runtime}") from error
 
@@ -244,15 +245,22 @@ def open_run(runtime: str, file: Path, n_threads: int) -> Run:
     return _OPENERS[runtime](file, n_threads)
 
 
-def _open_onnxruntime(file: Path, n_threads: int) -> Run:
+def _open_onnxruntime(file: Path, n_threads: int, provider: str = "CPUExecutionProvider") -> Run:
     import onnxruntime as ort
+
+    if provider not in ort.get_available_providers():
+        raise MissingExtraError(
+            f"this installation of ONNX Runtime must have {provider}, but has {ort.get_available_providers()}; install "
+            "its build for that device"
+        )
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+    session = ort.InferenceSession(str(file), options, providers=providers)
     feed = {item.name: _made_up(item.shape, item.type) for item in session.get_inputs()}
     return lambda: session.run(None, feed)
 
@@ -281,6 +289,8 @@ def _open_openvino(file: Path, n_threads: int) -> Run:
 
 _OPENERS: dict[str, Callable[[Path, int], Run]] = {
     "onnxruntime": _open_onnxruntime,
+    "onnxruntime-cuda": partial(_open_onnxruntime, provider="CUDAExecutionProvider"),
+    "onnxruntime-tensorrt": partial(_open_onnxruntime, provider="TensorrtExecutionProvider"),
     "openvino": _open_openvino,
 }
 

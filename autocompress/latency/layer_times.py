@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,9 @@ def _without_profiler(nodes: list[NodeTime], run_ms: float) -> tuple[NodeTime, .
     return tuple(replace(node, ms=ms * factor) for node, ms in zip(nodes, left, strict=True))
 
 
-def _profile_onnxruntime(file: Path, inputs: Inputs, n_threads: int) -> tuple[int, list[NodeTime]]:
+def _profile_onnxruntime(
+    file: Path, inputs: Inputs, n_threads: int, provider: str = "CPUExecutionProvider"
+) -> tuple[int, list[NodeTime]]:
     import onnxruntime as ort
 
     from autocompress.runtimes.cpu_session import CpuSession, session_options
@@ -67,7 +70,8 @@ def _profile_onnxruntime(file: Path, inputs: Inputs, n_threads: int) -> tuple[in
     options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        session = ort.InferenceSession(str(file), options, providers=providers)
         feed = CpuSession(session).prepare(inputs)
         n_runs = _repeat(lambda: session.run(None, feed), _MAX_RUNS)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -92,6 +96,21 @@ def _profile_openvino(file: Path, inputs: Inputs, n_threads: int) -> tuple[int, 
     return n_runs, [
         NodeTime(module_of(item.node_name), item.node_type, item.real_time.total_seconds() * 1e3) for item in executed
     ]
+
+
+def _profile_torch_cuda(file: Path, inputs: Inputs, n_threads: int) -> tuple[int, list[NodeTime]]:
+    """By PyTorch's profiler: the kernels on the device, which know of no modules."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as watch
+
+    session = runtime_named("torch-cuda").load(file, n_threads)
+    fed = session.prepare(inputs)
+    _repeat(lambda: session.run(fed), _WARM_UP_RUNS + 2)
+    with watch(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as watched:
+        n_runs = _repeat(lambda: session.run(fed), _MAX_RUNS)
+    kernels = [event for event in watched.key_averages() if event.device_type == DeviceType.CUDA]
+    return n_runs, [NodeTime("", event.key, event.self_device_time_total / 1e3 / n_runs) for event in kernels]
 
 
 def _repeat(run: Callable[[], object], most: float = float("inf")) -> int:
@@ -124,5 +143,10 @@ def _mean(values: list[float]) -> float:
 
 
 Profiler = Callable[[Path, Inputs, int], tuple[int, list[NodeTime]]]
-PROFILERS: dict[str, Profiler] = {"onnxruntime": _profile_onnxruntime, "openvino": _profile_openvino}
+PROFILERS: dict[str, Profiler] = {
+    "onnxruntime": _profile_onnxruntime,
+    "onnxruntime-cuda": partial(_profile_onnxruntime, provider="CUDAExecutionProvider"),
+    "openvino": _profile_openvino,
+    "torch-cuda": _profile_torch_cuda,
+}
 """Name of a runtime -> its profiler."""

@@ -76,11 +76,15 @@ class TorchCudaCompiled(TorchCuda):
 
 
 class AtenSession:
-    """See `Session`; a run on a CUDA device ends when the device is done."""
+    """See `Session`; a run on a CUDA device ends when the device is done.
+
+    Attributes:
+        device: "cpu" or "cuda".
+    """
 
     def __init__(self, call: Callable[..., Any], signature: Signature, device: str, n_threads: int) -> None:
         self._call, self._signature = call, signature
-        self._device, self._n_threads = device, n_threads
+        self.device, self._n_threads = device, n_threads
 
     def prepare(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """The inputs in order, on the device; see `Session.prepare`.
@@ -95,7 +99,7 @@ class AtenSession:
         assert isinstance(prepared, tuple)
         with torch.inference_mode(), _threads(self._n_threads):
             output = self._call(*prepared)
-            if self._device == "cuda":
+            if self.device == "cuda":
                 torch.cuda.synchronize()
         return output
 
@@ -110,7 +114,7 @@ class AtenSession:
         return result
 
     def _on_device(self, feed: Feed) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for value in feed.values())
+        return tuple(torch.from_numpy(np.ascontiguousarray(value)).to(self.device) for value in feed.values())
 
 
 @contextmanager
