@@ -100,7 +100,6 @@ def _profile_openvino(file: Path, inputs: Inputs, n_threads: int) -> tuple[int, 
 
 def _profile_torch_cuda(file: Path, inputs: Inputs, n_threads: int) -> tuple[int, list[NodeTime]]:
     """By PyTorch's profiler: the kernels on the device, which know of no modules."""
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as watch
 
@@ -109,7 +108,7 @@ def _profile_torch_cuda(file: Path, inputs: Inputs, n_threads: int) -> tuple[int
     _repeat(lambda: session.run(fed), _WARM_UP_RUNS + 2)
     with watch(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as watched:
         n_runs = _repeat(lambda: session.run(fed), _MAX_RUNS)
-    kernels = [event for event in watched.key_averages() if event.device_type == DeviceType.CUDA]
+    kernels = [event for event in watched.key_averages() if event.device_type.name == "CUDA"]
     return n_runs, [NodeTime("", event.key, event.self_device_time_total / 1e3 / n_runs) for event in kernels]
 
 
