@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -73,24 +73,19 @@ def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tupl
     return tuple(layers), (*frozen, *_outside(model, trace, calls.keys(), owners))
 
 
-def _outside(model: nn.Module, trace: Trace, listed: Collection[str], owners: dict[int, list[str]]) -> Iterable[Frozen]:
-    """A line for each module that is no listed layer, and for each parameter of a user's module, that has weights."""
+def _outside(model: nn.Module, trace: Trace, listed: Collection[str], owners: dict[int, list[str]]) -> Iterator[Frozen]:
+    """One line for all weights of one name in modules of one kind that are no listed layers, at the first of them."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    lines: dict[Frozen, None] = {}
+    found: dict[tuple[type[nn.Module], str], list[str]] = defaultdict(list)
     for node, path in trace.states.items():
         weight = parameters.get(path)
         known = weight is not None and any(owner(name) in listed for name in owners[id(weight)])
-        if weight is None or weight.dim() < 2 or known or not node.users:
-            continue
-        module = model.get_submodule(owner(path) if "." in path else "")
-        kind = type(module).__name__
-        if type(module).__module__.startswith("torch.nn."):
-            lines[Frozen(owner(path), "layer", f"ranks and bits are not offered for {kind}")] = None
-        else:
-            lines[Frozen(path, "layer", f"{kind} holds it itself; ranks and bits are offered for torch's layers")] = (
-                None
-            )
-    return lines
+        if weight is not None and weight.dim() > 1 and not known and node.users:
+            module = model.get_submodule(owner(path) if "." in path else "")
+            found[type(module), path.rpartition(".")[2]].append(path)
+    for (kind, _), paths in found.items():
+        more = f" (so in {len(paths) - 1} more places)" if len(paths) > 1 else ""
+        yield Frozen(paths[0], "layer", f"ranks and bits are not offered for parameters of {kind.__name__}{more}")
 
 
 def _calls(model: nn.Module, trace: Trace) -> dict[str, list[fx.Node]]:

@@ -46,6 +46,11 @@ MODELS: Mapping[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {
     "bert": ("BertForSequenceClassification", SIZES, {"input_ids": IDS}),
     "gpt2": ("GPT2LMHeadModel", GPT, {"input_ids": IDS}),
     "vit": ("ViTForImageClassification", IMAGE, {"pixel_values": torch.rand(2, 3, 16, 16)}),
+    "mixtral": (
+        "MixtralForCausalLM",
+        SIZES | {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {"input_ids": IDS},
+    ),
     "t5": ("T5ForConditionalGeneration", T5, {"input_ids": IDS, "decoder_input_ids": IDS[:, :4]}),
 }
 
@@ -87,6 +92,17 @@ def test_it_prunes_and_exports(name: str, tmp_path: Path) -> None:
         expected = student(**inputs)
     program = torch.export.export(student, (), inputs, strict=False)
     torch.testing.assert_close(program.module()(**inputs), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_state_space_model_loses_channels_of_its_inner_stream() -> None:
+    config = transformers.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4, use_cache=False)
+    model, inputs = First(transformers.MambaForCausalLM(config)).eval(), {"input_ids": IDS}
+    graph = inspect_model(model, inputs)
+    assert [group.n_channels for group in graph.groups] == [16, 32, 32]
+    student = compress(model, Candidate({group.name: 0.5 for group in graph.groups}), inputs, graph=graph)
+    assert student.get_parameter("inner.backbone.layers.1.mixer.A_log").shape == (16, 4)
+    with torch.no_grad():
+        assert torch.isfinite(student(**inputs)).all()
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])

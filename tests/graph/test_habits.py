@@ -96,6 +96,32 @@ def projected(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.relu(m.square(torch.relu(m.first(x)))))
 
 
+class Experts(nn.Module):
+    """Weights of three experts, stacked in one parameter, all of them used."""
+
+    def __init__(self, spelled: bool) -> None:
+        super().__init__()
+        self.spelled = spelled
+        self.up, self.down = nn.Parameter(torch.rand(3, 8, 12)), nn.Parameter(torch.rand(3, 8, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spelled:
+            inner = torch.relu(torch.einsum("nd,edh->neh", x, self.up))
+            return torch.einsum("neh,edh->nd", inner, self.down)
+        inner = torch.relu(torch.bmm(x.expand(3, -1, -1), self.up))
+        return torch.bmm(inner, self.down.transpose(1, 2)).sum(0)
+
+
+def with_experts(m: Any, x: Tensor) -> Tensor:
+    return m.head(m.experts(m.inward(x)))
+
+
+def filtered(m: Any, x: Tensor) -> Tensor:
+    """A depthwise convolution whose weight is squeezed and unsqueezed on the way, as in state space models."""
+    x = m.inward(x)
+    return m.head(F.conv1d(x, m.conv.weight.squeeze(1)[:, None], m.conv.bias, groups=x.shape[1]).mean(-1))
+
+
 GROUPS: dict[str, tuple[Net, tuple[int, ...], dict[str, int]]] = {
     "convnext": (
         Net(
@@ -185,6 +211,21 @@ GROUPS: dict[str, tuple[Net, tuple[int, ...], dict[str, int]]] = {
         {"conv": 8},
     ),
     "without gradients": (Net(without_gradients, backbone=nn.Linear(4, 8), head=nn.Linear(8, 2)), ROW, {"backbone": 8}),
+    "stacked experts": (
+        Net(with_experts, inward=nn.Linear(4, 8), experts=Experts(False), head=nn.Linear(8, 2)),
+        ROW,
+        {"inward": 8, "experts": 12, "experts#2": 8},
+    ),
+    "stacked experts, spelled out": (
+        Net(with_experts, inward=nn.Linear(4, 8), experts=Experts(True), head=nn.Linear(8, 2)),
+        ROW,
+        {"inward": 8, "experts": 3, "experts#2": 12, "experts#3": 8},
+    ),
+    "filtered": (
+        Net(filtered, inward=nn.Conv1d(5, 6, 1), conv=nn.Conv1d(6, 6, 3, groups=6), head=nn.Linear(6, 2)),
+        SERIES,
+        {"inward": 6},
+    ),
     "unit length": (Net(unit_length, hidden=nn.Linear(4, 8), head=nn.Linear(8, 2)), ROW, {"hidden": 8}),
     "sizes kept by own layers": (
         Net(projected, first=Projection(8, 6), square=Projection(6, 6), head=nn.Linear(6, 2)),

@@ -65,20 +65,23 @@ class OutsideLayers(nn.Module):
         super().__init__()
         self.token, self.experts = nn.Parameter(torch.rand(1, 1, 8)), nn.Parameter(torch.rand(3, 8, 8))
         self.up, self.attention = nn.ConvTranspose1d(4, 5, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up_again = nn.ConvTranspose1d(5, 5, 2)
         self.head, self.unread = nn.Linear(8, 5), nn.Parameter(torch.rand(2, 2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x + self.token + (x[:, None] @ self.experts).sum(1)
-        return self.head(self.attention(x, x, x, need_weights=False)[0]), self.up(x.mT[:, :4])
+        return self.head(self.attention(x, x, x, need_weights=False)[0]), self.up_again(self.up(x.mT[:, :4]))
 
 
 def test_weights_outside_layers_are_listed_with_the_reason() -> None:
     graph = inspect_model(OutsideLayers(), torch.rand(2, 6, 8))
     assert [layer.path for layer in graph.layers] == ["head"]
     frozen = {item.name: item.reason for item in graph.frozen if item.what == "layer"}
-    assert frozen.keys() == {"token", "experts", "up", "attention", "attention.out_proj"}
-    assert frozen["experts"] == "OutsideLayers holds it itself; ranks and bits are offered for torch's layers"
-    assert frozen["up"] == "ranks and bits are not offered for ConvTranspose1d"
+    assert frozen.keys() == {"token", "experts", "up.weight", "attention.in_proj_weight", "attention.out_proj.weight"}
+    assert frozen["experts"] == "ranks and bits are not offered for parameters of OutsideLayers"
+    assert (
+        frozen["up.weight"] == "ranks and bits are not offered for parameters of ConvTranspose1d (so in 1 more places)"
+    )
 
 
 class Places(nn.Module):

@@ -62,7 +62,7 @@ def _conv_channels(weight: Any, groups: int, transposed: bool, flow: Flow) -> tu
         flow.play(weight, read, CONSUMER)
         return table[made], table[read]
     rows, columns = table[0], table[1]
-    if isinstance(rows, Fixed) or isinstance(columns, Fixed):
+    if isinstance(rows, Fixed):
         raise NoRuleError("the weight of a grouped convolution is fixed")
     by_group = rows.reshape(groups, -1)
     if _is_depthwise(shape, groups, transposed):
@@ -70,6 +70,8 @@ def _conv_channels(weight: Any, groups: int, transposed: bool, flow: Flow) -> tu
         flow.labels.tie_rows(by_group.T)
         flow.play(weight, 0, ALONG)
         return rows, by_group[:, 0]
+    if isinstance(columns, Fixed):
+        raise NoRuleError("the weight of a grouped convolution is fixed")
     # every group must keep as many channels as the others: position j of all groups is one channel
     flow.labels.tie_rows(by_group)
     repeated = np.tile(columns, groups)

@@ -11,6 +11,9 @@ from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
 from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
 from autocompress.graph.rules.elementwise import broadcast, elementwise
 
+ALIGNED_BYTES = 16
+"""What the rows of matrices in a grouped product are multiples of."""
+
 
 def reduce(node: fx.Node, flow: Flow) -> Dims:
     """Sum, mean, extremes: reduced channels are taken over those that are left."""
@@ -82,22 +85,55 @@ def softmax(node: fx.Node, flow: Flow) -> Dims:
 def matmul(node: fx.Node, flow: Flow) -> Dims:
     """Batched matrix product: contracted dimensions go together, batch dimensions broadcast.
 
-    A matrix of parameters on the right, as in `x @ weight` or `x @ weight.T`, makes channels as a linear layer does.
+    Parameters on the right, as in `x @ weight` or `x @ weight.T`, make channels as a linear layer does.
     """
     first, second = node.args[0], node.args[1]
     a, b = flow.dims(first), flow.dims(second)
     if not a or not b:
         raise NoRuleError("a product needs vectors or matrices")
     flow.labels.tie(a[-1], b[-2] if len(b) > 1 else b[0])
-    if isinstance(second, fx.Node) and len(b) == 2:
-        turned = rule_key(second) in ("aten.t", "aten.mT", "aten.numpy_T")
-        weight = second.args[0] if turned else second
-        flow.play(weight, int(turned), CONSUMER)
-        flow.play(weight, int(not turned), PRODUCER)
+    if len(b) > 1:
+        _play_weight(second, len(b), flow)
     tail: list[Dim] = [*a[-2:-1], *(b[-1:] if len(b) > 1 else ())]
     batch = shape_of(node)[: len(shape_of(node)) - len(tail)]
     heads = [(a[:-2], shape_of(first)[:-2]), (b[:-2], shape_of(second)[:-2])]
     return (*broadcast(heads, batch, flow), *tail)
+
+
+def _play_weight(weight: object, rank: int, flow: Flow) -> None:
+    """The right side of a product reads its last dimension but one and makes its last; turned, the other way round."""
+    read, made = rank - 2, rank - 1
+    if isinstance(weight, fx.Node) and _is_turned(weight, rank):
+        weight, read, made = weight.args[0], made, read
+    flow.play(weight, read, CONSUMER)
+    flow.play(weight, made, PRODUCER)
+
+
+def _is_turned(node: fx.Node, rank: int) -> bool:
+    """Whether a value is another one with its last two dimensions swapped."""
+    name = rule_key(node)
+    if name == "aten.transpose":
+        return {axis(place, rank) for place in node.args[1:3]} == {rank - 2, rank - 1}
+    return name == "aten.mT" or (name in ("aten.t", "aten.numpy_T") and rank == 2)
+
+
+def grouped_product(node: fx.Node, flow: Flow) -> Dims:
+    """Rows of a matrix in consecutive blocks, each times a matrix of its own from a stack: a mixture of experts.
+
+    Its kernels want rows of whole 16 bytes, so that as many consecutive channels go together.
+    """
+    first, second = node.args[0], node.args[1]
+    a, b = flow.dims(first), flow.dims(second)
+    if len(a) != 2 or len(b) != 3:
+        raise NoRuleError("no rows times a stack of matrices")
+    flow.labels.freeze(b[0], "counts the experts")
+    flow.labels.tie(a[1], b[1])
+    for dim in (a[1], b[1], b[2]):
+        size = ALIGNED_BYTES // node.meta["val"].element_size()
+        if not isinstance(dim, Fixed) and dim.size % size == 0:
+            flow.labels.tie_rows(dim.reshape(-1, size).T)
+    _play_weight(second, 3, flow)
+    return (a[0], b[2])
 
 
 def baddbmm(node: fx.Node, flow: Flow) -> Dims:
@@ -105,6 +141,7 @@ def baddbmm(node: fx.Node, flow: Flow) -> Dims:
     first, second = argument(node, "batch1"), argument(node, "batch2")
     a, b = flow.dims(first), flow.dims(second)
     flow.labels.tie(a[-1], b[-2])
+    _play_weight(second, len(b), flow)
     batch = broadcast([(a[:1], shape_of(first)[:1]), (b[:1], shape_of(second)[:1])], shape_of(node)[:1], flow)
     added = argument(node, "self")
     product = ((*batch, a[-2], b[-1]), shape_of(node))
@@ -112,17 +149,21 @@ def baddbmm(node: fx.Node, flow: Flow) -> Dims:
 
 
 def einsum(node: fx.Node, flow: Flow) -> Dims:
-    """Equal letters go together."""
+    """Equal letters go together; a parameter makes the channels of letters that it alone brings into the result."""
     equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
     if "..." in equation or "->" not in equation:
         raise NoRuleError(f"the equation {equation!r} is not spelled out")
     left, right = equation.split("->")
+    terms = left.split(",")
     seen: dict[str, Dim] = {}
-    for letters, operand in zip(left.split(","), operands, strict=True):  # type: ignore[arg-type]
-        for letter, dim in zip(letters, flow.dims(operand), strict=True):
+    for at, (letters, operand) in enumerate(zip(terms, operands, strict=True)):  # type: ignore[arg-type]
+        others = {letter for place, term in enumerate(terms) if place != at for letter in term}
+        for place, (letter, dim) in enumerate(zip(letters, flow.dims(operand), strict=True)):
             flow.labels.tie(seen.setdefault(letter, dim), dim)
             if isinstance(seen[letter], Fixed):
                 seen[letter] = dim
+            if letter not in others or letter not in right:
+                flow.play(operand, place, PRODUCER if letter in right else CONSUMER)
     return tuple(seen[letter] for letter in right)
 
 
@@ -137,6 +178,8 @@ REDUCE: dict[str, Rule] = {
     **_table("softmax log_softmax _softmax _log_softmax", softmax),
     **_table("cumsum cumprod flip roll sort", along("is mixed in the order of its slots")),
     **_table("matmul bmm mm", matmul),
+    **_table("_grouped_mm", grouped_product),
+    "transformers.grouped_mm_fallback": grouped_product,
     "aten.baddbmm": baddbmm,
     "aten.einsum": einsum,
 }
