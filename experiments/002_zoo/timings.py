@@ -1,10 +1,14 @@
-"""Time and memory of `inspect_model` on models of real size, each in a process of its own, on one core."""
+"""Time and memory of `inspect_model` on models of real size, on one core.
+
+Each is measured in two fresh processes: in one nothing has run before, so that torch loads parts of itself (and sympy,
+and networkx) at its first export, and kernels at the first forward pass; in the other two small layers have been traced
+and the model has run once before.
+"""
 
 from __future__ import annotations
 
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +24,7 @@ SIZES: dict[str, dict[str, int]] = {
 LIMITS = {"resnet50": 5, "vit_b_16": 10, "llama_24": 30, "llama_24_wide": 30}
 """CPU seconds that the graph may take."""
 
+SMALL = "two small layers"
 RESULTS = Path(__file__).with_name("timings.json")
 
 
@@ -29,7 +34,7 @@ def build(name: str) -> tuple[Any, Any]:
     import vision_ops
 
     vision_ops.allow_import()  # transformers imports torchvision too
-    if name == "two small layers":  # what tracing costs at all: torch loads parts of itself at its first export
+    if name == SMALL:
         return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)).eval(), (torch.rand(1, 8),)
     if name in SIZES:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -41,21 +46,28 @@ def build(name: str) -> tuple[Any, Any]:
     return getattr(torchvision.models, name)().eval(), (torch.rand(1, 3, 224, 224),)
 
 
-def measure(name: str) -> dict[str, Any]:
-    """One row: CPU seconds of the graph, and the highest memory of the process before and after it."""
+def measure(name: str, is_first: bool) -> dict[str, Any]:
+    """One row: CPU seconds of the graph, and the memory of the process before it and at its peak."""
     import torch
 
     import autocompress as ac
-    from autocompress.graph.trace import trace_model
+    from autocompress.graph.trace import split_inputs, trace_model
 
     torch.set_num_threads(1)
+    if not is_first:
+        trace_model(*build(SMALL))
     model, inputs = build(name)
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    before = peak_mib()
+    if not is_first:
+        args, kwargs = split_inputs(inputs)
+        with torch.no_grad():
+            model(*args, **kwargs)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: building a model takes more than it is
+    before = resident_mib("VmRSS")
     cpu = time.process_time()
     graph = ac.inspect_model(model, inputs)
     seconds = time.process_time() - cpu
-    after = peak_mib()
+    peak = resident_mib("VmHWM")
     return {
         "model": name,
         "cpu_s": round(seconds, 2),
@@ -65,15 +77,16 @@ def measure(name: str) -> dict[str, Any]:
         "n_branches": len(graph.branches),
         "n_frozen": len(graph.frozen),
         "model_mib": round(size / 2**20, 1),
-        "peak_before_mib": before,
-        "peak_after_mib": after,
-        "added_mib": after - before,
+        "before_mib": before,
+        "peak_mib": peak,
+        "added_mib": peak - before,
     }
 
 
-def peak_mib() -> int:
-    """The highest resident memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def resident_mib(what: str) -> int:
+    """Resident memory of this process: "VmRSS" now, "VmHWM" at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{what}:"))
 
 
 def main() -> None:
@@ -81,9 +94,9 @@ def main() -> None:
     rows: dict[str, Any] = {}
     if RESULTS.exists():
         rows = {row["model"]: row for row in json.loads(RESULTS.read_text())["rows"]}
-    for name in sys.argv[1:] or ["two small layers", "resnet50", "vit_b_16", *SIZES]:
-        done = subprocess.run([sys.executable, __file__, "--one", name], check=True, capture_output=True, text=True)
-        rows[name] = json.loads(done.stdout.splitlines()[-1])
+    for name in sys.argv[1:] or [SMALL, "resnet50", "vit_b_16", *SIZES]:
+        rows[name], again = _measured("--first", name), _measured("--again", name)
+        rows[name] |= {"again_cpu_s": again["cpu_s"], "again_added_mib": again["added_mib"]}
         print(rows[name], flush=True)
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
         facts = {
@@ -95,8 +108,13 @@ def main() -> None:
         RESULTS.write_text(json.dumps(facts | {"rows": list(rows.values())}, indent=1) + "\n")
 
 
+def _measured(how: str, name: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, how, name], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(measure(sys.argv[2])))
+    if sys.argv[1:2] in (["--first"], ["--again"]):
+        print(json.dumps(measure(sys.argv[2], is_first=sys.argv[1] == "--first")))
     else:
         main()
