@@ -122,6 +122,13 @@ def filtered(m: Any, x: Tensor) -> Tensor:
     return m.head(F.conv1d(x, m.conv.weight.squeeze(1)[:, None], m.conv.bias, groups=x.shape[1]).mean(-1))
 
 
+def in_windows(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    y = x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1))
+    z = F.fold(m.mix(F.unfold(x, 2, stride=2)), (8, 8), 2, stride=2)
+    return m.head(torch.cat([y.mean((2, 3)), z.mean((2, 3))], 1))
+
+
 GROUPS: dict[str, tuple[Net, tuple[int, ...], dict[str, int]]] = {
     "convnext": (
         Net(
@@ -225,6 +232,11 @@ GROUPS: dict[str, tuple[Net, tuple[int, ...], dict[str, int]]] = {
         Net(filtered, inward=nn.Conv1d(5, 6, 1), conv=nn.Conv1d(6, 6, 3, groups=6), head=nn.Linear(6, 2)),
         SERIES,
         {"inward": 6},
+    ),
+    "windows": (
+        Net(in_windows, stem=nn.Conv2d(3, 6, 1), mix=nn.Conv1d(24, 20, 1), head=nn.Linear(6 + 5, 2)),
+        IMAGE,
+        {"stem": 6, "mix": 5},
     ),
     "unit length": (Net(unit_length, hidden=nn.Linear(4, 8), head=nn.Linear(8, 2)), ROW, {"hidden": 8}),
     "sizes kept by own layers": (

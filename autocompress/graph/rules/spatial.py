@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from torch import fx
 
 from autocompress.graph.flow import Flow, Rule
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
-from autocompress.graph.rules.arguments import argument, has_argument, shape_of
+from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
 
 POOLS = "max_pool{n}d avg_pool{n}d adaptive_avg_pool{n}d adaptive_max_pool{n}d max_pool{n}d_with_indices"
 UPSAMPLES = "linear1d bilinear2d bicubic2d nearest1d nearest2d nearest3d trilinear3d _nearest_exact2d"
@@ -81,12 +83,42 @@ def pixel_unshuffle(node: fx.Node, flow: Flow) -> Dims:
     return (*dims[:-3], channels, Fixed("meets a spatial dimension"), Fixed("meets a spatial dimension"))
 
 
+def windows(node: fx.Node, flow: Flow) -> Dims:
+    """`x.unfold(dim, size, step)`: that dimension counts windows, and a new last one what is in them."""
+    dims = list(flow.dims(node.args[0]))
+    place = axis(argument(node, "dimension"), len(dims))
+    flow.labels.freeze(dims[place], f"is cut into windows by {node.target}")
+    dims[place] = Fixed("counts windows")
+    return (*dims, Fixed("is a place in a window"))
+
+
+def unfold(node: fx.Node, flow: Flow) -> Dims:
+    """`(N, C, H, W)` to `(N, C * k * k, windows)`: a channel becomes a slot for each place of the kernel."""
+    dims = flow.dims(node.args[0])
+    channels = dims[-3]
+    if not isinstance(channels, Fixed):
+        channels = np.repeat(channels, math.prod(argument(node, "kernel_size")))
+    return (*dims[:-3], channels, Fixed("counts windows"))
+
+
+def fold(node: fx.Node, flow: Flow) -> Dims:
+    """`(N, C * k * k, windows)` to `(N, C, H, W)`: the places of the kernel of a channel go together."""
+    dims = flow.dims(node.args[0])
+    channels = dims[-2]
+    if not isinstance(channels, Fixed):
+        channels = flow.labels.tie_rows(channels.reshape(-1, math.prod(argument(node, "kernel_size"))).T)
+    return (*dims[:-2], channels, Fixed("meets a spatial dimension"), Fixed("meets a spatial dimension"))
+
+
 SPATIAL: dict[str, Rule] = (
     {f"aten.{name}": resample(n) for n in (1, 2, 3) for name in POOLS.format(n=n).split()}
     | {f"aten.upsample_{name}": resample(int(name[-2])) for name in UPSAMPLES.split()}
     | {
         "aten.pad": pad,
         "aten.constant_pad_nd": pad,
+        "aten.unfold": windows,
+        "aten.im2col": unfold,
+        "aten.col2im": fold,
         "aten.pixel_shuffle": pixel_shuffle,
         "aten.pixel_unshuffle": pixel_unshuffle,
     }
