@@ -96,12 +96,15 @@ def main() -> None:
         rows = {row["model"]: row for row in json.loads(RESULTS.read_text())["rows"]}
     for name in sys.argv[1:] or [SMALL, "resnet50", "vit_b_16", *SIZES]:
         rows[name], again = _measured("--first", name), _measured("--again", name)
-        rows[name] |= {"again_cpu_s": again["cpu_s"], "again_added_mib": again["added_mib"]}
-        print(rows[name], flush=True)
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
+        rows[name] |= {
+            "again_cpu_s": again["cpu_s"],
+            "again_added_mib": again["added_mib"],
+            "commit": commit.stdout.strip(),
+        }
+        print(rows[name], flush=True)
         facts = {
             "command": "python experiments/002_zoo/timings.py",
-            "commit": commit.stdout.strip(),
             "machine": f"{platform.machine()}, one thread, a machine shared with other work",
             "versions": {package: version(package) for package in ("torch", "torchvision", "transformers")},
         }
