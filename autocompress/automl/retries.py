@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
+
+LOST = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+"""What Ray raises when a worker, its machine or what it had reported is gone."""
+
+# Tune knows only the first of them: any other ends the search, even that of a worker that Ray ended for want of memory
+actor_manager.RayActorError = tune_controller.RayActorError = LOST  # type: ignore[attr-defined,assignment]
 
 N_FAILURES = "n_failures"
 """Key of a trial's config: how often it had lost its worker before it was given to Tune, again."""

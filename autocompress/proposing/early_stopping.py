@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,12 +19,14 @@ REDUCTION = 4
 _MIN_PAIRS = 5
 _MIN_FINISHED = 10
 """Trials that must have reached their end before any is stopped: predictions from fewer are guesses."""
+_LATEST = 1024  # trials at a rung that another is compared with, so that a decision costs the same in a long search
 
 
 class ParetoStopping:
     """Successive halving with several objectives (MO-ASHA, Schmucker et al. 2021, arXiv:2106.12639), asynchronous.
 
-    At each rung a trial goes on if it is among the best 1/`reduction` of all trials that were judged there so far.
+    At each rung a trial goes on if it is among the best 1/`reduction` of the trials that were judged there so far, of
+    the latest 1,024 in a long search.
     Their order: those within the budget first, then front after front (non-dominated sorting), and within a front those
     that add more hypervolume. The latency is that of the finished model, measured before the first rung. A trial of low
     rank goes on all the same if what it will probably reach (see `expected_score`) adds to the front of those that
@@ -37,7 +39,7 @@ class ParetoStopping:
 
     def __init__(self, budget: float | None, reduction: int = REDUCTION) -> None:
         self._budget, self._reduction = budget, reduction
-        self._costs: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._costs: dict[int, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=_LATEST))
         self._finished: list[tuple[float, float, dict[int, float]]] = []  # ratio, metric, and the metric by rung
         self.stopped: set[str] = set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,11 +58,11 @@ class StudyJournal(BaseJournalBackend):
             with self._path.open("rb") as file:
                 for line in file:
                     self._first += 1
-                    yield json.loads(line)
+                    yield _entry(line)
         del self._new[: max(0, log_number_from - self._first)]
         self._first = max(self._first, log_number_from)
         for line in list(self._new):
-            yield json.loads(line)
+            yield _entry(line)
 
     def _write(self) -> None:
         if not self._pending:
@@ -71,3 +72,13 @@ class StudyJournal(BaseJournalBackend):
             file.flush()
             os.fsync(file.fileno())
         self._pending = []
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """One entry; texts are shared, as most (names of knobs, keys of records) are the same in every trial."""
+
+    def shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {sys.intern(key): sys.intern(value) if type(value) is str else value for key, value in pairs}
+
+    entry: dict[str, Any] = json.loads(line, object_pairs_hook=shared)
+    return entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -57,8 +58,8 @@ class LaunchModel:
         self._baseline_ms = baseline_ms
         self._structure = _Structure(graph)
         self._coefficients = _PRIOR / (_PRIOR @ self._structure.features([Candidate()])[0])
-        self._seen: list[tuple[Candidate, float]] = []
-        self._rows: list[Floats] = []
+        self._ratios: deque[float] = deque(maxlen=_KEPT)
+        self._rows: deque[Floats] = deque(maxlen=_KEPT)
         self._error = _FIRST_ERROR
 
     @property
@@ -78,10 +79,9 @@ class LaunchModel:
 
     def update(self, candidate: Candidate, measured_ratio: float) -> None:
         """Fits again with one more measurement."""
-        self._seen.append((candidate, measured_ratio))
+        self._ratios.append(measured_ratio)
         self._rows.append(self._structure.features([candidate])[0])
-        rows = np.array(self._rows[-_KEPT:])
-        ratios = np.array([ratio for _, ratio in self._seen[-_KEPT:]])
+        rows, ratios = np.array(self._rows), np.array(self._ratios)
         weights = 1 / (_NOISE * ratios)
         prior = _PRIOR / (_PRIOR @ self._structure.features([Candidate()])[0])
         augmented = np.vstack([rows * weights[:, None], np.diag(1 / _PRIOR_SPREAD)])

@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, JournalStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.pareto import ratio
@@ -27,6 +27,7 @@ REFINED = "refined"
 _NAME = "autocompress"
 _PATIENCE = 5  # repeated proposals in a row before random candidates are tried
 _MAX_REPEATS = 60
+_LEARNT_FROM = 1024  # numbers before a trial's whose records say what it would have reached; more would only cost time
 
 
 class SearchStudy:
@@ -62,10 +63,11 @@ class SearchStudy:
         self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = None if path is None else _journal(path)
+        self._storage = InMemoryStorage() if self._journal is None else JournalStorage(self._journal)
         with self._written_at_once():
             self._study = optuna.create_study(
                 study_name=_NAME,
-                storage=InMemoryStorage() if self._journal is None else JournalStorage(self._journal),
+                storage=self._storage,
                 sampler=sampler,
                 directions=["maximize", "minimize"],
                 load_if_exists=True,
@@ -92,6 +94,13 @@ class SearchStudy:
         ]
         self._records = {record.number: record for record in records}
         self._known = {record.candidate.digest: record for record in records if record.origin != REFINED}
+        for trial in self._study.get_trials(deepcopy=False):
+            self._slim(trial)
+
+    def _slim(self, trial: FrozenTrial) -> None:
+        """Lets a trial that Optuna holds share its distributions with all others: they are most of what it holds."""
+        if trial.distributions == self._distributions:
+            trial.distributions = self._distributions
 
     def use(self, sampler: BaseSampler) -> None:
         """Lets another sampler propose from now on."""
@@ -207,6 +216,8 @@ class SearchStudy:
         with self._written_at_once():
             trial.set_user_attr("record", record.to_dict())
             self._tell(trial, record)
+        if self._journal is not None:  # in memory they are shared already, and what is got is a copy
+            self._slim(self._storage.get_trial(trial._trial_id))
         self._records[record.number] = record
         self._known[record.candidate.digest] = record
 
@@ -230,7 +241,9 @@ class SearchStudy:
 
     def _expected(self, record: TrialRecord) -> float:
         """The metric that the sampler is told: of a trial that was stopped early, what it would have reached."""
-        return expected_score(record, list(self._records.values()), self.metric)
+        first = record.number - _LEARNT_FROM
+        others = [other for other in self._records.values() if other.number >= first]
+        return expected_score(record, others, self.metric)
 
     def _drawn(self, attempt: int) -> Candidate:
         """A random candidate; where predictions screen, every second one with most knobs at their strongest."""

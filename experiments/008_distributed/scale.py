@@ -2,6 +2,7 @@
 
 python scale.py busy --workers 512 --trials 5000        # one row of busy.csv
 python scale.py cost --trials 20000                     # cost.csv: ask and tell, memory, as the study grows
+python scale.py reopen --trials 20000                   # time and memory of a resume
 python scale.py plot                                    # scaling.svg from both
 """
 
@@ -12,43 +13,62 @@ import csv
 import json
 import random
 import resource
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Outcome
+from autocompress.automl.planning import Foresight, planner_of
 from autocompress.automl.progress import SearchProgress
+from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.candidate import Candidate
+from autocompress.graph import inspect_model
+from autocompress.proposing.early_stopping import ParetoStopping
+from autocompress.proposing.predictor import LaunchModel
 from autocompress.proposing.replay import Evaluation, replay
-from autocompress.proposing.samplers import sampler_named
+from autocompress.proposing.samplers import PLANNED, planned, sampler_named
 from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Rung, TrialRecord
-from autocompress.space import Knob, SearchSpace
+from autocompress.space import SearchSpace
+from autocompress.tasks.cifar10 import CifarResNet
 
 HERE = Path(__file__).parent
-N_KNOBS = 60  # ResNet-20 has about as many
 TRIAL_SECONDS = 30.0
 BUDGET = 0.5
-CHOICES = (0.0, 0.25, 0.5, 0.75)
 
 
-def space() -> SearchSpace:
-    return SearchSpace(tuple(Knob("prune_ratio", f"group{i}", CHOICES) for i in range(N_KNOBS)), "scale")
+class World:
+    """ResNet-20 (its graph, no data) in the default space; latency as the launch model guesses, accuracy by sums."""
 
+    def __init__(self) -> None:
+        self.graph = inspect_model(CifarResNet(3).eval(), (torch.zeros(1, 3, 32, 32),))
+        self.space = SearchSpace.load("default", self.graph)
+        self._model = LaunchModel(self.graph, 2.0)
+        rng = random.Random(0)
+        self._increase = {(k.kind, k.target, c): rng.uniform(0, 0.02) for k, c, _ in single_choices(self.space)}
 
-def evaluate(candidate: Candidate) -> Evaluation:
-    """Sums over knobs with a little noise that is the candidate's own; 30 s a trial, give or take."""
-    rng = random.Random(candidate.digest)
-    shares = [candidate.prune_ratio.get(f"group{i}", 0.0) for i in range(N_KNOBS)]
-    ratio = 1 - 0.8 * sum(shares) / N_KNOBS + rng.gauss(0, 0.01)
-    accuracy = 0.95 - sum(share**2 * (1 + i % 5) for i, share in enumerate(shares)) / (4 * N_KNOBS)
-    end = TRIAL_SECONDS * rng.uniform(0.8, 1.2)
-    rungs = tuple(Rung(steps, {"accuracy": accuracy - 0.1 / (1 + steps), "loss": 1.0}) for steps in (0, 20, 60, 180))
-    latency = Latency(max(0.05, ratio), 0.01, 2 * ratio, 9)
-    return Evaluation(candidate, latency, rungs, tuple(end * share for share in (0.2, 0.4, 0.7, 1.0)), 1.0, 100, 1000)
+    def sensitivity(self) -> Sensitivity:
+        return Sensitivity(0.3, tuple(ChoiceLoss(*key, value) for key, value in self._increase.items()))
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        """With a little noise that is the candidate's own; 30 s a trial, give or take."""
+        rng = random.Random(candidate.digest)
+        chosen = self.space.choices_of(candidate)
+        taken = [(knob.kind, knob.target, chosen[knob.name]) for knob in self.space.knobs]
+        accuracy = 0.92 - sum(self._increase.get(key, 0.0) for key in taken) + rng.gauss(0, 0.002)
+        ratio = max(0.05, float(self._model.predict([candidate])[0]) / 2.0 * rng.gauss(1, 0.02))
+        end = TRIAL_SECONDS * rng.uniform(0.8, 1.2)
+        rungs = tuple(Rung(n, {"accuracy": accuracy - 0.1 / (1 + n), "loss": 1.0}) for n in (0, 20, 60, 180))
+        seconds = tuple(end * share for share in (0.2, 0.4, 0.7, 1.0))
+        return Evaluation(candidate, Latency(ratio, 0.01, 2 * ratio, 9), rungs, seconds, 1.0, 100, 1000)
 
 
 class Driver:
@@ -56,14 +76,29 @@ class Driver:
 
     metric = "accuracy"
 
-    def __init__(self, folder: Path, sampler: str) -> None:
-        self.study = SearchStudy(folder / "study.journal", space(), sampler_named(sampler, 0), "accuracy", BUDGET)
-        progress = SearchProgress([], 10**6, None, "accuracy", BUDGET, 2.0, None)
-        self.searcher = StudySearcher(self.study, folder / "trials.jsonl", lambda: 0.0, progress.finished)
+    def __init__(self, world: World, folder: Path, sampler: str) -> None:
+        self._world, self._foresight = world, Foresight(LaunchModel(world.graph, 2.0))
+        screened = self._foresight.screened
+        first = sampler_named("random", 0)
+        self.study = SearchStudy(folder / "study.journal", world.space, first, "accuracy", BUDGET, None, None, screened)
+        self.use(sampler)
+        self._progress = SearchProgress([], 10**6, None, "accuracy", BUDGET, 2.0, None)
+        self.searcher = StudySearcher(self.study, folder / "trials.jsonl", lambda: 0.0, self._finished)
         self.judged = self.study.judged
         self.seconds: list[tuple[float, float]] = []
         self._asked: dict[int, tuple[str, float]] = {}
         self._n_asked = 0
+
+    def use(self, sampler: str) -> None:
+        """The default one gets its plan, as in a real search."""
+        if sampler == PLANNED:
+            self.study.use(planned(planner_of(self.study, self._world.sensitivity(), self._foresight), 0))
+        else:
+            self.study.use(sampler_named(sampler, 1))
+
+    def _finished(self, record: TrialRecord) -> None:
+        self._foresight.learn(record)
+        self._progress.finished(record)
 
     def ask(self) -> tuple[int, Candidate, str] | None:
         self._n_asked += 1
@@ -92,20 +127,23 @@ def _some(latency: Latency | None) -> Latency:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["busy", "cost", "plot"])
+    parser.add_argument("what", choices=["busy", "cost", "reopen", "plot"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--sampler", default="solver")
+    parser.add_argument("--early-stopping", action="store_true")
     args = parser.parse_args()
-    {"busy": busy, "cost": cost, "plot": lambda _: plot()}[args.what](args)
+    {"busy": busy, "cost": cost, "reopen": reopen, "plot": lambda _: plot()}[args.what](args)
 
 
 def busy(args: argparse.Namespace) -> None:
     """The share of worker time spent on trials; the driver's own seconds pass in virtual time, one call at a time."""
     with tempfile.TemporaryDirectory() as name:
-        driver = Driver(Path(name), args.sampler)
+        world = World()
+        driver = Driver(world, Path(name), args.sampler)
         cpu = time.process_time()
-        records = replay(driver, evaluate, args.trials, args.workers, driver_counts=True)  # type: ignore[arg-type]
+        stopping = ParetoStopping(BUDGET) if args.early_stopping else None
+        records = replay(driver, world.evaluate, args.trials, args.workers, stopping, driver_counts=True)  # type: ignore[arg-type]
         cpu = time.process_time() - cpu
         journal = (Path(name) / "study.journal").stat().st_size
     # the start, when the first trials are asked for one by one, and the end, when workers run out, are cut off
@@ -115,7 +153,7 @@ def busy(args: argparse.Namespace) -> None:
     ask, tell = zip(*driver.seconds, strict=True)
     n = len(ask)
     row = {
-        "sampler": args.sampler,
+        "sampler": args.sampler + (", early stopping" if args.early_stopping else ""),
         "workers": args.workers,
         "trials": n,
         "virtual_hours": round(max(r.ended for r in records) / 3600, 3),
@@ -134,37 +172,53 @@ def busy(args: argparse.Namespace) -> None:
 def cost(args: argparse.Namespace) -> None:
     """Ask and tell of every sampler as the study grows; it grows by random proposals, which are cheap."""
     with tempfile.TemporaryDirectory() as name:
-        driver = Driver(Path(name), "random")
-        cheap = driver.study._study.sampler
+        world = World()
+        driver = Driver(world, Path(name), "random")
         n_done = 0
         for n in (100, 1000, 5000, 10000, 20000):
             if n > args.trials:
                 break
             while n_done < n:
-                driver.tell(record_of(driver.ask()))
+                driver.tell(record_of(world, driver.ask()))
                 n_done += 1
-            for sampler in ("random", "tpe", "nsga2"):
-                driver.study._study.sampler = sampler_named(sampler, 1)
-                driver.seconds.clear()
-                for i in range(21):
-                    driver.tell(record_of(driver.ask()))
+            for sampler in ("random", "solver", "tpe", "nsga2"):
+                driver.use(sampler)
+                for i in range(17):
+                    driver.tell(record_of(world, driver.ask()))
                     if i == 0:
                         driver.seconds.clear()  # a sampler takes the old trials in once
-                n_done += 21
+                n_done += 17
                 ask, tell = ([1e3 * value for value in column] for column in zip(*driver.seconds, strict=True))
                 row = {
                     "trials": n,
                     "sampler": sampler,
-                    "ask_ms": round(sorted(ask)[10], 2),
-                    "tell_ms": round(sorted(tell)[10], 2),
+                    "ask_ms_median": round(statistics.median(ask), 2),
+                    "ask_ms_mean": round(statistics.mean(ask), 2),
+                    "tell_ms_median": round(statistics.median(tell), 2),
+                    "tell_ms_mean": round(statistics.mean(tell), 2),
                     "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
                     "journal_mib": round((Path(name) / "study.journal").stat().st_size / 2**20, 1),
                 }
                 add(HERE / "cost.csv", row)
-            driver.study._study.sampler = cheap
-        begin = time.perf_counter()
-        SearchStudy(Path(name) / "study.journal", space(), sampler_named("tpe", 0), "accuracy", BUDGET)
-        print(f"opening a study of {n_done} trials: {time.perf_counter() - begin:.1f} s")
+            driver.use("random")
+            driver.seconds.clear()
+
+
+def reopen(args: argparse.Namespace) -> None:
+    """A study of so many trials is opened again, as `resume` does; in a process of its own, as memory only grows."""
+    with tempfile.TemporaryDirectory() as name:
+        world = World()
+        driver = Driver(world, Path(name), "random")
+        for _ in range(args.trials):
+            driver.tell(record_of(world, driver.ask()))
+        code = (
+            "import resource, sys, time; from pathlib import Path; import scale; "
+            "world = scale.World(); begin = time.perf_counter(); "
+            "driver = scale.Driver(world, Path(sys.argv[1]), 'random'); "
+            "print(driver.study.n_finished, 'trials read in', round(time.perf_counter() - begin, 1), 's, peak',"
+            " round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), 'MiB')"
+        )
+        subprocess.run([sys.executable, "-c", code, name], check=True, cwd=HERE)
 
 
 def plot() -> None:
@@ -196,10 +250,10 @@ def plot() -> None:
     (HERE / "scaling.svg").write_text("\n".join([*parts, "</svg>"]) + "\n")
 
 
-def record_of(asked: tuple[int, Candidate, str] | None) -> TrialRecord:
+def record_of(world: World, asked: tuple[int, Candidate, str] | None) -> TrialRecord:
     assert asked is not None
     number, candidate, origin = asked
-    found = evaluate(candidate)
+    found = world.evaluate(candidate)
     metrics = found.rungs[-1].metrics
     return TrialRecord(number, "complete", origin, candidate, metrics, found.latency, rungs=found.rungs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,112 @@ def test_a_trial_whose_worker_always_dies_is_a_failed_one_and_the_search_goes_on
     assert error.startswith("the worker process died, and so did every retry") and "\n" not in error
     assert len(records) == 4
     assert any("trouble" in line and "1 in all" in line for line in status_lines(RunFolder(run)))
+
+
+GREEDY = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+import psutil
+
+memory = psutil.virtual_memory()
+os.environ["RAY_memory_usage_threshold"] = str(1 - (memory.available - 3e9) / memory.total)
+os.environ["RAY_memory_monitor_refresh_ms"] = "100"
+import ray, world
+from autocompress.automl import run_new
+
+class Greedy(world.World):
+    def evaluate(self, predict, split):
+        mark = self.folder / "greedy"
+        if ray.get_runtime_context().get_actor_id() and not mark.exists():
+            mark.touch()
+            hoard = []
+            while True:
+                hoard.append(np.ones(2**23))
+                time.sleep(0.05)
+        return super().evaluate(predict, split)
+
+task = Greedy(0.0)
+task.folder = Path(sys.argv[1])
+settings = world.settings(4, n_workers=1, trial_retries=5)
+run_new(task, settings, task.folder / "run", space=world.space_of(task.build_model()), show_progress=False)
+"""
+
+
+@pytest.mark.slow  # fills three gigabytes
+def test_a_worker_that_runs_out_of_memory_is_ended_by_ray_and_the_search_goes_on(world: Any, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", GREEDY, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [record.state for record in read_records(tmp_path / "run" / "trials.jsonl")] == ["complete"] * 4
+    reasons = [event["reason"] for event in events(tmp_path / "run") if event["event"] == "restarted"]
+    assert any("low on memory" in reason for reason in reasons)
+
+
+@pytest.mark.slow  # three starts of Ray
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are read from /proc")
+@pytest.mark.parametrize("pause", [0.0, 0.3, 2.0])
+def test_ctrl_c_twice_stops_at_once_leaves_nothing_and_the_run_goes_on(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    run, n_trials = tmp_path / "run", 30
+    command = [sys.executable, str(CHAOS / "world.py"), str(run), "", str(n_trials)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (run / "trials.jsonl").is_file() or len(read_records(run / "trials.jsonl")) < 3:
+        assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.05)
+    for _ in range(2):
+        driver.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode != 0 or pause, output
+    deadline = time.monotonic() + 60
+    while (left := marked_processes(f"TMPDIR={tmp_path / 'tmp'}")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+    before = len(read_records(run / "trials.jsonl"))
+    assert before < n_trials
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [record.state for record in read_records(run / "trials.jsonl")] == ["complete"] * n_trials
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def marked_processes(variable: str) -> list[str]:
+    """Command lines of the processes with this environment variable, without this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(path.name) != os.getpid() and variable.encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if line]
+
+
+def test_a_trial_that_asks_for_more_memory_than_it_may_have_is_a_failed_one(world: Any, tmp_path: Path) -> None:
+    class Limited(world.World):  # type: ignore[misc,name-defined]
+        """The first trial asks for a terabyte, once, and Python refuses."""
+
+        def evaluate(self, predict: Callable[[Inputs], Tensor], split: str) -> dict[str, float]:
+            if ray.get_runtime_context().get_actor_id() and not self.mark.exists():
+                self.mark.touch()
+                limits = resource.getrlimit(resource.RLIMIT_AS)
+                resource.setrlimit(resource.RLIMIT_AS, (2**38, limits[1]))
+                try:
+                    bytearray(2**40)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_AS, limits)
+            figures: dict[str, float] = super().evaluate(predict, split)
+            return figures
+
+    task = Limited(0.0)
+    task.mark = tmp_path / "mark"
+    run = tmp_path / "run"
+    records = search(world, run, task, n_trials=3, n_workers=1)
+    assert [record.state for record in records].count("failed") == 1 and len(records) == 3
+    assert "MemoryError" in next(str(record.error) for record in records if record.state == "failed")
 
 
 @pytest.mark.slow  # waits for a time limit

@@ -8,10 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError
 
 from autocompress.automl.event_log import EventLog
 from autocompress.automl.keeper import Keeper
-from autocompress.automl.retries import Retries
+from autocompress.automl.retries import LOST, Retries
 from autocompress.automl.stop import Stop
 from autocompress.candidate import Candidate
 from autocompress.run_folder import RunFolder
@@ -110,3 +114,19 @@ def test_a_trial_of_which_tune_noted_nothing_has_a_reason_too(tmp_path: Path) ->
     tune.trial.run_metadata.num_failures = 1
     tune.tell("error")
     assert tune.heard == [("a", 1, "unknown", True)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ActorDiedError(), OutOfMemoryError("low on memory"), NodeDiedError("gone"), ObjectLostError("0", None, "")],
+    ids=lambda error: type(error).__name__,
+)
+def test_tune_takes_whatever_ends_a_worker_for_its_end(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    heard: list[str] = []
+    manager: Any = RayActorManager(resource_manager=SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: heard.append("cleaned up"))
+    actor = TrackedActor(1, on_error=lambda actor, error: heard.append("actor"))
+    task = TrackedActorTask(actor, on_error=lambda actor, error: heard.append("task"))
+    manager._actor_task_failed(task, error)
+    assert heard == ["cleaned up", "actor", "task"]
+    assert isinstance(error, LOST)

@@ -14,6 +14,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from autocompress.automl.scheduler import ParetoScheduler
 from autocompress.candidate import Candidate
+from autocompress.proposing import early_stopping
 from autocompress.proposing.early_stopping import (
     ParetoStopping,
     expected_score,
@@ -158,3 +159,14 @@ def test_the_scheduler_asks_after_each_rung_and_lets_ended_trials_end() -> None:
     failed = {"failed": "Traceback", "done": True}
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="d"), failed) == TrialScheduler.CONTINUE  # type: ignore[arg-type]
     assert rule.stopped == {"b"}
+
+
+def test_in_a_long_search_the_latest_trials_set_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early_stopping, "_LATEST", 8)
+    rule = ParetoStopping(None, reduction=2)
+    for i in range(8):
+        rule.goes_on(f"good {i}", 0, 0.9 + i / 100, 0.4)
+    assert not rule.goes_on("a", 0, 0.5, 0.4)
+    for i in range(8):
+        rule.goes_on(f"bad {i}", 0, 0.1 + i / 100, 0.4)
+    assert rule.goes_on("b", 0, 0.5, 0.4)

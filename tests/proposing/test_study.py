@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.errors import InputError
+from autocompress.proposing import study as study_module
 from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Rung, TrialRecord
 from autocompress.space import Knob, SearchSpace
@@ -345,3 +346,35 @@ def test_a_study_in_memory_needs_no_file() -> None:
     study = SearchStudy(None, SPACE, RandomSampler(seed=0), "accuracy", 0.5)
     study.tell(record_of(study.ask()))
     assert study.n_finished == 1
+
+
+def test_what_all_trials_have_in_common_is_in_memory_once(tmp_path: Path) -> None:
+    study = opened(tmp_path / "journal")
+    for _ in range(3):
+        study.tell(record_of(study.ask()))
+    for same in (study, opened(tmp_path / "journal")):
+        trials = same._study.get_trials(deepcopy=False)
+        assert len(trials) == 3 and len({id(trial.distributions) for trial in trials}) == 1
+        names = [list(trial.params) for trial in trials]
+        assert all(name is first for own in names for name, first in zip(own, names[0], strict=True))
+    assert [trial.distributions for trial in frozen(tmp_path / "journal")] == [trials[0].distributions] * 3
+
+
+def test_a_stopped_trial_is_judged_by_those_of_about_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "_LEARNT_FROM", 8)
+    knobs = tuple(Knob("weight_bits", f"fc{i}", (32, 8)) for i in range(8))
+    study = opened(tmp_path / "journal", SearchSpace(knobs))
+    for i in range(20):
+        asked = record_of(study.ask())
+        reached = 0.5 if i < 10 else 0.9
+        study.tell(
+            replace(
+                asked,
+                rungs=(Rung(0, {"accuracy": 0.1 + i / 100}), Rung(20, {"accuracy": reached})),
+                metrics={"accuracy": reached},
+            )
+        )
+    asked = record_of(study.ask())
+    study.tell(replace(asked, state="stopped", metrics={"accuracy": 0.2}, rungs=(Rung(0, {"accuracy": 0.2}),)))
+    told = frozen(tmp_path / "journal")[-1].values
+    assert told == pytest.approx([0.9, 0.4]), "the first ten, which reached 0.5, are too long ago"
