@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +137,7 @@ def _contributions(front: Floats) -> Floats:
     return gains
 
 
-def expected_score(record: TrialRecord, others: Sequence[TrialRecord], metric: str) -> float:
+def expected_score(record: TrialRecord, others: Iterable[TrialRecord], metric: str) -> float:
     """What a stopped trial would probably have reached: a line through the trials that went on from its last rung.
 
     The line's slope is kept in [0, 1] (what is worse has more to gain) and its value at least at what was reached.

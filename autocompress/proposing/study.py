@@ -12,13 +12,13 @@ from pathlib import Path
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.pareto import ratio
 from autocompress.proposing.early_stopping import expected_score
-from autocompress.proposing.journal import StudyJournal
+from autocompress.proposing.journal import StudyJournal, StudyStorage
 from autocompress.proposing.proposals import strong_candidate
 from autocompress.records import TrialRecord
 from autocompress.space import SearchSpace
@@ -63,7 +63,7 @@ class SearchStudy:
         self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = None if path is None else _journal(path)
-        self._storage = InMemoryStorage() if self._journal is None else JournalStorage(self._journal)
+        self._storage = InMemoryStorage() if self._journal is None else StudyStorage(self._journal)
         with self._written_at_once():
             self._study = optuna.create_study(
                 study_name=_NAME,
@@ -242,7 +242,7 @@ class SearchStudy:
     def _expected(self, record: TrialRecord) -> float:
         """The metric that the sampler is told: of a trial that was stopped early, what it would have reached."""
         first = record.number - _LEARNT_FROM
-        others = [other for other in self._records.values() if other.number >= first]
+        others = (other for other in self._records.values() if other.number >= first)
         return expected_score(record, others, self.metric)
 
     def _drawn(self, attempt: int) -> Candidate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from optuna.distributions import IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
-from autocompress.proposing.journal import StudyJournal
+from autocompress.proposing.journal import StudyJournal, StudyStorage
 
 KNOBS = {f"knob{i}": IntDistribution(0, 3) for i in range(20)}
 Open = Callable[[Path], StudyJournal | JournalFileBackend]
@@ -77,3 +79,24 @@ def test_a_full_disk_is_heard_of(tmp_path: Path) -> None:
     (tmp_path / "journal").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"), journal.batch():
         study.ask(KNOBS)
+
+
+def test_trials_are_listed_as_by_optunas_own_storage(tmp_path: Path) -> None:
+    ours = StudyStorage(StudyJournal(tmp_path / "journal"))
+    study = optuna.create_study(study_name="s", storage=ours, directions=["maximize", "minimize"])
+    study.enqueue_trial(dict.fromkeys(KNOBS, 0))
+    rng, running = random.Random(0), []
+    for _ in range(30):
+        if running and rng.random() < 0.5:
+            trial = running.pop(rng.randrange(len(running)))
+            values = [1.0, 2.0] if rng.random() < 0.7 else None
+            study.tell(trial, values, state=None if values else TrialState.FAIL)
+        else:
+            running.append(study.ask(KNOBS))
+        theirs = JournalStorage(by_optuna(tmp_path / "journal"))
+        for states in (None, (TrialState.WAITING,), (TrialState.RUNNING,), (TrialState.COMPLETE, TrialState.WAITING)):
+            listed = [store.get_all_trials(0, deepcopy=False, states=states) for store in (ours, theirs)]
+            assert listed[0] == listed[1]
+    copied = ours.get_all_trials(0)
+    copied[0].params.clear()
+    assert ours.get_all_trials(0)[0].params
