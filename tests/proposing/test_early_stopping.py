@@ -164,6 +164,8 @@ def test_the_scheduler_asks_after_each_rung_and_lets_ended_trials_end() -> None:
 def test_in_a_long_search_the_latest_trials_set_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_stopping, "_LATEST", 8)
     rule = ParetoStopping(None, reduction=2)
+    for i in range(10):
+        rule.ended(record(i, "complete", [0.9, 0.95]), "accuracy")  # so that none is promising but by its rank
     for i in range(8):
         rule.goes_on(f"good {i}", 0, 0.9 + i / 100, 0.4)
     assert not rule.goes_on("a", 0, 0.5, 0.4)
