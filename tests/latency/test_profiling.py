@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from autocompress.latency.cutting import Cutter
 from autocompress.latency.device import clock_drift, measure_folder, read_json, repeatability, settled, write_json
 from autocompress.latency.pieces import covering, piece_keys, quick_student
 from autocompress.latency.plan import write_plan
-from autocompress.latency.profiling import model_of
+from autocompress.latency.profiling import model_of, profile_of
 from autocompress.runtimes import export, runtime_named
 from autocompress.task import SupervisedTask
 from tests.latency.nets import INPUTS, made_up_table, net
@@ -251,6 +252,27 @@ def test_the_script_of_a_bundle_needs_no_torch(folder: Path, tmp_path: Path) -> 
     assert results["device"]["cpu"]
     assert len(results["measured"]) >= 1
     assert "files on onnxruntime" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_script_of_a_bundle_runs_where_only_numpy_and_the_runtime_are_installed(
+    folder: Path, tmp_path: Path
+) -> None:
+    script, python = write_script(folder), tmp_path / "venv" / "bin" / "python"
+    venv.create(tmp_path / "venv", with_pip=True)
+    installed = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "numpy", "onnxruntime"], capture_output=True, text=True, check=False
+    )
+    if installed.returncode:
+        pytest.skip(f"needs a package index: {installed.stderr[-200:]}")
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    missing = subprocess.run([python, "-c", "import torch"], env=bare, capture_output=True, check=False)
+    assert missing.returncode != 0
+    done = subprocess.run([python, script, "--force"], env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    model = profile_of(folder, folder / "measured.json")
+    assert len(model.measured) == N_CANDIDATES
+    assert model.facts()["device"]["cpu"]
 
 
 def test_check_reports_and_draws() -> None:
