@@ -20,7 +20,7 @@ import onnx
 
 from autocompress.candidate import Candidate
 from autocompress.graph import inspect_model
-from autocompress.latency.check import check_on
+from autocompress.latency.check import check_by_leaving_out, check_on
 from autocompress.latency.device import (
     measure_folder,
     read_json,
@@ -60,12 +60,12 @@ def build_profile(task_name: str, space_name: str, folder: Path, n_candidates: i
     write_json(folder / "profile" / "build_seconds.json", spent)
 
 
-def build_held_out(task_name: str, space_name: str, folder: Path) -> None:
+def build_held_out(task_name: str, space_name: str, folder: Path, n_candidates: int) -> None:
     """Writes the files of other random candidates."""
     task = load_task(task_name)
     model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
-    drawn = draw_candidates(SearchSpace.load(space_name, graph), N_HELD_OUT, HELD_OUT_SEED)
+    drawn = draw_candidates(SearchSpace.load(space_name, graph), n_candidates, HELD_OUT_SEED)
     candidates = {f"{item.digest}.onnx": item for item in drawn}
     held_out = folder / "held_out"
     (held_out / "scratch").mkdir(parents=True, exist_ok=True)
@@ -76,14 +76,21 @@ def build_held_out(task_name: str, space_name: str, folder: Path) -> None:
             made = runtime_named("onnxruntime").export(student, inputs, held_out / "scratch")
             sizes[name] = write_shared(onnx.load(made), held_out / name)
             write_json(held_out / "sizes.json", sizes)
+    write_held_out_plan(
+        held_out, {name: item for name, item in candidates.items() if name in sizes}, batch_size(inputs)
+    )
+
+
+def write_held_out_plan(held_out: Path, candidates: dict[str, Candidate], batch: int) -> None:
+    """What is measured of these files; their shared weights are made where they are missing."""
     write_json(
         held_out / "plan.json",
         {
             "digest": HELD_OUT_SEED,
             "runtime": "",
             "n_threads": 1,
-            "batch": batch_size(inputs),
-            "weights": {"file": WEIGHTS_FILE, "n_bytes": max(sizes.values())},
+            "batch": batch,
+            "weights": {"file": WEIGHTS_FILE, "n_bytes": max(read_json(held_out / "sizes.json").values())},
             "reference": "reference.onnx",
             "files": [*candidates],
             "candidates": {name: candidate.to_dict() for name, candidate in candidates.items()},
@@ -106,25 +113,30 @@ def measure(folder: Path, part: str, runtime: str, n_passes: int, n_rounds: int,
 
 
 def report(folder: Path, runtime: str) -> None:
-    """Writes the row's predictions and drawing, and adds the row to results.json."""
+    """Writes the row's predictions and drawing, and adds the row to results.json.
+
+    Without measured held-out candidates those of the profile are each predicted by a fit to the others.
+    """
     plan = read_json(folder / "profile" / "plan.json")
     measured = read_json(folder / "profile" / f"{runtime}.json")
     model = model_of(plan, measured)
-    held_out, results = read_json(folder / "held_out" / "plan.json"), read_json(folder / "held_out" / f"{runtime}.json")
-    asked = {name: Candidate.from_dict(c) for name, c in held_out["candidates"].items()}
-    known = {candidate.digest for candidate, _ in model.measured}
-    ratios = {name: ratio for name, ratio in settled(results).items() if asked[name].digest not in known}
-    check = check_on(model, [asked[name] for name in ratios], list(ratios.values()))
+    ratios = held_out_ratios(folder, runtime, model)
+    check = check_on(model, *zip(*ratios, strict=True)) if ratios else check_by_leaving_out(model)
+    candidates = [candidate for candidate, _ in ratios or model.measured]
+    results = read_json(folder / "held_out" / f"{runtime}.json") if ratios else measured
     row: dict[str, Any] = {
         "task": plan["task"],
         "runtime": f"{runtime} {results['version']}",
+        "checked_on": check.held_out,
+        "n_calibration": len(model.measured),
         **{key: round(value, 4) for key, value in check.figures().items()},
-        "repeatability": round(repeatability(results), 4),
+        "repeatability": round(repeatability(results), 4) if ratios else None,
+        "with_layers_outside": round(float((model.n_outside(candidates) > 0).mean()), 3),
         "uncompressed_ms": round(model.baseline_ms, 4),
         "n_pieces": len(model.table.pieces),
         "profile_export_cpu_s": round(read_json(folder / "profile" / "build_seconds.json")["cpu"]),
         "profile_timing_s": round(measured["seconds"]),
-        "predictions_per_s": round(predictions_per_second(model, list(asked.values()))),
+        "predictions_per_s": round(predictions_per_second(model, candidates)),
     }
     name = f"{plan['task'].replace(':', '_')}_{runtime}"
     (HERE / f"{name}.svg").write_text(check.svg(f"{plan['task']}, {runtime}"), encoding="utf-8")
@@ -132,11 +144,22 @@ def report(folder: Path, runtime: str) -> None:
         rows = csv.writer(file)
         rows.writerow(["candidate", "measured", "predicted", "low", "high", "sum_over_layers"])
         columns = (check.measured, check.predicted, *check.interval.T, check.naive)
-        for label, *values in zip(ratios, *columns, strict=True):
-            rows.writerow([label, *(f"{value:.5f}" for value in values)])
+        for candidate, *values in zip(candidates, *columns, strict=True):
+            rows.writerow([candidate.digest, *(f"{value:.5f}" for value in values)])
     add_row(row, results)
     print(json.dumps(row, indent=1))
     print(check.text())
+
+
+def held_out_ratios(folder: Path, runtime: str, model: LatencyModel) -> list[tuple[Candidate, float]]:
+    """Candidates that took no part in the fit, with their measured ratios; none where none were measured."""
+    file = folder / "held_out" / f"{runtime}.json"
+    if not file.is_file():
+        return []
+    asked = read_json(folder / "held_out" / "plan.json")["candidates"]
+    known = {candidate.digest for candidate, _ in model.measured}
+    pairs = [(Candidate.from_dict(asked[name]), ratio) for name, ratio in settled(read_json(file)).items()]
+    return [(candidate, ratio) for candidate, ratio in pairs if candidate.digest not in known]
 
 
 def predictions_per_second(model: LatencyModel, candidates: list[Candidate]) -> float:
@@ -170,15 +193,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["profile", "held_out", "measure", "report"])
     parser.add_argument("words", nargs="+")
-    parser.add_argument("--candidates", type=int, default=N_CANDIDATES, help="to calibrate on")
+    parser.add_argument("--candidates", type=int, help="to write (default: 50, held out 122)")
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, help="no file is begun after so long; run again to go on")
     args = parser.parse_args()
     if args.step == "profile":
-        build_profile(args.words[0], args.words[1], Path(args.words[2]), args.candidates)
+        build_profile(args.words[0], args.words[1], Path(args.words[2]), args.candidates or N_CANDIDATES)
     elif args.step == "held_out":
-        build_held_out(args.words[0], args.words[1], Path(args.words[2]))
+        build_held_out(args.words[0], args.words[1], Path(args.words[2]), args.candidates or N_HELD_OUT)
     elif args.step == "measure":
         measure(Path(args.words[0]), args.words[1], args.words[2], args.passes, args.rounds, args.seconds)
     else:
