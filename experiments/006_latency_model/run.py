@@ -163,12 +163,12 @@ def held_out_ratios(folder: Path, runtime: str, model: LatencyModel) -> list[tup
 
 
 def predictions_per_second(model: LatencyModel, candidates: list[Candidate]) -> float:
-    """Of candidates that were all seen before or not; the first batch, which looks layers up, is not counted."""
+    """In seconds of the processor; the first batch, which looks layers up, is not counted."""
     many = candidates * (4000 // len(candidates))
     model.predict(many)
-    begin = time.perf_counter()
+    begin = time.process_time()
     model.predict(many)
-    return len(many) / (time.perf_counter() - begin)
+    return len(many) / (time.process_time() - begin)
 
 
 def add_row(row: dict[str, Any], results: dict[str, Any]) -> None:
@@ -179,14 +179,8 @@ def add_row(row: dict[str, Any], results: dict[str, Any]) -> None:
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
     facts = {"commit": head.stdout.strip(), "date": results["finished"], "machine": results["device"]}
     rows = sorted([*others, {**row, **facts}], key=lambda item: (item["task"], item["runtime"]))
-    write_json(
-        file,
-        {
-            "command": "run.py profile, held_out, measure, report; see README.md",
-            "versions": describe_versions(),
-            "rows": rows,
-        },
-    )
+    command = "run.py profile, held_out, measure, report; see README.md"
+    write_json(file, {**data, "command": command, "versions": describe_versions(), "rows": rows})
 
 
 if __name__ == "__main__":
