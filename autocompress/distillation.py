@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, sparse_weights
+from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, settle_biases_, sparse_weights
 from autocompress.config import DistillSettings
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import inspect_model
@@ -168,7 +168,7 @@ class FineTune:
             with self.turn():
                 self._train_one(next(self._batches))
             self.step += 1
-        self.student.eval()
+        settle_biases_(self.student.eval())
 
     def state_dict(self) -> dict[str, Any]:
         """Student, optimizer, position, mode and random state (dropout); plain tensors and numbers."""

@@ -53,6 +53,7 @@ class FileNumbers:
         size_mib: size of the runtime's file.
         sparse_size_mib: what the file would take with a sparse encoding of the zeroed weights (see
             `sparse_saving_bytes`); None where nothing was zeroed.
+        zip_size_mib: size of the file in a zip archive; None where an earlier version measured.
         max_abs_diff: largest difference between the file's and the PyTorch student's outputs on real inputs.
         agreement: share of those inputs on which both have the same largest output.
         memory_mib: what loading and running the file adds to the memory of a process that holds the runtime; None where
@@ -67,6 +68,7 @@ class FileNumbers:
     agreement: float
     sparse_size_mib: float | None = None
     memory_mib: float | None = None
+    zip_size_mib: float | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FileNumbers:

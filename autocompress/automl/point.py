@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from autocompress.artifact import RECIPE, save_student, write_manifest
@@ -17,8 +17,8 @@ from autocompress.compression import Recipe, sparse_saving_bytes
 from autocompress.latency.layer_times import measure_layer_times
 from autocompress.records import FileNumbers, Latency, TrialRecord
 from autocompress.run_folder import LAYER_TIMES
-from autocompress.runtimes import Session, runtime_named
-from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics
+from autocompress.runtimes import Session, check_parity, runtime_named
+from autocompress.task import Inputs, Task, as_inputs, check_metrics
 from autocompress.walkaway import RUNNABLE, choose_examples, measure_memory, write_examples, write_runner
 
 SPLITS = ("selection", "test")
@@ -72,16 +72,19 @@ def write_point(
 
     Returns:
         The record with the numbers of the file.
+
+    Raises:
+        ExportError: the student cannot be written, or the file gives something else; names the layer where they part.
     """
     save_student(folder, student, recipe)
     (folder / RECIPE).unlink()  # the manifest holds it
     inputs = as_inputs(task.example_inputs())
     file = runtime_named(target.runtime).export(student, inputs, folder)
-    session = target.device.load(file)
     samples = as_inputs(next(iter(task.calibration_batches())))
+    parity = check_parity(student, target.device.load, file, samples)
+    session = target.device.load(file)
     examples = choose_examples(samples)
     facts = {**facts, "examples": write_examples(folder, examples, session.predict(examples))}
-    max_abs_diff, agreement = _parity(student, session, samples)
     metrics, n_samples = _judge(session, task)
     size = file.stat().st_size
     saved = sparse_saving_bytes(student, recipe.sparse_layers)
@@ -91,8 +94,9 @@ def write_point(
         latency=_time(session, target, inputs),
         size_mib=size / _BYTES_PER_MIB,
         sparse_size_mib=(size - saved) / _BYTES_PER_MIB if recipe.sparse_layers else None,
-        max_abs_diff=max_abs_diff,
-        agreement=agreement,
+        zip_size_mib=len(zlib.compress(file.read_bytes())) / _BYTES_PER_MIB,
+        max_abs_diff=parity.max_abs_diff,
+        agreement=parity.agreement,
     )
     measured = record.with_file(numbers)
     write_manifest(folder, measured, recipe, file, facts)
@@ -128,13 +132,3 @@ def _judge(session: Session, task: Task) -> tuple[dict[str, dict[str, float]], d
 
         metrics[split] = check_metrics(task.evaluate(predict, split), split)
     return metrics, dict(counted)
-
-
-def _parity(student: nn.Module, session: Session, inputs: Inputs) -> tuple[float, float]:
-    """Largest difference, and share of samples with the same largest output, between the student and its file."""
-    with torch.no_grad():
-        ours: Tensor = call_model(student, inputs)
-    theirs = session.predict(inputs)
-    difference = (ours - theirs).abs().max().item()
-    agreement = (ours.flatten(1).argmax(1) == theirs.flatten(1).argmax(1)).double().mean().item()
-    return difference, agreement

@@ -31,7 +31,7 @@ from autocompress.proposing.proposals import strongest_candidates, strongest_tex
 from autocompress.proposing.samplers import sampler_named
 from autocompress.records import Latency, TrialRecord
 from autocompress.run_folder import RunInfo
-from autocompress.runtimes import Session, is_executed, runtime_named
+from autocompress.runtimes import Session, check_parity, is_executed, runtime_named
 from autocompress.space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
 
@@ -75,6 +75,7 @@ def prepare(
 
     Raises:
         InputError: whatever does not fit, with the way out.
+        ExportError: the runtime cannot take the uncompressed model, or its file gives something else.
     """
     runtime = runtime_named(settings.runtime)
     sampler_named(settings.sampler, settings.seed)
@@ -95,6 +96,7 @@ def prepare(
         file = runtime.export(model, inputs, scratch)
         reference = file.read_bytes()
         device = elsewhere or ThisMachine(settings.runtime, settings.n_threads)
+        check_parity(model, device.load, file, as_inputs(next(iter(task.calibration_batches()))))
         session = device.load(file)
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         floor = _floor(settings, metrics[metric])

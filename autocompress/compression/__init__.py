@@ -17,7 +17,14 @@ from autocompress.compression.low_rank.matrices import gone_slots
 from autocompress.compression.norms import reestimate_norms_
 from autocompress.compression.penalty import GroupLasso, l1_penalty
 from autocompress.compression.prune import remove_channels_
-from autocompress.compression.quantize import calibrate_, correct_bias_, is_quantized, learn_scales_, quantize_
+from autocompress.compression.quantize import (
+    calibrate_,
+    correct_bias_,
+    is_quantized,
+    learn_scales_,
+    quantize_,
+    settle_biases_,
+)
 from autocompress.compression.recipe import Recipe, resolve
 from autocompress.compression.reconstruct import reconstruct_
 from autocompress.compression.sparsify import mark_sparse_, sparse_saving_bytes, sparse_weights, sparsify_
@@ -38,6 +45,7 @@ __all__ = [
     "merge",
     "rebuild",
     "resolve",
+    "settle_biases_",
     "sparse_saving_bytes",
     "sparse_weights",
 ]
@@ -148,4 +156,5 @@ def _rounded(
         if before is not None:
             norms = {layer.path: layer.norm for layer in graph.layers if layer.norm is not None}
             correct_bias_(student, before, norms, calibration)
+        settle_biases_(student)
     return student

@@ -193,6 +193,7 @@ def _file(file: FileNumbers, metric: str) -> Json:
         "agreement": _number(file.agreement),
         "memory_mib": _number(file.memory_mib),
         "sparse_size_mib": _number(file.sparse_size_mib),
+        "zip_size_mib": _number(file.zip_size_mib),
     }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import PRECISIONS, Precision
 from autocompress.runtimes.capabilities import Capability, is_executed
-from autocompress.runtimes.parity import check_parity
+from autocompress.runtimes.parity import Parity, check_parity
 from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
@@ -16,6 +16,7 @@ __all__ = [
     "PRECISIONS",
     "RUNTIMES",
     "Capability",
+    "Parity",
     "Precision",
     "Runtime",
     "Session",
@@ -53,6 +54,6 @@ def export(
     engine, inputs = runtime_named(runtime), as_inputs(example_inputs)
     file = engine.export(student, inputs, target)
     was_training = student.training
-    check_parity(student.eval(), engine, file, inputs if check_inputs is None else as_inputs(check_inputs))
+    check_parity(student.eval(), engine.load, file, inputs if check_inputs is None else as_inputs(check_inputs))
     student.train(was_training)
     return file

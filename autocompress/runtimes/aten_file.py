@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from autocompress.errors import ExportError
+from autocompress.runtimes.failing_place import caller_of, failing_place
 from autocompress.task import Inputs
 
 _HEADER = "autocompress_graph"
@@ -41,7 +42,8 @@ def write_aten(student: nn.Module, example_inputs: Inputs, file: Path) -> None:
         with torch.no_grad():
             program = torch.export.export(student, args, kwargs)
     except Exception as error:
-        raise ExportError(f"the model cannot be traced by torch.export: {str(error)[:500]}") from error
+        place = failing_place(error, student)
+        raise ExportError(f"{place} cannot be traced by torch.export: {str(error)[:500]}") from error
     finally:
         student.train(was_training)
     signature = program.graph_signature
@@ -104,16 +106,10 @@ def _encode_call(node: fx.Node) -> dict[str, Any]:
     match = _OP.fullmatch(op)
     if op != _GETITEM and (match is None or match[1] in _REFUSED):
         raise ExportError(
-            f"the torch runtime writes ATen ops, but module {module_of(node)!r} calls {op}; "
+            f"the torch runtime writes ATen ops, but module {caller_of(node)!r} calls {op}; "
             "express it in ops of torch.nn.functional"
         )
     return {"name": node.name, "op": op, "args": _encode(node.args), "kwargs": _encode(node.kwargs)}
-
-
-def module_of(node: fx.Node) -> str:
-    """Path of the innermost module whose forward made this call."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def _encode(value: Any) -> Any:

@@ -16,7 +16,7 @@ class Capability:
         precision: one of `PRECISIONS`.
         kernels: kind of layer (`Layer.kind`) -> what its kernels compute, such as "int8 × int8 → int32". A kind that
             is missing is size-only: its weights are stored at this width, and read back to float32 when the file is
-            loaded.
+            loaded. Where it depends on the other layers of the file, the text says so.
     """
 
     precision: Precision
@@ -24,5 +24,5 @@ class Capability:
 
 
 def is_executed(capabilities: tuple[Capability, ...], precision: Precision, kind: str) -> bool:
-    """Whether a kernel computes layers of this kind at this precision; False: size-only."""
+    """Whether a kernel can compute layers of this kind at this precision; False: size-only in every file."""
     return any(item.precision == precision and kind in item.kernels for item in capabilities)

@@ -20,13 +20,15 @@ from autocompress.task import Inputs
 
 _DEVICE = "CPU"
 _NOTE = "autocompress.inference_precision"
+_HALF = "bfloat16 if all others are at 16 or 8, else float32"
 
 
 class OpenVino:
     """See `Runtime`; CPU device, one stream.
 
-    The engine has one precision for everything that is not integer: a file computes in bfloat16 if all its float layers
-    are at 16 bits; beside layers at 32 they are size-only. Its own default, on CPUs that have bfloat16, is bfloat16.
+    The engine has one precision for everything that is not integer: a file computes in bfloat16 if all its layers are
+    at 16 or 8 bits (embeddings at any); beside others, those at 16 are size-only. Its own default, on CPUs that have
+    bfloat16, is bfloat16.
     """
 
     name = "openvino"
@@ -37,7 +39,7 @@ class OpenVino:
         layers, recurrent = ("linear", "conv1d", "conv2d"), ("lstm", "gru")
         return (
             Capability(32, dict.fromkeys((*layers, "embedding", *recurrent), "float32")),
-            Capability(16, dict.fromkeys((*layers, *recurrent), "bfloat16") if "BF16" in device else {}),
+            Capability(16, dict.fromkeys((*layers, *recurrent), _HALF) if "BF16" in device else {}),
             Capability(8, {**dict.fromkeys(layers, "uint8 × int8"), "embedding": "int8 rows"}),
             Capability("8w", {"linear": "int8 weights", "embedding": "int8 rows"}),
             Capability("4w", {"linear": "uint4 weights", "embedding": "uint4 rows"}),

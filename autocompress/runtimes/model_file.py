@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from autocompress.errors import ExportError
-from autocompress.runtimes.integer_weights import store_integer_weights_
+from autocompress.runtimes.failing_place import failing_place
+from autocompress.runtimes.integer_biases import store_integer_biases_
 from autocompress.runtimes.marks import marked_copy
 from autocompress.runtimes.node_names import name_nodes_by_module_
 from autocompress.runtimes.stored_weights import store_weights_
@@ -32,7 +33,7 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Ma
         notes: metadata of the file.
 
     Raises:
-        ExportError: the exporter cannot write some op; its own words follow.
+        ExportError: the exporter cannot write some op; names it and its module, and the exporter's own words follow.
     """
     marked, weights = marked_copy(student)
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (example_inputs, None)
@@ -40,16 +41,31 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Ma
         with _quiet(), _uncollected(), torch.no_grad():
             program = torch.onnx.export(marked, args, kwargs=kwargs, dynamo=True, verbose=False)
     except Exception as error:
-        raise ExportError(f"the model cannot be written as ONNX: {_first_lines(error)}") from error
+        place = failing_place(error, marked)
+        raise ExportError(
+            f"{place} cannot be written as ONNX: {_first_lines(error)}; replace it by ops that can, or use the runtime "
+            "'torch'"
+        ) from error
     if program is None:
         raise ExportError("the model cannot be written as ONNX: the exporter returned nothing")
     proto = program.model_proto
     name_nodes_by_module_(proto)
     store_weights_(proto, weights)
-    store_integer_weights_(proto)
+    store_integer_biases_(proto)
+    _strip_notes_(proto)
     onnx.helper.set_model_props(proto, dict(notes or {}))
     onnx.checker.check_model(proto)
     onnx.save(proto, file)
+
+
+def _strip_notes_(model: onnx.ModelProto) -> None:
+    """Removes documentation and metadata that the exporter wrote; they name local files and double small models."""
+    graph = model.graph
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del graph.metadata_props[:]
+    del model.metadata_props[:]
 
 
 @contextlib.contextmanager

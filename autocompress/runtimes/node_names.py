@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -14,10 +15,12 @@ _ACTIVATIONS = ("Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 def name_nodes_by_module_(model: onnx.ModelProto) -> None:
     """Puts the module's path and a slash before each node's name; in place.
 
-    A node that reads a module's weight is of that module. For the others the exporter's note lists the modules around
-    the node, outermost first, and last the operation itself.
+    A node that alone reads a module's weight is of that module. For the others (the exporter keeps equal weights once)
+    its note lists the modules around the node, outermost first, and last the operation itself.
     """
-    weights = {item.name for item in model.graph.initializer if item.name.endswith(".weight")}
+    n_readers = Counter(name for node in model.graph.node for name in node.input)
+    stored = (item.name for item in model.graph.initializer)
+    weights = {name for name in stored if name.endswith(".weight") and n_readers[name] == 1}
     for node in model.graph.node:
         own = next((name.removesuffix(".weight") for name in node.input if name in weights), "")
         scopes = next((item.value for item in node.metadata_props if item.key == _SCOPES), "[]")

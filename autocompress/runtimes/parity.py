@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.compression.quantize import RoundedLayer
 from autocompress.errors import ExportError
 from autocompress.runtimes.node_names import module_of
-from autocompress.runtimes.registry import Runtime
+from autocompress.runtimes.registry import Session
 from autocompress.task import Inputs, call_model
 
 TOLERANCE = 0.01
@@ -29,26 +32,41 @@ def tolerance_of(student: nn.Module) -> float:
     return ROUNDED_TOLERANCE if any(isinstance(m, RoundedLayer) for m in student.modules()) else TOLERANCE
 
 
-def check_parity(student: nn.Module, runtime: Runtime, file: Path, inputs: Inputs, n_threads: int = 1) -> float:
-    """The relative error of the file's outputs on these inputs.
+@dataclass(frozen=True)
+class Parity:
+    """How near a file's outputs are to the student's.
+
+    Attributes:
+        relative_error: norm of the difference over the norm.
+        max_abs_diff: largest difference.
+        agreement: share of samples with the same largest output.
+    """
+
+    relative_error: float
+    max_abs_diff: float
+    agreement: float
+
+
+def check_parity(student: nn.Module, load: Callable[[Path], Session], file: Path, inputs: Inputs) -> Parity:
+    """Compares a file with the student that it was written from.
 
     Args:
         student: in evaluation mode.
-        runtime: that wrote the file.
+        load: `Runtime.load` of the runtime that wrote the file, or that of a device elsewhere.
         file: of the student.
         inputs: real ones, any number of samples.
-        n_threads: of the runtime.
 
     Raises:
         ExportError: the outputs differ beyond the tolerance, or are not finite; names the layer where they part.
     """
     with torch.no_grad():
         expected: Tensor = call_model(student, inputs)
-    found = runtime.load(file, n_threads).predict(inputs)
+    found = load(file).predict(inputs)
     error, tolerance = _relative_error(found, expected), tolerance_of(student)
     if error <= tolerance:
-        return error
-    place = parting_layer(student, runtime, file, inputs, tolerance)
+        agreement = (found.flatten(1).argmax(1) == expected.flatten(1).argmax(1)).double().mean()
+        return Parity(error, float((found - expected).abs().max()), float(agreement))
+    place = parting_layer(student, load, file, inputs, tolerance)
     raise ExportError(
         f"the file must give what the model gives, within a relative error of {tolerance:g}, but {file.name} "
         f"differs by {error:.3g} on these inputs; they part at {place}; keep "
@@ -56,7 +74,9 @@ def check_parity(student: nn.Module, runtime: Runtime, file: Path, inputs: Input
     )
 
 
-def parting_layer(student: nn.Module, runtime: Runtime, file: Path, inputs: Inputs, tolerance: float) -> str:
+def parting_layer(
+    student: nn.Module, load: Callable[[Path], Session], file: Path, inputs: Inputs, tolerance: float
+) -> str:
     """Name of the first layer whose output differs beyond the tolerance, as far as the file's format tells."""
     if file.suffix != ".onnx":
         return "a layer that this format does not name"
@@ -66,7 +86,7 @@ def parting_layer(student: nn.Module, runtime: Runtime, file: Path, inputs: Inpu
     for path, value in ends.items():
         if path not in wanted:
             continue
-        found = _run_to(runtime, model, value, wanted[path], inputs)
+        found = _run_to(load, model, value, inputs)
         if _relative_error(found.reshape(wanted[path].shape), wanted[path]) > tolerance:
             return f"layer {path!r}"
     return "what follows the last layer"
@@ -90,13 +110,23 @@ def _layer_ends(student: nn.Module, model: onnx.ModelProto) -> dict[str, str]:
     return ends
 
 
-def _outputs_of(student: nn.Module, paths: dict[str, str], inputs: Inputs) -> dict[str, Tensor]:
+def _outputs_of(student: nn.Module, ends: Mapping[str, str], inputs: Inputs) -> dict[str, Tensor]:
+    """What the file's values should be: outputs of layers, or of the batch norms that were folded into them."""
     outputs: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
-        return lambda module, args, output: outputs.__setitem__(path, output) if isinstance(output, Tensor) else None
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(module, _BatchNorm) and path not in ends:
+                folded = [name for name, value in made.items() if value is args[0]]
+                outputs.update({name: output.clone() for name in folded})
+            elif path in ends and isinstance(output, Tensor):
+                made[path], outputs[path] = output, output.clone()  # what follows may change it in place
 
-    handles = [student.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
+        return hook
+
+    modules = student.named_modules()
+    handles = [m.register_forward_hook(keep(p)) for p, m in modules if p in ends or isinstance(m, _BatchNorm)]
     try:
         with torch.no_grad():
             call_model(student, inputs)
@@ -106,7 +136,7 @@ def _outputs_of(student: nn.Module, paths: dict[str, str], inputs: Inputs) -> di
     return outputs
 
 
-def _run_to(runtime: Runtime, model: onnx.ModelProto, value: str, expected: Tensor, inputs: Inputs) -> Tensor:
+def _run_to(load: Callable[[Path], Session], model: onnx.ModelProto, value: str, inputs: Inputs) -> Tensor:
     """What the runtime computes for one value of the graph."""
     part = onnx.ModelProto()
     part.CopyFrom(model)
@@ -115,4 +145,4 @@ def _run_to(runtime: Runtime, model: onnx.ModelProto, value: str, expected: Tens
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
         file = Path(name) / "part.onnx"
         onnx.save(part, file)
-        return runtime.load(file).predict(inputs)
+        return load(file).predict(inputs)

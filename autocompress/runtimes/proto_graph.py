@@ -34,10 +34,6 @@ class ProtoGraph:
         """Adds a constant of a type that numpy does not have."""
         self.proto.initializer.append(tensor)
 
-    def remove(self, node: onnx.NodeProto) -> None:
-        """Removes a node; what reads its outputs must have been changed before."""
-        self.proto.node.remove(node)
-
     def insert_before(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
         """Adds a node in front of another, where its readers come after it."""
         place = self._place(node)
@@ -54,14 +50,6 @@ class ProtoGraph:
     def _place(self, node: onnx.NodeProto) -> int:
         output = node.output[0]
         return next(place for place, other in enumerate(self.proto.node) if other.output[0] == output)
-
-    def rename(self, old: str, new: str) -> None:
-        """Lets the producer of `old` write `new` instead."""
-        node = self.producer.pop(old)
-        for i, name in enumerate(node.output):
-            if name == old:
-                node.output[i] = new
-        self.producer[new] = node
 
     def only_reader(self, name: str) -> onnx.NodeProto | None:
         """The node that alone reads a value; None where several do, or it is an output of the graph."""

@@ -97,6 +97,10 @@ def tiny_space() -> SearchSpace:
     return SearchSpace.from_rules(inspect_model(trained_model(), (images(1, 0)[0],)), RULES)
 
 
+_EXPORTED: dict[int, nn.Module] = {}
+"""What this process has exported to the stub, by its number of parameters."""
+
+
 class StubRuntime:
     """Stands in for a runtime: a file is the number of parameters, a run takes 0.1 microseconds for each of them."""
 
@@ -111,6 +115,7 @@ class StubRuntime:
             call_model(student, example_inputs)
         file = folder / "model.stub"
         n_params = sum(parameter.numel() for parameter in student.parameters())
+        _EXPORTED[n_params] = student
         file.write_text(json.dumps({"n_params": n_params}).ljust(4 * n_params), encoding="utf-8")
         return file
 
@@ -134,7 +139,9 @@ class StubSession:
         return None
 
     def predict(self, inputs: Inputs) -> Tensor:
-        raise NotImplementedError
+        with torch.no_grad():
+            outputs: Tensor = call_model(_EXPORTED[self.n_params], inputs)
+        return outputs
 
 
 STUB = f"{__name__}:StubRuntime"

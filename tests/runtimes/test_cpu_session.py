@@ -28,9 +28,12 @@ class Unwritable(nn.Module):
         return torch.special.airy_ai(x)
 
 
-def test_an_op_without_counterpart_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="cannot be written as ONNX: .*airy_ai"):
-        export(Unwritable(), torch.ones(1, 3), tmp_path)
+def test_an_op_without_counterpart_is_named_with_its_module(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), Unwritable()))
+    with pytest.raises(
+        ExportError, match=r"op aten\.special_airy_ai\.default of module '1\.1' cannot be written as ONNX"
+    ):
+        export(model, torch.ones(1, 3), tmp_path)
 
 
 def test_a_missing_folder_is_made(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from autocompress.compression.quantize.biases import settle_biases_
 from autocompress.compression.quantize.calibration import calibrate_, correct_bias_, is_quantized, learn_scales_
 from autocompress.compression.quantize.layers import RoundedLayer, stored_bits
 from autocompress.compression.quantize.placing import quantize_, rounded
 from autocompress.compression.quantize.ranges import RANGES
 
 __all__ = [
-    "INT8_BITS",
     "RANGES",
     "RoundedLayer",
     "calibrate_",
@@ -17,5 +17,6 @@ __all__ = [
     "learn_scales_",
     "quantize_",
     "rounded",
+    "settle_biases_",
     "stored_bits",
 ]

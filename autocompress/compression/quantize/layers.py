@@ -18,13 +18,21 @@ class RoundedLayer(nn.Module):
         input_quantizer: rounds what the layer reads; None where only weights are rounded, or it is rounded before.
         weight_quantizers: rounds a weight, by its name with dots as underscores.
         output_quantizer: rounds what the layer gives; None where nothing does, or a batch norm behind it does.
-        reads_integers: the input is rounded to 8 bits, here or before.
+        input_grid: what rounds the input to 8 bits, here or before; a tuple, so that it is no child twice, and empty
+            where nothing does.
+        norm: the batch norm behind, if there is one; likewise.
     """
 
     input_quantizer: ActivationQuantizer | HalfActivations | None
     weight_quantizers: nn.ModuleDict
     output_quantizer: ActivationQuantizer | None
-    reads_integers: bool
+    input_grid: tuple[ActivationQuantizer, ...]
+    norm: tuple[nn.Module, ...]
+
+    @property
+    def reads_integers(self) -> bool:
+        """Whether the input is rounded to 8 bits, here or before."""
+        return bool(self.input_grid)
 
     def refresh_weights(self) -> None:
         """Sets the scales of the weights from the weights."""

@@ -8,7 +8,7 @@ what is integer already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def quantize_(
         if width not in PRECISIONS or width == FULL_BITS:
             raise CompressionError(f"weight_bits must be one of {list(PRECISIONS)}, but layer {path!r} has {width!r}")
     integer = {path for path, width in bits.items() if width == INT8_BITS}
-    covered = set(_round_block_inputs_(model, branches, integer))
+    covered = _round_block_inputs_(model, branches, integer)
     for layer in layers:
         if layer.path not in bits:
             continue
@@ -72,9 +72,12 @@ def quantize_(
         if layer.path in covered:
             first = model.get_submodule(parts[0])
             assert isinstance(first, RoundedLayer)
-            first.input_quantizer = None
+            first.input_quantizer, first.input_grid = None, (covered[layer.path],)
         if layer.path in integer and not isinstance(model.get_submodule(parts[-1]), _WEIGHTS_ONLY):
             _round_output_(model, layer, parts[-1], integer)
+        last = model.get_submodule(parts[-1])
+        if isinstance(last, RoundedLayer) and layer.norm is not None:
+            last.norm = (model.get_submodule(layer.norm),)
 
 
 def rounded(weight: Tensor, precision: Precision) -> Tensor:
@@ -84,14 +87,18 @@ def rounded(weight: Tensor, precision: Precision) -> Tensor:
     return quantizer.rounded(weight.detach())
 
 
-def _round_block_inputs_(model: nn.Module, branches: Iterable[ResidualBranch], integer: set[str]) -> Iterator[str]:
-    """Rounds the input of each block whose layers are all integer; gives the layers that thus read rounded values."""
+def _round_block_inputs_(
+    model: nn.Module, branches: Iterable[ResidualBranch], integer: set[str]
+) -> dict[str, ActivationQuantizer]:
+    """Rounds the input of each block whose layers are all integer; layers that thus read rounded values -> by what."""
+    covered: dict[str, ActivationQuantizer] = {}
     for branch in branches:
         if branch.readers and branch.n_inputs == 1 and integer.issuperset({*branch.layers, *branch.readers}):
             block = model.get_submodule(branch.name)
-            block.input_quantizer = ActivationQuantizer()
+            block.input_quantizer = quantizer = ActivationQuantizer()
             block.register_forward_pre_hook(_round_first_input)
-            yield from branch.readers
+            covered |= dict.fromkeys(branch.readers, quantizer)
+    return covered
 
 
 def _round_first_input(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -125,9 +132,10 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_rule: 
     swapped = _swap_class(model, path, counterpart)
     assert isinstance(swapped, RoundedLayer)
     swapped.input_quantizer = swapped.output_quantizer = None
-    swapped.reads_integers = width == INT8_BITS and not isinstance(module, _WEIGHTS_ONLY)
-    if swapped.reads_integers:
-        swapped.input_quantizer = ActivationQuantizer()
+    swapped.input_grid, swapped.norm = (), ()
+    if width == INT8_BITS and not isinstance(module, _WEIGHTS_ONLY):
+        swapped.input_quantizer = grid = ActivationQuantizer()
+        swapped.input_grid = (grid,)
     elif width == HALF_BITS and not isinstance(module, _WEIGHTS_ONLY):
         swapped.input_quantizer = HalfActivations()
     swapped.weight_quantizers = nn.ModuleDict()

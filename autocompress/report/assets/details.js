@@ -85,6 +85,7 @@ function rowsOf(shown) {
       ["same answer as in PyTorch", filed((trial) => percent(trial.file.agreement, 2))],
       ["largest difference from PyTorch", filed((trial) => (known(trial.file.max_abs_diff) ? trial.file.max_abs_diff.toExponential(1) : DASH))],
       ["with zeros left out", filed((trial) => (known(trial.file.sparse_size_mib) ? `${significant(trial.file.sparse_size_mib)} MiB` : DASH))],
+      ["in a zip archive", filed((trial) => (known(trial.file.zip_size_mib) ? `${significant(trial.file.zip_size_mib)} MiB` : DASH))],
       ["after fine-tune steps", (trial) => trial.rungs.map(([steps, value]) => `${steps}: ${metricText(value, 1)}`).join(", ") || DASH],
       ["parameters", (trial) => counted(trial.n_params)],
       ["multiply-accumulates", (trial) => counted(trial.n_macs)],
