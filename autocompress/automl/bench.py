@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from autocompress.errors import MeasurementError
 from autocompress.graph import ModelGraph
 from autocompress.latency import Turns, time_sessions
 from autocompress.records import Latency, Rung
-from autocompress.runtimes import runtime_named
+from autocompress.runtimes import rounds_before_sums, runtime_named
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics
 
 _BYTES_PER_MIB = 2**20
@@ -203,6 +203,7 @@ class Trial:
             recipe = resolve(
                 job.model, job.graph, self._candidate, settings.importance, bench.evidence, settings.activation_aware
             )
+            recipe = replace(recipe, rounds_before_sums=rounds_before_sums(bench.runtime))
             self._set_student(recipe, bench.calibration)
 
     def _set_student(self, recipe: Recipe, calibration: list[Inputs] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -63,6 +64,7 @@ def compress(
     reconstruct: bool = True,
     activation_aware: bool = True,
     quantize: QuantizeSettings | None = None,
+    round_before_sums: bool = True,
 ) -> nn.Module:
     """Applies a candidate to a copy of the model.
 
@@ -80,6 +82,7 @@ def compress(
         activation_aware: split layers so that their outputs on the calibration batches change least; else, and without
             such batches, so that their weights do (plain singular value decomposition).
         quantize: how the grids of rounded layers are chosen.
+        round_before_sums: False for a runtime that, as OpenVINO, does not round what a sum within an all-8-bit block reads.
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
@@ -92,6 +95,7 @@ def compress(
     batches = [as_inputs(inputs) for inputs in calibration]
     evidence = Evidence(model, graph, batches, task)
     recipe = resolve(model, graph, candidate, importance, evidence, activation_aware)
+    recipe = replace(recipe, rounds_before_sums=round_before_sums)
     return rebuild(model, graph, recipe, batches, reconstruct, evidence, activation_aware, quantize)
 
 
@@ -150,7 +154,7 @@ def _rounded(
         return student
     before = copy.deepcopy(student) if settings.correct_bias and calibration else None
     branches = [branch for branch in graph.branches if branch.name not in recipe.dropped]
-    quantize_(student, graph.layers, recipe.bits, branches, settings.weights)
+    quantize_(student, graph.layers, recipe.bits, branches, settings.weights, recipe.rounds_before_sums)
     if calibration is not None:
         calibrate_(student, calibration, settings.ranges)
         if before is not None:

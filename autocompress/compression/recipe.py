@@ -29,6 +29,7 @@ class Recipe:
         bits: layer path -> precision, see `Candidate.weight_bits`.
         sparsity: layer path -> share of its weight's smallest entries that are zero, or "n:m"; of saved weights, the
             zeros themselves are the mask.
+        rounds_before_sums: whether the target runtime rounds what a sum within an all-8-bit block reads.
         kept_dense: layers whose asked rank saves no multiplications after pruning, and so stay one layer.
     """
 
@@ -38,6 +39,7 @@ class Recipe:
     bits: Mapping[str, Precision] = field(default_factory=dict)
     kept_dense: tuple[str, ...] = ()
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
+    rounds_before_sums: bool = True
 
     @property
     def sparse_layers(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from autocompress.candidate import PRECISIONS, Precision
 from autocompress.runtimes.capabilities import Capability, is_executed
 from autocompress.runtimes.parity import Parity, check_parity
-from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, runtime_named
+from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, rounds_before_sums, runtime_named
 from autocompress.task import Inputs, as_inputs
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_parity",
     "export",
     "is_executed",
+    "rounds_before_sums",
     "runtime_named",
 ]
 

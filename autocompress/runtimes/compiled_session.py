@@ -32,6 +32,7 @@ class OpenVino:
     """
 
     name = "openvino"
+    rounds_before_sums = False  # one kernel computes convolution, sum and the next rounding
 
     def capabilities(self) -> tuple[Capability, ...]:
         """See `Runtime.capabilities`."""

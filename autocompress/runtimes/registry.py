@@ -26,7 +26,10 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """Writes a model for an inference engine and runs it there."""
+    """Writes a model for an inference engine and runs it there.
+
+    One whose kernels do not round what a sum within an all-8-bit block reads says so: `rounds_before_sums = False`.
+    """
 
     name: str
 
@@ -51,6 +54,11 @@ class Runtime(Protocol):
             ExportError: the runtime refuses the file.
             MissingExtraError: the engine or the device that it needs is not there.
         """
+
+
+def rounds_before_sums(runtime: Runtime) -> bool:
+    """Whether it rounds what a sum within an all-8-bit block reads; it does unless it says no."""
+    return bool(getattr(runtime, "rounds_before_sums", True))
 
 
 RUNTIMES: dict[str, str] = {

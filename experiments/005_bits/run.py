@@ -1,6 +1,7 @@
 """What bits give on CIFAR ResNets: accuracy of files, speed beside the runtimes' own quantizers, random mixtures.
 
     python run.py files FOLDER      our files and the libraries' own; seconds of calibration, export and check
+    python run.py seconds FOLDER    calibration, export and check of ResNet-56, on one quiet core
     python run.py accuracy FOLDER   float model, student and file on the 10,000 test images
     python run.py mixed FOLDER      30 random assignments on each runtime: student and file on 2,000 of the images
     python run.py speed FOLDER      paired latencies; the only part that needs a quiet core
@@ -31,7 +32,7 @@ from autocompress.compression import compress
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import time_sessions
 from autocompress.machine import describe_machine, describe_versions
-from autocompress.runtimes import Session, check_parity, is_executed, runtime_named
+from autocompress.runtimes import Session, check_parity, is_executed, rounds_before_sums, runtime_named
 from autocompress.task import Inputs, call_model, load_task
 
 HERE = Path(__file__).parent
@@ -111,6 +112,23 @@ def files(folder: Path, results: Results) -> None:
                     row |= {"check_s": time.perf_counter() - exported, "relative_error": parity.relative_error}
                     results.add("files", target.name, {**row, "bytes": file.stat().st_size})
         theirs(folder, name, calibration)
+
+
+def seconds(folder: Path, results: Results) -> None:
+    """The first runtime that has no row yet: each in a new process, which imports the libraries on the way."""
+    _, model, graph, calibration = parts("resnet56")
+    runtime = next(name for name in RUNTIMES if not results.has("seconds", f"resnet56 {name}"))
+    begin = time.perf_counter()
+    student = compress(model, uniform(graph, 8), batch_of(1), calibration, graph=graph)
+    calibrated = time.perf_counter()
+    target = folder / "seconds"
+    target.mkdir(exist_ok=True)
+    file = runtime_named(runtime).export(student, batch_of(1), target)
+    exported = time.perf_counter()
+    check_parity(student, runtime_named(runtime).load, file, calibration[0])
+    ended = time.perf_counter()
+    row = {"calibrate_s": calibrated - begin, "export_s": exported - calibrated, "check_s": ended - exported}
+    results.add("seconds", f"resnet56 {runtime}", {**row, "total_s": ended - begin})
 
 
 def theirs(folder: Path, name: str, calibration: list[Inputs]) -> None:
@@ -214,11 +232,13 @@ def accuracy(folder: Path, results: Results) -> None:
         if not results.has("accuracy", f"{name} float"):
             results.add("accuracy", f"{name} float", {"model": share(answers(model, inputs), labels)})
         for bits in (16, 8):
-            if results.has("accuracy", f"{name} openvino {bits}"):
-                continue
-            student = compress(model, uniform(graph, bits), batch_of(1), calibration, graph=graph)
-            expected = answers(student, inputs)
             for runtime in RUNTIMES:
+                if results.has("accuracy", f"{name} {runtime} {bits}"):
+                    continue
+                rounds = rounds_before_sums(runtime_named(runtime))
+                candidate = uniform(graph, bits)
+                student = compress(model, candidate, batch_of(1), calibration, graph=graph, round_before_sums=rounds)
+                expected = answers(student, inputs)
                 found = ours(folder, name, runtime, bits, 64).predict(inputs).argmax(1)
                 row = {"student": share(expected, labels), "file": share(found, labels)}
                 results.add("accuracy", f"{name} {runtime} {bits}", {**row, "agreement": share(found, expected)})
@@ -300,7 +320,7 @@ def _time(results: Results, section: str, key: str, candidate: Any, reference: A
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    steps = {"files": files, "accuracy": accuracy, "mixed": mixed, "speed": speed}
+    steps = {"files": files, "seconds": seconds, "accuracy": accuracy, "mixed": mixed, "speed": speed}
     place = Path(sys.argv[2])
     place.mkdir(parents=True, exist_ok=True)
     steps[sys.argv[1]](place, Results(place / "results.json"))

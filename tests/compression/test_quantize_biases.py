@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.compression import compress, settle_biases_
-from autocompress.runtimes import check_parity, runtime_named
+from autocompress.runtimes import check_parity, rounds_before_sums, runtime_named
 
 
 class Block(nn.Module):
@@ -37,9 +37,10 @@ def net_and_input() -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(32, 3, 8, 8)
 
 
-def eight_bit(model: nn.Module, x: Tensor) -> nn.Module:
+def eight_bit(model: nn.Module, x: Tensor, round_before_sums: bool = True) -> nn.Module:
     layers = [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    return compress(model, Candidate(weight_bits=dict.fromkeys(layers, 8)), (x,), [(x,)])
+    candidate = Candidate(weight_bits=dict.fromkeys(layers, 8))
+    return compress(model, candidate, (x,), [(x,)], round_before_sums=round_before_sums)
 
 
 def steps_of(student: nn.Module, path: str, grid: str, norm: str | None) -> np.ndarray:
@@ -98,3 +99,16 @@ def test_a_norm_that_takes_everything_away_stays() -> None:
         model.get_submodule("1").weight[2] = 0.0  # type: ignore[union-attr,operator,index]
     student = eight_bit(model, x)
     assert all(bool(value.isfinite().all()) for value in student.state_dict().values())
+
+
+def test_openvino_leaves_out_what_its_student_leaves_out(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    (model, x), runtime = net_and_input(), runtime_named("openvino")
+    errors, files = [], []
+    for rounds in (rounds_before_sums(runtime), True):
+        student = eight_bit(model, x, rounds)
+        file = runtime.export(student, (x,), tmp_path)
+        errors.append(check_parity(student, runtime.load, file, (x,)).relative_error)
+        files.append(file.read_bytes())
+    assert files[0] == files[1], "the file asks for the rounding in any case"
+    assert errors[0] < 0.5 * errors[1]

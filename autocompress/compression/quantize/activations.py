@@ -26,7 +26,12 @@ class ActivationQuantizer(nn.Module):
 
     In calibration it takes notes of what it sees, from which `settle` makes the range; in training the range follows
     by a moving average, or the scale is learned (`learn_`); else it is fixed.
+
+    Attributes:
+        applied: False where the target runtime leaves this rounding out, although its file asks for it.
     """
+
+    applied = True
 
     low: Tensor
     high: Tensor
@@ -48,10 +53,13 @@ class ActivationQuantizer(nn.Module):
         if self.calibrating:
             self._note(x.detach())
             return x
-        if isinstance(self.scale, nn.Parameter):
-            return self._learned(x)
-        if self.training:
+        learned = isinstance(self.scale, nn.Parameter)
+        if self.training and not learned:
             self._follow(x.detach())
+        if not self.applied:
+            return x
+        if learned:
+            return self._learned(x)
         if torch.compiler.is_exporting():  # the op that exporters know; several times slower to run
             rounded: Tensor = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, N_LEVELS - 1)
         else:

@@ -44,6 +44,7 @@ def quantize_(
     bits: Mapping[str, Precision],
     branches: Iterable[ResidualBranch] = (),
     weight_rule: str = "minmax",
+    round_before_sums: bool = True,
 ) -> None:
     """Replaces the named layers of `model` by rounded counterparts, in place; `calibrate_` must follow.
 
@@ -53,6 +54,8 @@ def quantize_(
         bits: layer path -> precision. Other layers stay as they are.
         branches: the residual branches of that graph that were not dropped.
         weight_rule: "mse" takes the scales of int8 weights at which they change least; else from the largest weight.
+        round_before_sums: False leaves out, but writes into files, the rounding of what a sum within an all-8-bit block
+            reads, as a runtime does that computes convolution, sum and the next rounding in one kernel.
 
     Raises:
         CompressionError: a precision that there is not, a layer type without a rounded counterpart, or weights that
@@ -62,7 +65,9 @@ def quantize_(
         if width not in PRECISIONS or width == FULL_BITS:
             raise CompressionError(f"weight_bits must be one of {list(PRECISIONS)}, but layer {path!r} has {width!r}")
     integer = {path for path, width in bits.items() if width == INT8_BITS}
-    covered = _round_block_inputs_(model, branches, integer)
+    whole = [b for b in branches if b.readers and b.n_inputs == 1 and integer.issuperset({*b.layers, *b.readers})]
+    covered = _round_block_inputs_(model, whole)
+    inner = {path for branch in whole for path in branch.layers}
     for layer in layers:
         if layer.path not in bits:
             continue
@@ -74,7 +79,9 @@ def quantize_(
             assert isinstance(first, RoundedLayer)
             first.input_quantizer, first.input_grid = None, (covered[layer.path],)
         if layer.path in integer and not isinstance(model.get_submodule(parts[-1]), _WEIGHTS_ONLY):
-            _round_output_(model, layer, parts[-1], integer)
+            quantizer = _round_output_(model, layer, parts[-1], integer)
+            if quantizer is not None and layer.path in inner and not layer.relu:
+                quantizer.applied = round_before_sums
         last = model.get_submodule(parts[-1])
         if isinstance(last, RoundedLayer) and layer.norm is not None:
             last.norm = (model.get_submodule(layer.norm),)
@@ -87,17 +94,14 @@ def rounded(weight: Tensor, precision: Precision) -> Tensor:
     return quantizer.rounded(weight.detach())
 
 
-def _round_block_inputs_(
-    model: nn.Module, branches: Iterable[ResidualBranch], integer: set[str]
-) -> dict[str, ActivationQuantizer]:
+def _round_block_inputs_(model: nn.Module, whole: Iterable[ResidualBranch]) -> dict[str, ActivationQuantizer]:
     """Rounds the input of each block whose layers are all integer; layers that thus read rounded values -> by what."""
     covered: dict[str, ActivationQuantizer] = {}
-    for branch in branches:
-        if branch.readers and branch.n_inputs == 1 and integer.issuperset({*branch.layers, *branch.readers}):
-            block = model.get_submodule(branch.name)
-            block.input_quantizer = quantizer = ActivationQuantizer()
-            block.register_forward_pre_hook(_round_first_input)
-            covered |= dict.fromkeys(branch.readers, quantizer)
+    for branch in whole:
+        block = model.get_submodule(branch.name)
+        block.input_quantizer = quantizer = ActivationQuantizer()
+        block.register_forward_pre_hook(_round_first_input)
+        covered |= dict.fromkeys(branch.readers, quantizer)
     return covered
 
 
@@ -105,13 +109,14 @@ def _round_first_input(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (module.input_quantizer(args[0]), *args[1:])
 
 
-def _round_output_(model: nn.Module, layer: Layer, last: str, integer: set[str]) -> None:
+def _round_output_(model: nn.Module, layer: Layer, last: str, integer: set[str]) -> ActivationQuantizer | None:
     if layer.kind == "linear" or (layer.feeds_only_layers and integer.issuperset(layer.feeds)):
-        return  # a float output costs an integer linear nothing; or the readers' input quantizers stand there
+        return None  # a float output costs an integer linear nothing; or the readers' input quantizers stand there
     end = layer.norm if layer.norm is not None else last
     if layer.norm is not None:
         _swap_class(model, end, NORMS[type(model.get_submodule(end))])
-    model.get_submodule(end).output_quantizer = ActivationQuantizer(non_negative=layer.relu)
+    model.get_submodule(end).output_quantizer = quantizer = ActivationQuantizer(non_negative=layer.relu)
+    return quantizer
 
 
 def _parts(model: nn.Module, path: str) -> list[str]:
