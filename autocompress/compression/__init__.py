@@ -82,7 +82,7 @@ def compress(
         activation_aware: split layers so that their outputs on the calibration batches change least; else, and without
             such batches, so that their weights do (plain singular value decomposition).
         quantize: how the grids of rounded layers are chosen.
-        round_before_sums: False for a runtime that, as OpenVINO, does not round what a sum within an all-8-bit block reads.
+        round_before_sums: False for a runtime (OpenVINO) that does not round what sums within all-8-bit blocks read.
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
