@@ -86,8 +86,9 @@ def parting_layer(
     for path, value in ends.items():
         if path not in wanted:
             continue
-        found = _run_to(load, model, value, inputs)
-        if _relative_error(found.reshape(wanted[path].shape), wanted[path]) > tolerance:
+        expected, rounding = wanted[path]
+        found = _run_to(load, model, value, inputs).reshape(expected.shape)
+        if _relative_error(found if rounding is None else rounding(found), expected) > tolerance:
             return f"layer {path!r}"
     return "what follows the last layer"
 
@@ -110,18 +111,24 @@ def _layer_ends(student: nn.Module, model: onnx.ModelProto) -> dict[str, str]:
     return ends
 
 
-def _outputs_of(student: nn.Module, ends: Mapping[str, str], inputs: Inputs) -> dict[str, Tensor]:
-    """What the file's values should be: outputs of layers, or of the batch norms that were folded into them."""
-    outputs: dict[str, Tensor] = {}
+def _outputs_of(
+    student: nn.Module, ends: Mapping[str, str], inputs: Inputs
+) -> dict[str, tuple[Tensor, nn.Module | None]]:
+    """What the file's values should be: outputs of layers, or of the batch norms that were folded into them.
+
+    With each the quantizer that the module ends with, which in the file comes behind the value.
+    """
+    outputs: dict[str, tuple[Tensor, nn.Module | None]] = {}
     made: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            rounding = getattr(module, "output_quantizer", None)
             if isinstance(module, _BatchNorm) and path not in ends:
                 folded = [name for name, value in made.items() if value is args[0]]
-                outputs.update({name: output.clone() for name in folded})
+                outputs.update({name: (output.clone(), rounding) for name in folded})
             elif path in ends and isinstance(output, Tensor):
-                made[path], outputs[path] = output, output.clone()  # what follows may change it in place
+                made[path], outputs[path] = output, (output.clone(), rounding)  # what follows may change it in place
 
         return hook
 
