@@ -54,6 +54,11 @@ class Keeper(tune.Callback):
             elif state is not None:
                 _write(self._state_of(trial), state)
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Forgets the course of each figure, which nobody reads: Tune keeps all its trials until the search ends."""
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when Tune gives the trial up."""
         if not self._retries.again(trial):

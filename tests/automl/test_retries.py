@@ -130,3 +130,11 @@ def test_tune_takes_whatever_ends_a_worker_for_its_end(monkeypatch: pytest.Monke
     manager._actor_task_failed(task, error)
     assert heard == ["cleaned up", "actor", "task"]
     assert isinstance(error, LOST)
+
+
+def test_the_course_of_a_finished_trials_figures_is_forgotten(tmp_path: Path) -> None:
+    tune = Tune(tmp_path, limit=3)
+    kept = SimpleNamespace(metric_analysis={"steps": {"max": 1}}, metric_n_steps={"steps": {"5": [1]}})
+    tune.trial.run_metadata = kept
+    tune.callbacks[0].on_trial_complete(1, [tune.trial], tune.trial)
+    assert kept.metric_analysis == kept.metric_n_steps == {}
