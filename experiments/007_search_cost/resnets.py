@@ -1,0 +1,206 @@
+"""The ablation on CIFAR-10 ResNets: searches whose evaluations are run once, kept on disk and shared by all.
+
+    python resnets.py run resnet20 FOLDER --who tpe nsga2 random uniform --seeds 5 --trials 100
+    python resnets.py sensitivity resnet56 FOLDER      each single choice alone; says what it took
+    python resnets.py table resnet20 FOLDER            resnet20_table.csv.gz, all evaluations
+
+FOLDER gets `resnet20.jsonl`, one line for each candidate; a run that was cut off goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from ablation import SAMPLERS, Problem, curve, search
+from torch import nn
+
+from autocompress.automl.fisher import fisher_sensitivity
+from autocompress.automl.sensitivity import Probe, Sensitivity, measure_sensitivity
+from autocompress.candidate import Candidate
+from autocompress.compression import Evidence, rebuild, resolve
+from autocompress.config import DistillSettings, SearchSettings
+from autocompress.distillation import FastMode, FineTune, Teacher
+from autocompress.errors import AutocompressError
+from autocompress.graph import inspect_model
+from autocompress.latency import LatencyModel
+from autocompress.proposing.replay import Evaluation, write_table
+from autocompress.records import Latency, Rung
+from autocompress.space import SearchSpace
+from autocompress.task import Batch, as_inputs, call_model, load_task
+from autocompress.tasks import cifar10
+from autocompress.tasks.cifar10_data import load_images, split_indices
+
+HERE = Path(__file__).parent
+NAMES = ("resnet20", "resnet56")
+STEPS, N_TRAINED = 1, 64  # of the distillation, and images of a step
+N_JUDGED = 300  # images of the selection split
+N_CALIBRATION = 1  # batches of 64
+FAST = FastMode(True)
+FLOOR = 0.45  # half the uncompressed model's accuracy, as in a search without `--min-accuracy`
+
+
+class Evaluator:
+    """Evaluates candidates of one network; remembers them on disk.
+
+    Args:
+        name: "resnet20" or "resnet56".
+        folder: of the file of known evaluations.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.task = name, load_task(f"cifar10:{name}")
+        self.model = self.task.build_model()
+        self.inputs = as_inputs(self.task.example_inputs())
+        self.graph = inspect_model(self.model, self.inputs)
+        self.space = SearchSpace.load("resnet_cifar", self.graph)
+        self.ratios = latency_of(name)
+        self._path = folder / f"{name}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        self.known = {item["digest"]: item for item in map(json.loads, lines)}
+        self.n_new = 0
+        self._tools: Tools | None = None
+
+    def __call__(self, candidate: Candidate) -> Evaluation:
+        """The evaluation of a candidate, from disk if it is known.
+
+        Raises:
+            KeyError: it cannot be built.
+        """
+        digest = candidate.digest
+        if digest not in self.known:
+            self._tools = self._tools or Tools(self)
+            item = {"digest": digest, "candidate": candidate.to_dict(), **self._tools.judge(candidate)}
+            with self._path.open("a") as file:
+                file.write(json.dumps(item) + "\n")
+            self.known[digest] = item
+            self.n_new += 1
+        return self.evaluation(self.known[digest])
+
+    def evaluation(self, item: dict) -> Evaluation:
+        if "error" in item:
+            raise KeyError(item["error"])
+        candidate = Candidate.from_dict(item["candidate"])
+        ratio = self.ratios(candidate)
+        rung = Rung(STEPS, {"accuracy": item["accuracy"], "loss": item["loss"]})
+        latency = Latency(ratio, 0.0, ratio, 0)
+        return Evaluation(candidate, latency, (rung,), (item["seconds"],), n_params=item["n_params"])
+
+
+class Short(cifar10.Cifar10Task):
+    """The same task in smaller batches."""
+
+    def train_batches(self, seed: int) -> Iterator[Batch]:
+        for (images,), labels in super().train_batches(seed):
+            yield (images[:N_TRAINED],), labels[:N_TRAINED]
+
+
+class Tools:
+    """What judging candidates needs: the teacher, calibration data, images."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._of = evaluator
+        self._calibration = [as_inputs(i) for i in evaluator.task.calibration_batches()][:N_CALIBRATION]
+        self._evidence = Evidence(evaluator.model, evaluator.graph, self._calibration, evaluator.task)
+        self._teacher = Teacher(evaluator.model, FAST)
+        images, labels = load_images("test")
+        members = split_indices("selection")[:N_JUDGED]
+        self._images = FAST.layout(cifar10._to_inputs(images[members]))
+        self._labels = labels[members]
+
+    def judge(self, candidate: Candidate) -> dict:
+        """Compresses with closed-form repair, fine-tunes for a few steps, judges."""
+        of = self._of
+        torch.manual_seed(0)
+        begin = time.process_time()
+        try:
+            recipe = resolve(of.model, of.graph, candidate, "l2", self._evidence)
+            student = rebuild(of.model, of.graph, recipe, self._calibration, True, self._evidence)
+            tune = FineTune(student, self._teacher, Short(of.name), DistillSettings(rungs=(0, STEPS)), 0)
+            if not candidate.is_baseline:
+                tune.advance(STEPS)
+        except AutocompressError as error:
+            return {"error": str(error)}
+        figures = self._judged(student)
+        n_params = sum(parameter.numel() for parameter in student.parameters())
+        return {**figures, "n_params": n_params, "seconds": time.process_time() - begin}
+
+    def _judged(self, student: nn.Module) -> dict[str, float]:
+        with torch.no_grad(), FAST():
+            outputs = call_model(student, self._images).float()
+        loss = torch.nn.functional.cross_entropy(outputs, self._labels).item()
+        return {"accuracy": float((outputs.argmax(1) == self._labels).float().mean()), "loss": loss}
+
+
+def latency_of(name: str) -> Callable[[Candidate], float]:
+    """Ratios by the network's recorded profile."""
+    profile = LatencyModel.load(HERE / f"{name}_profile.json")
+    whole = float(profile.predict_ratio([Candidate()])[0])
+    return lambda candidate: float(profile.predict_ratio([candidate])[0]) / whole
+
+
+def sensitivity(evaluator: Evaluator, folder: Path, cheap: bool) -> Sensitivity:
+    """Of the network, from the file here once it is known: measured, or estimated from one backward pass."""
+    path = HERE / f"{evaluator.name}_sensitivity.json"
+    if not path.exists():
+        begin, processor = time.perf_counter(), time.process_time()
+        probe = Probe(evaluator.task, evaluator.model, evaluator.graph, SearchSettings())
+        if cheap:
+            of = evaluator
+            found = fisher_sensitivity(of.space, of.task, of.model, of.graph, list(probe.labelled))
+        else:
+            found = measure_sensitivity(evaluator.space, probe, folder / "sensitivity")
+        seconds = time.perf_counter() - begin, time.process_time() - processor
+        print(f"{len(found.choices)} choices in {seconds[0]:.0f} s, {seconds[1]:.0f} s of processor", flush=True)
+        found.write(path)
+    return Sensitivity.read(path)
+
+
+def run(evaluator: Evaluator, folder: Path, whom: list[str], seeds: int, n_trials: int) -> None:
+    ours = any(who.startswith("solver") for who in whom)
+    known = sensitivity(evaluator, folder, False) if ours else Sensitivity(0.0, ())
+    problem = Problem(evaluator.space, evaluator.graph, evaluator, known, (1.0, FLOOR))
+    for seed in range(seeds):
+        for who in whom:
+            begin, before = time.process_time(), evaluator.n_new
+            records = search(problem, who, seed, n_trials)
+            areas = curve(problem, records, len(records))
+            shown = [round(float(areas[min(i, len(areas)) - 1]), 4) for i in (5, 10, 20, 30, 40, 60, 100)]
+            took = time.process_time() - begin
+            print(who, seed, shown, f"{evaluator.n_new - before} new, {took:.0f} s of processor", flush=True)
+
+
+def table(evaluator: Evaluator) -> None:
+    items = [item for item in evaluator.known.values() if "error" not in item]
+    write_table(HERE / f"{evaluator.name}_table.csv.gz", map(evaluator.evaluation, items))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "sensitivity", "table"])
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cheap", action="store_true", help="estimate the sensitivities from one backward pass")
+    parser.add_argument("--who", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=100)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    evaluator = Evaluator(args.name, args.folder)
+    if args.what == "run":
+        run(evaluator, args.folder, args.who, args.seeds, args.trials)
+    elif args.what == "table":
+        table(evaluator)
+    else:
+        sensitivity(evaluator, args.folder, args.cheap)
+
+
+if __name__ == "__main__":
+    main()
