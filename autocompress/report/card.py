@@ -11,6 +11,7 @@ from autocompress.artifact import read_manifest
 from autocompress.candidate import Candidate
 from autocompress.records import FileNumbers
 from autocompress.report.interval import interval_of
+from autocompress.report.point_files import example_answers
 from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text
 from autocompress.walkaway import EXAMPLES, RUNNABLE
 
@@ -56,7 +57,7 @@ def _lines(manifest: Mapping[str, Any], uncompressed: FileNumbers | None) -> Ite
         "",
         f"The task `{_plain(manifest['task'])}` names the data. The search compared candidates on the selection split "
         "only; the test split was looked at once, for this table.",
-        f"`{EXAMPLES}` holds {len(manifest['examples']['largest_output'])} samples of the calibration data: remove "
+        f"`{EXAMPLES}` holds {len(example_answers(manifest))} samples of the calibration data: remove "
         "them before you pass the folder on, if the data may not be passed on.",
         "",
         "## Limits",

@@ -28,12 +28,12 @@ class PointFiles:
     Attributes:
         shapes: layer path -> shapes of its weights; two or more where it was split into factors.
         times: where the time of one run goes; None where no profiler was at hand.
-        answers: position of the largest output for each of the example inputs.
+        answers: to each of the example inputs, see `example_answers`.
     """
 
     shapes: Mapping[str, tuple[Shape, ...]] = field(default_factory=dict)
     times: LayerTimes | None = None
-    answers: tuple[int, ...] = ()
+    answers: tuple[float, ...] = ()
 
 
 def read_point_files(folder: Path, layers: Iterable[str]) -> PointFiles:
@@ -71,8 +71,13 @@ def _shapes(file: Path, layers: set[str]) -> dict[str, tuple[Shape, ...]]:
     return shapes
 
 
-def _answers(file: Path) -> tuple[int, ...]:
-    if not file.is_file():
-        return ()
-    manifest = json.loads(file.read_text(encoding="utf-8"))
-    return tuple(int(i) for i in manifest.get("examples", {}).get("largest_output", ()))
+def _answers(file: Path) -> tuple[float, ...]:
+    return example_answers(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ()
+
+
+def example_answers(manifest: Mapping[str, Any]) -> tuple[float, ...]:
+    """What the file gives for the examples beside it: numbers, or positions of the largest output; () if not known."""
+    said = manifest.get("examples", {})
+    if "output" in said:
+        return tuple(float(value) for value in said["output"])
+    return tuple(int(i) for i in said.get("largest_output", ()))

@@ -39,6 +39,8 @@ def choose_examples(inputs: Inputs) -> Inputs:
 def write_examples(folder: Path, inputs: Inputs, outputs: Tensor) -> dict[str, Any]:
     """Writes `examples.npz`, which holds no pickles; returns what the manifest says of it.
 
+    For each sample that is the output where it is a single number, else the position of the largest.
+
     Args:
         folder: of the point.
         inputs: few samples; arrays are stored under the inputs' names, or their positions.
@@ -47,7 +49,10 @@ def write_examples(folder: Path, inputs: Inputs, outputs: Tensor) -> dict[str, A
     named = inputs if isinstance(inputs, dict) else {str(i): tensor for i, tensor in enumerate(inputs)}
     arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in named.items()}
     np.savez(folder / EXAMPLES, **arrays)
-    return {"file": EXAMPLES, "largest_output": outputs.flatten(1).argmax(1).tolist()}
+    rows = outputs.reshape(len(outputs), -1)
+    if rows.shape[1] == 1:
+        return {"file": EXAMPLES, "output": [float(f"{value:.6g}") for value in rows.flatten().tolist()]}
+    return {"file": EXAMPLES, "largest_output": rows.argmax(1).tolist()}
 
 
 def measure_memory(folder: Path) -> float | None:

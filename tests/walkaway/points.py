@@ -11,16 +11,18 @@ from autocompress.compression import rebuild, resolve
 from autocompress.graph import inspect_model
 from autocompress.records import Latency, TrialRecord
 from autocompress.runtimes import runtime_named
-from autocompress.task import as_inputs
+from autocompress.task import Task, as_inputs
 from tests.automl.tasks import tiny_task
 
 Point: TypeAlias = tuple[Path, TrialRecord]
 MIXED = Candidate(prune_ratio={"conv1": 0.5}, rank_ratio={"conv2": 0.5}, weight_bits={"conv1": 8, "fc": 8})
 
 
-def tiny_point(folder: Path, candidate: Candidate = MIXED, runtime: str = "onnxruntime") -> TrialRecord:
+def tiny_point(
+    folder: Path, candidate: Candidate = MIXED, runtime: str = "onnxruntime", task: Task | None = None
+) -> TrialRecord:
     """Writes `folder` for that candidate, untrained; returns its record."""
-    task = tiny_task()
+    task = task or tiny_task()
     model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
     recipe = resolve(model, graph, candidate)

@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from autocompress.artifact import load
-from autocompress.task import as_inputs
+from autocompress.candidate import Candidate
+from autocompress.task import SupervisedTask, as_inputs
 from autocompress.walkaway import choose_examples, measure_memory
 from tests.automl.tasks import images, tiny_task
-from tests.walkaway.points import Point
+from tests.walkaway.points import Point, tiny_point
 
 ALONE = """
 import runpy, sys
@@ -47,6 +50,35 @@ def test_the_examples_give_what_the_manifest_says(folder: Path) -> None:
     with torch.no_grad():
         student = load(folder, tiny_task())(images(64, 4)[0][:8])
     assert student.argmax(1).tolist() == said, "the examples are the first calibration samples"
+
+
+class Height(nn.Module):
+    """One number for each sample, without a dimension of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(4, 16), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(x).relu()).squeeze(-1)
+
+
+def error(outputs: Tensor, targets: Tensor) -> float:
+    return -float((outputs - targets).square().mean())
+
+
+def test_numbers_are_shown_as_they_are(tmp_path: Path) -> None:
+    batches = [(torch.randn(16, 4), torch.randn(16)) for _ in range(2)]
+    task = SupervisedTask(Height(), batches, batches, batches, metric=error, loss=F.mse_loss)
+    record = tiny_point(tmp_path / "point", Candidate(prune_ratio={"hidden": 0.5}), task=task)
+    assert set(record.metrics) == {"accuracy"}, "as made; the file's own are beside it"
+    assert record.file is not None and set(record.file.metrics["test"]) == {"error", "loss"}
+    with torch.no_grad():
+        said = load(tmp_path / "point", task)(batches[0][0][:8]).tolist()
+    kind, _, shown = run(tmp_path / "point").splitlines()[0].partition(": ")
+    assert kind == "output"
+    assert json.loads(shown) == pytest.approx(said, rel=1e-4)
+    assert run(tmp_path / "point").splitlines()[1] == "as measured: 8 of 8"
 
 
 def test_a_file_that_answers_otherwise_is_told(folder: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ function commands(trial) {
   const texts = trial.commands;
   if (!texts) return el("p", { class: "notice" }, "This trial has no exported file: only the points of the front have one.");
   const answers = data.points[trial.number]?.answers ?? [];
-  const note = answers.length ? `It prints the largest output for ${answers.length} example inputs: ${answers.join(", ")}.` : "";
+  const note = answers.length ? `It prints its answers to ${answers.length} example inputs: ${answers.join(", ")}.` : "";
   const more = [["Load it in Python", texts.load], ["Train it longer", texts.refine], ["Write it for another runtime", texts.export], ["Make it again: the command of this search", texts.reproduce]];
   return el("div", {},
     command("Take it with you", texts.pick),
