@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,16 @@ def test_any_number_of_inputs(folder: Path, tmp_path: Path) -> None:
 def test_pickled_inputs_are_refused(folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", np.array([object()]), allow_pickle=True)
     assert "allow_pickle=False" in run(folder, tmp_path / "in.npy", check=False)
+
+
+def test_sizes_are_of_the_file_and_of_an_archive_with_it(mixed_point: Point, tmp_path: Path) -> None:
+    folder, record = mixed_point
+    archive = tmp_path / "model.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as writer:
+        writer.write(folder / "model.onnx", "model.onnx")
+    assert record.file is not None and record.file.zip_size_mib is not None
+    assert record.file.size_mib == (folder / "model.onnx").stat().st_size / 2**20
+    assert record.file.zip_size_mib == pytest.approx(archive.stat().st_size / 2**20, abs=250 / 2**20)
 
 
 def test_time_and_memory(mixed_point: Point) -> None:
