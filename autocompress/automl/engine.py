@@ -25,6 +25,7 @@ from ray.tune.schedulers import TrialScheduler
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Job
 from autocompress.automl.device import ClusterMachine, Device
+from autocompress.automl.retries import losses_known_to_tune
 from autocompress.automl.scratch import Scratch
 from autocompress.automl.stop import Stop
 from autocompress.automl.worker import Worker
@@ -101,7 +102,7 @@ def run_trials(
     """
     settings = job.settings
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
-    with Scratch() as scratch:
+    with Scratch() as scratch, losses_known_to_tune():
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Worker, job=job), resources),
             tune_config=tune.TuneConfig(

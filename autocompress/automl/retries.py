@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,28 @@ from ray.tune.execution import tune_controller
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 """What Ray raises when a worker, its machine or what it had reported is gone."""
 
-# Tune knows only the first of them: any other ends the search, even that of a worker that Ray ended for want of memory
-actor_manager.RayActorError = tune_controller.RayActorError = LOST  # type: ignore[attr-defined,assignment]
-
 N_FAILURES = "n_failures"
 """Key of a trial's config: how often it had lost its worker before it was given to Tune, again."""
 
 _MAX_REASON = 300
+
+
+@contextmanager
+def losses_known_to_tune() -> Iterator[None]:
+    """Tune inside takes every way of losing a worker for what it is, and starts the trial again.
+
+    By itself it knows only the first of `LOST`; any other would end the whole search, even that of a worker that Ray
+    ended for want of memory. There is no setting for it, so two names in Tune's own modules are replaced meanwhile.
+    """
+    modules: tuple[Any, ...] = (actor_manager, tune_controller)
+    before = [module.RayActorError for module in modules]
+    for module in modules:
+        module.RayActorError = LOST
+    try:
+        yield
+    finally:
+        for module, known in zip(modules, before, strict=True):
+            module.RayActorError = known
 
 
 class Retries(tune.Callback):

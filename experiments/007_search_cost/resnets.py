@@ -3,6 +3,7 @@
     python resnets.py run resnet20 FOLDER --who tpe nsga2 random uniform --seeds 5 --trials 100
     python resnets.py sensitivity resnet56 FOLDER      each single choice alone; says what it took
     python resnets.py table resnet20 FOLDER            resnet20_table.csv.gz, all evaluations
+    python resnets.py plot                             both curves, from resnets_curves.csv, which `run` fills
 
 FOLDER gets `resnet20.jsonl`, one line for each candidate; a run that was cut off goes on from there.
 """
@@ -16,6 +17,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from ablation import SAMPLERS, Problem, curve, search
 from torch import nn
@@ -30,7 +33,7 @@ from autocompress.errors import AutocompressError
 from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel
 from autocompress.proposing.replay import Evaluation, write_table
-from autocompress.records import Latency, Rung
+from autocompress.records import Latency, Rung, TrialRecord
 from autocompress.space import SearchSpace
 from autocompress.task import Batch, as_inputs, call_model, load_task
 from autocompress.tasks import cifar10
@@ -42,6 +45,10 @@ STEPS, N_TRAINED = 1, 64  # of the distillation, and images of a step
 N_JUDGED = 300  # images of the selection split
 N_CALIBRATION = 1  # batches of 64
 FAST = FastMode(True)
+SVG = "http://www.w3.org/2000/svg"
+CURVES = HERE / "resnets_curves.csv"
+COLUMNS = ("network", "sampler", "seed", "trial", "worker_seconds", "hypervolume")
+COLOURS = ("#0072b2", "#56b4e9", "#999999", "#e69f00", "#009e73", "#d55e00")
 FLOOR = 0.45  # half the uncompressed model's accuracy, as in a search without `--min-accuracy`
 
 
@@ -172,8 +179,60 @@ def run(evaluator: Evaluator, folder: Path, whom: list[str], seeds: int, n_trial
             records = search(problem, who, seed, n_trials)
             areas = curve(problem, records, len(records))
             shown = [round(float(areas[min(i, len(areas)) - 1]), 4) for i in (5, 10, 20, 30, 40, 60, 100)]
+            add_curve(evaluator.name, who, seed, records, areas)
             took = time.process_time() - begin
             print(who, seed, shown, f"{evaluator.n_new - before} new, {took:.0f} s of processor", flush=True)
+
+
+def add_curve(name: str, who: str, seed: int, records: list[TrialRecord], areas: np.ndarray) -> None:
+    """Adds one search to resnets_curves.csv, in the place of an earlier run of it: a line for each trial."""
+    rows = pd.read_csv(CURVES) if CURVES.exists() else pd.DataFrame(columns=COLUMNS)
+    same = (rows["network"] == name) & (rows["sampler"] == who) & (rows["seed"] == seed)
+    spent = np.cumsum([sum(record.seconds.values()) for record in records]).round(2)
+    new = pd.DataFrame(
+        {"network": name, "sampler": who, "seed": seed, "trial": range(1, len(records) + 1), "worker_seconds": spent}
+    ).assign(hypervolume=areas.round(5))
+    pd.concat([rows[~same], new]).to_csv(CURVES, index=False)
+
+
+def plot() -> None:
+    """Medians over seeds: hypervolume over trials and over worker-seconds, one SVG for each network."""
+    rows = pd.read_csv(CURVES)
+    for name in NAMES:
+        parts = [
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 320" font-family="sans-serif" font-size="12">'
+        ]
+        of = rows[rows["network"] == name]
+        top = float(of["hypervolume"].max())
+        for place, by in enumerate(("trial", "worker_seconds")):
+            parts += panel(of, by, float(of[by].max()), top, 50 + 375 * place)
+        (HERE / f"{name}_curves.svg").write_text("\n".join([*parts, "</svg>"]) + "\n")
+
+
+def panel(rows: pd.DataFrame, by: str, right: float, top: float, left: float) -> Iterator[str]:
+    """One pair of axes with a line for each sampler."""
+    yield f'<path d="M{left} 20V270h300" fill="none" stroke="#444"/>'
+    yield f'<text x="{left + 150}" y="305" text-anchor="middle">{by.replace("_", " ")}</text>'
+    yield f'<text x="{left + 300}" y="285" text-anchor="end">{right:.0f}</text><text x="{left}" y="285">0</text>'
+    yield f'<text x="{left - 4}" y="24" text-anchor="end">{top:.2f}</text><text x="{left}" y="14">hypervolume</text>'
+    for place, who in enumerate(SAMPLERS):
+        of = rows[rows["sampler"] == who]
+        if of.empty:
+            continue
+        at = np.linspace(0, float(of.groupby("seed")[by].max().median()), 200)
+        runs = [held(run[by].to_numpy(), run["hypervolume"].to_numpy(), at) for _, run in of.groupby("seed")]
+        points = zip(left + 300 * at / right, 270 - 250 * np.median(runs, axis=0) / top, strict=True)
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        yield f'<polyline points="{line}" fill="none" stroke="{COLOURS[place]}" stroke-width="2"/>'
+        if by == "trial":
+            label = f"{who}, {len(runs)} seeds" if len(runs) > 1 else f"{who}, 1 seed"
+            yield f'<text x="{left + 190}" y="{150 + 16 * place}" fill="{COLOURS[place]}">{label}</text>'
+
+
+def held(at: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """A step curve at the wanted places: the last value so far, zero before the first."""
+    place = np.searchsorted(at, wanted, side="right")
+    return np.concatenate([[0.0], values])[place]
 
 
 def table(evaluator: Evaluator) -> None:
@@ -183,9 +242,9 @@ def table(evaluator: Evaluator) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "sensitivity", "table"])
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=["run", "sensitivity", "table", "plot"])
+    parser.add_argument("name", choices=NAMES, nargs="?")
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--cheap", action="store_true", help="estimate the sensitivities from one backward pass")
     parser.add_argument("--who", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--seeds", type=int, default=5)
@@ -193,6 +252,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if args.what == "plot":
+        plot()
+        return
     evaluator = Evaluator(args.name, args.folder)
     if args.what == "run":
         run(evaluator, args.folder, args.who, args.seeds, args.trials)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.air.execution._internal import actor_manager
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
@@ -15,7 +16,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOf
 
 from autocompress.automl.event_log import EventLog
 from autocompress.automl.keeper import Keeper
-from autocompress.automl.retries import LOST, Retries
+from autocompress.automl.retries import LOST, Retries, losses_known_to_tune
 from autocompress.automl.stop import Stop
 from autocompress.candidate import Candidate
 from autocompress.run_folder import RunFolder
@@ -127,9 +128,12 @@ def test_tune_takes_whatever_ends_a_worker_for_its_end(monkeypatch: pytest.Monke
     monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: heard.append("cleaned up"))
     actor = TrackedActor(1, on_error=lambda actor, error: heard.append("actor"))
     task = TrackedActorTask(actor, on_error=lambda actor, error: heard.append("task"))
-    manager._actor_task_failed(task, error)
+    known = actor_manager.RayActorError
+    with losses_known_to_tune():
+        manager._actor_task_failed(task, error)
     assert heard == ["cleaned up", "actor", "task"]
     assert isinstance(error, LOST)
+    assert actor_manager.RayActorError is known, "Tune is as it was"
 
 
 def test_the_course_of_a_finished_trials_figures_is_forgotten(tmp_path: Path) -> None:
