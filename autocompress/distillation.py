@@ -155,6 +155,7 @@ class FineTune:
             nesterov=True,
         )
         self._masks = _zero_masks(student)
+        self._trained: dict[str, Tensor] = {}  # what settling the biases has moved, as training left it
         self._lasso = _group_lasso(student, task) if settings.group_lasso_weight else None
 
     def advance(self, to_step: int) -> None:
@@ -163,19 +164,26 @@ class FineTune:
         Raises:
             CompressionError: the loss is not finite.
         """
+        vectors = {name: tensor for name, tensor in _named_tensors(self.student) if tensor.dim() == 1}
+        with torch.no_grad():
+            for name, value in self._trained.items():
+                vectors[name].copy_(value)
         self.student.train()
         while self.step < to_step:
             with self.turn():
                 self._train_one(next(self._batches))
             self.step += 1
+        before = {name: tensor.detach().clone() for name, tensor in vectors.items()}
         settle_biases_(self.student.eval())
+        self._trained = {name: value for name, value in before.items() if not torch.equal(value, vectors[name])}
 
     def state_dict(self) -> dict[str, Any]:
-        """Student, optimizer, position, mode and random state (dropout); plain tensors and numbers."""
+        """Student, its biases as trained, optimizer, position, mode, random state (dropout); tensors and numbers."""
         return {
             "step": self.step,
             "fast": None if self.mode is None else self.mode.enabled,
             "student": self.student.state_dict(),
+            "trained": self._trained,
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
@@ -183,6 +191,7 @@ class FineTune:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; the stream of batches is wound forward."""
         self.student.load_state_dict(state["student"])
+        self._trained = dict(state["trained"])
         self._masks = _zero_masks(self.student)
         self._optimizer.load_state_dict(dict(state["optimizer"]))
         self.step = int(state["step"])
@@ -230,6 +239,11 @@ class FineTune:
         if self._lasso is not None:
             loss = loss + self.settings.group_lasso_weight * self._lasso()
         return loss
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def teaching_loss(outputs: Tensor, soft: Tensor, temperature: float, targets: Any) -> Tensor:
