@@ -29,7 +29,7 @@ test-slow: install ## run the slow tests
 test-browser: install ## the report page in a real browser (Debian: apt-get install chromium)
 	$(PYTHON) -m venv .venv-browser
 	.venv-browser/bin/python -m pip install --quiet "playwright>=1.50" "pytest>=9.0"
-	AUTOCOMPRESS_PYTHON=$(BIN)/python .venv-browser/bin/python -m pytest --noconftest -q -s tests/browser
+	AUTOCOMPRESS_PYTHON=$(CURDIR)/$(BIN)/python .venv-browser/bin/python -m pytest --noconftest -q -s tests/browser
 
 chaos: install ## kill workers, nodes and drivers 21 times during one search
 	$(BIN)/python -m pytest -s tests/automl/test_chaos.py
