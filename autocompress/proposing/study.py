@@ -247,13 +247,9 @@ class SearchStudy:
 
     def _drawn(self, attempt: int) -> Candidate:
         """A random candidate; where predictions screen, every second one with most knobs at their strongest."""
-        seed = self._n_drawn()
+        seed = (len(self._known) + len(self._open)) * _MAX_REPEATS + attempt  # whatever was interrupted meanwhile
         strong = self._predict is not None and attempt % 2 == 1
         return strong_candidate(self.space, seed) if strong else self.space.sample(seed)
-
-    def _n_drawn(self) -> int:
-        """A seed that no earlier draw of this study had, the same in a repeated run."""
-        return sum("again" not in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
 
     def _tell(self, trial: optuna.Trial, record: TrialRecord, constrained: bool = False) -> None:
         told = [self._expected(record), ratio(record)]

@@ -226,7 +226,7 @@ def panel(rows: pd.DataFrame, by: str, right: float, top: float, left: float) ->
         yield f'<polyline points="{line}" fill="none" stroke="{COLOURS[place]}" stroke-width="2"/>'
         if by == "trial":
             label = f"{who}, {len(runs)} seeds" if len(runs) > 1 else f"{who}, 1 seed"
-            yield f'<text x="{left + 190}" y="{150 + 16 * place}" fill="{COLOURS[place]}">{label}</text>'
+            yield f'<text x="{left + 190}" y="{40 + 16 * place}" fill="{COLOURS[place]}">{label}</text>'
 
 
 def held(at: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
