@@ -216,9 +216,11 @@ def check(field: Battlefield, n_trials: int, reference: list[TrialRecord]) -> No
     assert len(records) == n_trials
     assert max(Counter(record.candidate.digest for record in records).values()) == 1, "none counted twice"
     # random proposals depend on nothing but their position, so that the same candidates were judged, in any order
-    ours = {record.candidate.digest: (record.metrics, record.rungs) for record in records}
-    theirs = {record.candidate.digest: (record.metrics, record.rungs) for record in reference}
-    assert ours == theirs
+    # but for the stand-ins that are drawn when the sampler repeats itself, which depend on what is known by then
+    judged = [
+        {r.candidate.digest: (r.metrics, r.rungs) for r in run if r.origin != "random"} for run in (records, reference)
+    ]
+    assert judged[0] == judged[1]
     run = field.run.read()
     assert {path.name for path in field.run.front.iterdir()} >= {point.name for point in run.front.points}
     for record in records:
