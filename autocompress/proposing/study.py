@@ -247,7 +247,7 @@ class SearchStudy:
 
     def _drawn(self, attempt: int) -> Candidate:
         """A random candidate; where predictions screen, every second one with most knobs at their strongest."""
-        seed = (len(self._known) + len(self._open)) * _MAX_REPEATS + attempt  # whatever was interrupted meanwhile
+        seed = (len(self._known) + len(self._open)) * _MAX_REPEATS + attempt  # no draw has another's
         strong = self._predict is not None and attempt % 2 == 1
         return strong_candidate(self.space, seed) if strong else self.space.sample(seed)
 
