@@ -409,7 +409,13 @@ def _check_matches(graph: ModelGraph, rules: Sequence[Rule]) -> None:
 
 
 def _on_channel_grid(choices: Iterable[Choice], group: ChannelGroup, grid: int) -> tuple[Choice, ...]:
-    """Rounds the kept channels to multiples of the grid, counted in the producer's own channels (heads are many)."""
+    """Rounds the kept channels to multiples of the grid, counted in the producer's own channels (heads are many).
+
+    A group that goes by number is cut to the nearest of its sizes instead.
+    """
+    if group.sizes:
+        counts = [group.nearest(round(_number(choice) * group.n_channels)) for choice in choices]
+        return tuple(dict.fromkeys(count / group.n_channels for count in counts))
     width = len(group.couplings[0].slots[0])
     step = max(1, -(-grid // width))
     snapped = []

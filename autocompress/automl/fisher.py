@@ -96,7 +96,7 @@ def _changes(
     for group in graph.groups:
         for coupling in group.couplings:
             weight = weights.get(coupling.tensor)
-            slots = [slot for i in recipe.removed.get(group.name, ()) for slot in coupling.slots[i]]
+            slots = sorted(group.gone(coupling, recipe.removed.get(group.name, ())))
             if weight is not None and slots:
                 change = changes.setdefault(coupling.tensor, torch.zeros_like(weight))
                 index = torch.tensor(slots)

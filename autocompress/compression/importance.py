@@ -140,11 +140,13 @@ def criterion_named(name: str) -> Criterion:
 def least_important(
     evidence: Evidence, group: ChannelGroup, n_removed: int, criterion: Criterion = l2_magnitude
 ) -> tuple[int, ...]:
-    """Indices of the channels to remove, ascending; of equals the later ones.
+    """Indices of the channels to remove, ascending; of equals the later ones; in a group that goes by number the first.
 
     Raises:
         CompressionError: the criterion did not give one finite figure per channel.
     """
+    if group.sizes:
+        return tuple(range(n_removed))
     importance = criterion(evidence, group)
     if importance.shape != (group.n_channels,) or not bool(torch.isfinite(importance).all()):
         raise CompressionError(

@@ -47,6 +47,11 @@ def _checked(group: ChannelGroup, indices: Sequence[int]) -> list[int]:
         raise CompressionError(f"channels of {group.name!r} are 0 to {group.n_channels - 1}, but got {wrong}")
     if len(chosen) == group.n_channels:
         raise CompressionError(f"all {group.n_channels} channels of {group.name!r} would be removed; keep at least one")
+    if group.sizes and chosen != list(range(group.nearest(len(chosen)))):
+        raise CompressionError(
+            f"{group.name!r} goes by number: it can be cut to {list(group.sizes)} of its {group.n_channels} channels, "
+            f"by naming the first ones as removed, but got {chosen}"
+        )
     return chosen
 
 

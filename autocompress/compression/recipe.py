@@ -100,9 +100,9 @@ def resolve(
     gone = {path for branch in graph.branches if branch.name in candidate.drop for path in branch.layers}
     removed = {}
     for group in graph.groups:
-        n_removed = round(candidate.prune_ratio.get(group.name, 0.0) * group.n_channels)
+        n_removed = group.nearest(round(candidate.prune_ratio.get(group.name, 0.0) * group.n_channels))
         if n_removed and not gone.issuperset(group.producers):
-            removed[group.name] = least_important(evidence, group, min(n_removed, group.n_channels - 1), criterion)
+            removed[group.name] = least_important(evidence, group, n_removed, criterion)
     gone_tensors = gone_slots(graph, removed)
     ranks, kept_dense = choose_splits(model, graph, candidate, gone_tensors, gone, evidence.low_rank, activation_aware)
     bits = {path: width for path, width in candidate.weight_bits.items() if path not in gone}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
-from autocompress.graph.shrink import module_at
+from autocompress.graph.shrink import group_slots, module_at, new_orders
 from autocompress.task import Inputs, call_model
 
 RIDGE = 1e-3
@@ -170,12 +170,11 @@ def ridge_solution(rows: Tensor, target: Tensor, ridge: float, name: str) -> Ten
 
 def _slots(layer: Layer, graph: ModelGraph, removed: Mapping[str, Sequence[int]]) -> tuple[Tensor, bool]:
     """Output channels of the layer that are kept, and whether it lost inputs."""
-    gone: dict[int, set[int]] = {0: set(), 1: set()}
-    for group in graph.groups:
-        for coupling in group.couplings:
-            if coupling.tensor == f"{layer.path}.weight":
-                gone[coupling.dim].update(i for channel in removed.get(group.name, ()) for i in coupling.slots[channel])
-    return torch.tensor([i for i in range(layer.weight_shape[0]) if i not in gone[0]]), bool(gone[1])
+    chosen = [(graph.group(name), channels) for name, channels in removed.items()]
+    weight = f"{layer.path}.weight"
+    gone, orders = group_slots(chosen), new_orders(chosen)
+    stay = [i for i in range(layer.weight_shape[0]) if i not in gone.get((weight, 0), ())]
+    return torch.tensor(orders.get((weight, 0), stay)), bool(gone.get((weight, 1)))
 
 
 def _joined(batches: Sequence[Inputs]) -> Inputs:

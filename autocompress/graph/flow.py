@@ -31,6 +31,9 @@ class Flow:
         splits: view -> dimension of its result -> labels: all of them in a survey, else those of heads.
         blocks: views whose heads go together with equal blocks of the channels that their projection reads, because
             the user's code derives the size of a head from the width of the stream.
+        by_number: parts of a split and rows of a shuffle are not tied slot by slot: what then holds only for some
+            numbers of channels is for `by_number.py` to find out.
+        shuffled: last view of a channel shuffle -> its dimensions, noted at its first one.
         roles: (path, dimension) -> whether a layer makes, reads or passes on the channels of that dimension.
     """
 
@@ -45,6 +48,8 @@ class Flow:
     heads: list[Dim] = field(default_factory=list)
     splits: dict[fx.Node, dict[int, Slots]] = field(default_factory=dict)
     blocks: frozenset[fx.Node] = frozenset()
+    by_number: bool = False
+    shuffled: dict[fx.Node, Dims] = field(default_factory=dict)
 
     def dims(self, arg: Any) -> Dims:
         """The labels of a tensor argument.
@@ -74,9 +79,10 @@ def propagate(
     rules: Mapping[str, Rule],
     head_axes: dict[fx.Node, int] | None,
     blocks: frozenset[fx.Node] = frozenset(),
+    by_number: bool = False,
 ) -> Flow:
     """Runs the rule of every node; `rules` maps op names without overload ("aten.relu") to rules."""
-    flow = Flow(trace, head_axes=head_axes, blocks=blocks)
+    flow = Flow(trace, head_axes=head_axes, blocks=blocks, by_number=by_number)
     for node in trace.nodes:
         if node.op == "placeholder":
             flow.values[node] = _source(node, flow)

@@ -16,8 +16,13 @@ Place = tuple[str, int]
 _ROLE_ORDER = (PRODUCER, ALONG, CONSUMER)
 
 
-def find_groups(flow: Flow) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
-    """Groups and frozen channels, both in network order of their root layers.
+ALONE = "goes alone, and no channel would be left"
+
+
+def find_groups(flow: Flow) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...], dict[str, tuple[Place, ...]]]:
+    """Groups and frozen channels, both in network order of their root layers, and channels that are a whole dimension.
+
+    The last are frozen as `ALONE`; by name, with the places of which they have all slots.
 
     The root of a channel is the first layer that makes it. Channels of one root that take equally many slots of the
     same tensors make one group; a root with several such groups names them `path`, `path#2`, ...
@@ -28,8 +33,8 @@ def find_groups(flow: Flow) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...
     frozen = np.isin(members, np.fromiter(reasons, dtype=np.int64, count=len(reasons)))
     causes = [(item, reasons[int(item)]) for item in members[frozen].tolist()]
     groups, single = table.groups(members[~frozen])
-    causes += [(item, "goes alone, and no channel would be left") for item in single]
-    return groups, table.explain(causes)
+    causes += [(item, ALONE) for item in single]
+    return groups, table.explain(causes), {table.name(item): table.filled(item) for item in single}
 
 
 class _Table:
@@ -116,6 +121,16 @@ class _Table:
             producers=tuple(dict.fromkeys(owner(item.tensor) for role, item in ranked if role == PRODUCER)),
             consumers=tuple(dict.fromkeys(owner(item.tensor) for role, item in ranked if role == CONSUMER)),
         )
+
+    def name(self, channel: int) -> str:
+        """Path of the layer that a channel is first made by."""
+        return owner(self.places[self.root[channel]][0])
+
+    def filled(self, channel: int) -> tuple[Place, ...]:
+        """The places of a channel, if it has all slots of each; else none."""
+        mine = [(place, line == channel) for place, line in zip(self.places, self._channels, strict=True)]
+        whole = all(slots.all() for _, slots in mine if slots.any())
+        return tuple(place for place, slots in mine if slots.any()) if whole else ()
 
     def explain(self, causes: list[tuple[int, str]]) -> tuple[Frozen, ...]:
         """One line for each root and reason, with the number of its slots where it is not all of them."""

@@ -7,8 +7,9 @@ from torch import Tensor, fx, nn
 from autocompress.graph.additions import find_additions
 from autocompress.graph.attributes import attribute_variants
 from autocompress.graph.branches import find_cuts, find_regions, innermost, merge_cuts
+from autocompress.graph.by_number import find_groups_by_number, settle_sizes
 from autocompress.graph.flow import Flow, find_head_axes, propagate
-from autocompress.graph.groups import find_groups
+from autocompress.graph.groups import ALONE, Place, find_groups
 from autocompress.graph.layers import count_macs, find_layers
 from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
 from autocompress.graph.rules import RULES
@@ -71,7 +72,7 @@ def _find_channels(
     blocks: frozenset[fx.Node] = frozenset()
     while True:
         flow = propagate(trace, RULES, axes, blocks)
-        groups, frozen = find_groups(flow)
+        groups, frozen, alone = find_groups(flow)
         if not verify:
             return flow, groups, frozen
         variants, views = attribute_variants(probe, flow, groups)
@@ -82,8 +83,36 @@ def _find_channels(
             good, bad = sift(left, rehearsal.groups_failure)
             reasons |= {group.name: why for group, why in bad.items()}
             if not views.keys() & reasons.keys():
-                return flow, tuple(good), frozen + tuple(Frozen(name, "channels", why) for name, why in reasons.items())
+                frozen += tuple(Frozen(name, "channels", why) for name, why in reasons.items())
+                return flow, *_with_groups_by_number(probe, example_inputs, flow, good, frozen, alone)
         failed = frozenset().union(*(views[name] for name in reasons if name in views))
         if failed <= blocks:
             axes = {node: place for node, place in axes.items() if node not in failed}
         blocks = blocks - failed if failed <= blocks else blocks | failed
+
+
+def _with_groups_by_number(
+    probe: nn.Module,
+    example_inputs: Tensor | ExampleInputs,
+    strict: Flow,
+    groups: list[ChannelGroup],
+    frozen: tuple[Frozen, ...],
+    alone: dict[str, tuple[Place, ...]],
+) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
+    """The groups and what is frozen, once channels that hang together as one are tried by number."""
+    stuck = [places for name, places in alone.items() if places and all(group.name != name for group in groups)]
+    if not stuck:
+        return tuple(groups), frozen
+    flow = propagate(strict.trace, RULES, strict.head_axes, strict.blocks, by_number=True)
+    rehearsal = Rehearsal(probe, example_inputs, flow)
+    for group in find_groups_by_number(probe, example_inputs, flow, stuck):
+        settled = settle_sizes(rehearsal, group)
+        if isinstance(settled, ChannelGroup):
+            why = rehearsal.groups_failure([*groups, settled])
+            settled = settled if why is None else f"together with others, {why}"
+        left = tuple(item for item in frozen if not (item.name == group.name and item.reason == ALONE))
+        if isinstance(settled, ChannelGroup):
+            groups, frozen = [*groups, settled], left
+        else:
+            frozen = (*left, Frozen(group.name, "channels", settled))
+    return tuple(groups), frozen

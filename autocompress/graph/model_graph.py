@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -13,11 +14,13 @@ class Coupling:
         tensor: dotted path of the parameter or buffer, as in `state_dict()`.
         dim: the dimension that shrinks.
         slots: for each channel of the group, the indices along `dim` that go with it.
+        kept: of a group with `sizes`, for each of them the indices that stay, in their new order.
     """
 
     tensor: str
     dim: int
     slots: tuple[tuple[int, ...], ...]
+    kept: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class ChannelGroup:
         producers: paths of the layers whose outputs these channels are.
         consumers: paths of the layers that read them.
         attributes: integers of the user's modules that must follow, found by the check of the group.
+        sizes: () where any channels may go. Else the group goes by number: these are the numbers of channels, largest
+            first, that it may be cut to, and which slots stay is said by `Coupling.kept`. By convention channels 0 to
+            n - 1 are then said to be removed.
     """
 
     name: str
@@ -54,6 +60,26 @@ class ChannelGroup:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     attributes: tuple[SizeAttribute, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def nearest(self, n_removed: int) -> int:
+        """The number of channels that can be removed nearest to the given one; of equals the smaller, never all."""
+        if not self.sizes:
+            return min(n_removed, self.n_channels - 1)
+        possible = [self.n_channels - size for size in (self.n_channels, *self.sizes)]
+        return min(possible, key=lambda n: (abs(n - n_removed), n))
+
+    def gone(self, coupling: Coupling, channels: Collection[int]) -> set[int]:
+        """Indices along the dimension of one of its couplings that go with these channels."""
+        if not self.sizes or not channels:
+            return {slot for channel in channels for slot in coupling.slots[channel]}
+        return {slot for slots in coupling.slots for slot in slots}.difference(self.order(coupling, channels) or ())
+
+    def order(self, coupling: Coupling, channels: Collection[int]) -> tuple[int, ...] | None:
+        """Where the group goes by number, the indices along a dimension that stay, in their new order; else None."""
+        if not self.sizes or not channels:
+            return None
+        return coupling.kept[self.sizes.index(self.n_channels - len(channels))]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ GoneSlots = dict[tuple[str, int], set[int]]
 """(tensor path, dimension) -> the indices that go."""
 
 
+Orders = dict[tuple[str, int], tuple[int, ...]]
+"""(tensor path, dimension) -> the indices that stay, in their new order."""
+
 Removed = Sequence[tuple[ChannelGroup, Sequence[int]]]
 """Groups, each with the indices of its channels that go."""
 
@@ -24,14 +27,19 @@ def group_slots(removed: Removed) -> GoneSlots:
     slots: GoneSlots = defaultdict(set)
     for group, channels in removed:
         for coupling in group.couplings if channels else ():
-            for channel in channels:
-                slots[coupling.tensor, coupling.dim].update(coupling.slots[channel])
+            slots[coupling.tensor, coupling.dim].update(group.gone(coupling, channels))
     return slots
+
+
+def new_orders(removed: Removed) -> Orders:
+    """The dimensions whose indices do not stay in their order: those of groups that go by number."""
+    found = [(item, group.order(item, channels)) for group, channels in removed for item in group.couplings]
+    return {(item.tensor, item.dim): order for item, order in found if order is not None}
 
 
 def remove_(model: nn.Module, removed: Removed) -> None:
     """Removes the given channels of each group from the model, in place."""
-    _shrink_(model, group_slots(removed))
+    shrink_(model, group_slots(removed), new_orders(removed))
     for group, channels in removed:
         for item in group.attributes:
             module = module_at(model, item.module)
@@ -40,8 +48,9 @@ def remove_(model: nn.Module, removed: Removed) -> None:
             setattr(module, item.name, getattr(module, item.name) - item.step * len(set(channels)))
 
 
-def _shrink_(model: nn.Module, slots: GoneSlots) -> None:
+def shrink_(model: nn.Module, slots: GoneSlots, orders: Orders | None = None) -> None:
     """Takes the slots out of every tensor, in place; tied tensors stay tied."""
+    orders = orders or {}
     by_tensor: dict[str, dict[int, set[int]]] = defaultdict(dict)
     for (path, dim), gone in slots.items():
         by_tensor[path][dim] = gone
@@ -51,7 +60,8 @@ def _shrink_(model: nn.Module, slots: GoneSlots) -> None:
         old = tensor_at(model, path)
         if old is None:  # it went with a dropped branch
             continue
-        new = _without(old, dims)
+        stay = {dim: [i for i in range(old.shape[dim]) if i not in gone] for dim, gone in dims.items()}
+        new = _with_only(old, {dim: orders.get((path, dim), left) for dim, left in stay.items()})
         for holder, name in aliases[id(old)]:
             setattr(model.get_submodule(holder), name, new)
             layer = holder.split(".parametrizations.")[0]
@@ -84,11 +94,10 @@ def _aliases(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
     return aliases
 
 
-def _without(tensor: Tensor, dims: Mapping[int, set[int]]) -> Tensor:
-    """A copy of `tensor` without the given indices of each dimension; a parameter gives a parameter."""
+def _with_only(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
+    """A copy of `tensor` with only the given indices of each dimension; a parameter gives a parameter."""
     new = tensor.detach()
-    for dim, gone in dims.items():
-        keep = [index for index in range(tensor.shape[dim]) if index not in gone]
+    for dim, keep in dims.items():
         new = new.index_select(dim, torch.tensor(keep, device=tensor.device))
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(new, requires_grad=tensor.requires_grad)

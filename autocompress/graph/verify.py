@@ -16,7 +16,7 @@ from autocompress.graph.cut import cut_branches_
 from autocompress.graph.flow import Flow
 from autocompress.graph.masked import MaskedRun
 from autocompress.graph.model_graph import ChannelGroup, ResidualBranch
-from autocompress.graph.shrink import remove_
+from autocompress.graph.shrink import Removed, remove_
 from autocompress.graph.trace import ExampleInputs, share_parameters, split_inputs
 
 Item = TypeVar("Item")
@@ -46,13 +46,15 @@ class Rehearsal:
 
         About a third of each group's channels is removed.
         """
-        removed = [(group, _third(group)) for group in groups]
+        return self.failure([(group, _third(group)) for group in groups])
+
+    def failure(self, removed: Removed) -> str | None:
+        """Why removing these channels of each group at once goes wrong, or None when it does not."""
         gone: set[int] = set()
         for group, channels in removed:
-            first = group.couplings[0]
-            labels: Any = self._flow.states[first.tensor][first.dim]
-            slots = [slot for channel in channels for slot in first.slots[channel]]
-            gone.update(self._component[labels[slots]].tolist())
+            for coupling in group.couplings:
+                labels: Any = self._flow.states[coupling.tensor][coupling.dim]
+                gone.update(self._component[labels[list(group.gone(coupling, channels))]].tolist())
         return self._failure(
             MaskedRun(self._flow, self._component, gone), lambda copy: remove_(copy, removed), "pruned"
         )
@@ -177,6 +179,8 @@ def settle_cuts(rehearsal: Rehearsal, cuts: list[Cut]) -> tuple[tuple[ResidualBr
 
 def _third(group: ChannelGroup) -> list[int]:
     """A third of the channels, at least one, scattered so that a cut at a fixed position shows."""
+    if group.sizes:
+        return list(range(group.nearest(group.n_channels // 3)))
     chosen = np.random.default_rng(group.n_channels).permutation(group.n_channels)
     return sorted(chosen[: max(1, group.n_channels // 3)].tolist())
 

@@ -22,7 +22,8 @@ def graph_tables(graph: ModelGraph) -> Iterator[Table]:
         _row(layers, layer.path, layer.kind, shape, f"{layer.n_macs:,}")
     groups = _table("channel groups: channels that go together", "group", "channels", "produced by", "read by")
     for group in graph.groups:
-        _row(groups, group.name, str(group.n_channels), _names(group.producers), _names(group.consumers))
+        count = ", or ".join(map(str, (group.n_channels, *group.sizes)))
+        _row(groups, group.name, count, _names(group.producers), _names(group.consumers))
     branches = _table("residual branches: blocks that can become their shortcut", "block", "layers")
     for branch in graph.branches:
         _row(branches, branch.name, _names(branch.layers))

@@ -1,8 +1,9 @@
 """Time and memory of `inspect_model` on models of real size, on one core.
 
-Each is measured in two fresh processes: in one nothing has run before, so that torch loads parts of itself (and sympy,
-and networkx) at its first export, and kernels at the first forward pass; in the other two small layers have been traced
-and the model has run once before.
+Each is measured in three fresh processes: in one nothing has run before, so that torch loads parts of itself (and
+sympy, and networkx) at its first export, and kernels at the first forward pass; in another two small layers have been
+traced and the model has run once before; in the third nothing has run before either, and instead of the graph only
+torch.export.export runs, then the model once: what of the first one's memory is not ours.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ SIZES: dict[str, dict[str, int]] = {
     **{f"llama_{n}": LLAMA | {"hidden_size": 1024, "num_hidden_layers": n} for n in (6, 12, 24)},
     "llama_24_wide": LLAMA | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24},
 }
+CIFAR = {"resnet_56": 9, "resnet_110": 18}
+"""Residual blocks in each stage of He et al.'s ResNets for CIFAR-10, two of equal kind to see how time grows."""
+
 LIMITS = {"resnet50": 5, "vit_b_16": 10, "llama_24": 30, "llama_24_wide": 30}
 """CPU seconds that the graph may take."""
 
+HOW = ("--first", "--again", "--export")
 SMALL = "two small layers"
 RESULTS = Path(__file__).with_name("timings.json")
 
@@ -41,30 +46,41 @@ def build(name: str) -> tuple[Any, Any]:
 
         config = LlamaConfig(**SIZES[name], use_cache=False)
         return LlamaForCausalLM(config).eval(), {"input_ids": torch.arange(16)[None]}
+    if name in CIFAR:
+        from autocompress.tasks.cifar10 import CifarResNet
+
+        return CifarResNet(CIFAR[name]).eval(), (torch.rand(1, 3, 32, 32),)
     import torchvision.models
 
     return getattr(torchvision.models, name)().eval(), (torch.rand(1, 3, 224, 224),)
 
 
-def measure(name: str, is_first: bool) -> dict[str, Any]:
-    """One row: CPU seconds of the graph, and the memory of the process before it and at its peak."""
+def measure(name: str, how: str) -> dict[str, Any]:
+    """One row: CPU seconds of the graph or of torch's export, and memory of the process before it and at its peak."""
     import torch
 
     import autocompress as ac
     from autocompress.graph.trace import split_inputs, trace_model
 
     torch.set_num_threads(1)
-    if not is_first:
+    if how == "--again":
         trace_model(*build(SMALL))
     model, inputs = build(name)
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    if not is_first:
+    if how == "--again":
         args, kwargs = split_inputs(inputs)
         with torch.no_grad():
             model(*args, **kwargs)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: building a model takes more than it is
     before = resident_mib("VmRSS")
     cpu = time.process_time()
+    if how == "--export":
+        args, kwargs = split_inputs(inputs)
+        with torch.no_grad():
+            torch.export.export(model, args, kwargs, strict=False)
+            exported = time.process_time() - cpu
+            model(*args, **kwargs)
+        return {"cpu_s": round(exported, 2), "added_mib": resident_mib("VmHWM") - before}
     graph = ac.inspect_model(model, inputs)
     seconds = time.process_time() - cpu
     peak = resident_mib("VmHWM")
@@ -94,12 +110,14 @@ def main() -> None:
     rows: dict[str, Any] = {}
     if RESULTS.exists():
         rows = {row["model"]: row for row in json.loads(RESULTS.read_text())["rows"]}
-    for name in sys.argv[1:] or [SMALL, "resnet50", "vit_b_16", *SIZES]:
-        rows[name], again = _measured("--first", name), _measured("--again", name)
+    for name in sys.argv[1:] or [SMALL, *CIFAR, "resnet50", "vit_b_16", *SIZES]:
+        rows[name], again, export = (_measured(how, name) for how in HOW)
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
         rows[name] |= {
             "again_cpu_s": again["cpu_s"],
             "again_added_mib": again["added_mib"],
+            "export_cpu_s": export["cpu_s"],
+            "export_added_mib": export["added_mib"],
             "commit": commit.stdout.strip(),
         }
         print(rows[name], flush=True)
@@ -117,7 +135,7 @@ def _measured(how: str, name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["--first"], ["--again"]):
-        print(json.dumps(measure(sys.argv[2], is_first=sys.argv[1] == "--first")))
+    if sys.argv[1:2] and sys.argv[1] in HOW:
+        print(json.dumps(measure(sys.argv[2], sys.argv[1])))
     else:
         main()

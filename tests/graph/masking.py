@@ -41,7 +41,7 @@ def masked_copy(model: nn.Module, graph: ModelGraph, removed: Mapping[str, Seque
     with torch.no_grad():
         for name, channels in removed.items():
             for coupling in graph.group(name).couplings:
-                slots = [slot for channel in channels for slot in coupling.slots[channel]]
+                slots = sorted(graph.group(name).gone(coupling, channels))
                 holder = coupling.tensor.rpartition(".")[0]
                 if isinstance(masked.get_submodule(holder), (nn.LayerNorm, nn.RMSNorm)):
                     norms[holder].update(slots)

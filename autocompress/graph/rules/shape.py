@@ -140,7 +140,8 @@ def split(node: fx.Node, flow: Flow) -> list[Dims]:
     if isinstance(whole, Fixed):
         parts = [whole for _ in sizes]
     elif len(set(sizes)) == 1:
-        flow.labels.tie_rows(whole.reshape(len(sizes), -1))
+        if not flow.by_number:
+            flow.labels.tie_rows(whole.reshape(len(sizes), -1))
         parts = list(whole.reshape(len(sizes), -1))
     else:
         flow.labels.freeze(whole, f"is cut into unequal parts {sizes} by {node.target}")
@@ -186,7 +187,8 @@ def _part(node: fx.Node, whole: Slots, flow: Flow) -> Slots:
     if size == len(whole):
         return whole
     if step == 1 and size and len(whole) % size == 0 and start % size == 0:
-        flow.labels.tie_rows(whole.reshape(-1, size))
+        if not flow.by_number:
+            flow.labels.tie_rows(whole.reshape(-1, size))
     else:
         flow.labels.freeze(whole, f"is cut at fixed positions [{start}:{stop}:{step}] by {node.target}")
     return whole[start:stop:step]

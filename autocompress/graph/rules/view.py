@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import fx
 
-from autocompress.graph.flow import CONSUMER, Flow, Rule
+from autocompress.graph.flow import CONSUMER, Flow, Rule, rule_key
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
 from autocompress.graph.rules.arguments import shape_of
 
@@ -21,6 +22,9 @@ def view(node: fx.Node, flow: Flow) -> Dims:
         raise NoRuleError("an empty tensor is reshaped")
     sizes = node.args[1] if len(node.args) > 1 else None
     follows = sizes.index(-1) if isinstance(sizes, (list, tuple)) and -1 in sizes else None
+    shuffled = _shuffled(node, dims, before, flow) if flow.by_number else None
+    if shuffled is not None:
+        return shuffled
     result: list[Dim] = [Fixed("meets a dimension of size 1")] * len(after)
     for old, new in runs(before, after):
         labels = _merge([dims[place] for place, _ in old], [size for _, size in old], flow)
@@ -29,6 +33,44 @@ def view(node: fx.Node, flow: Flow) -> Dims:
         for (place, _), dim in zip(new, _split(node, labels, new, follows, flow), strict=True):
             result[place] = dim
     return tuple(result)
+
+
+def _shuffled(node: fx.Node, dims: Dims, before: tuple[int, ...], flow: Flow) -> Dims | None:
+    """Dimensions of a view within a channel shuffle (view, transposes, view); None for any other view.
+
+    The whole shuffle is run on the numbers of the channels, and its result noted for its last view.
+    """
+    if node in flow.shuffled:
+        return flow.shuffled[node]
+    labelled = [place for place, dim in enumerate(dims) if not isinstance(dim, Fixed)]
+    steps = _until_next_view(node)
+    if len(labelled) != 1 or steps is None:
+        return None
+    place = labelled[0]
+    numbers = torch.arange(before[place]).view([-1 if at == place else 1 for at in range(len(before))]).expand(before)
+    for step in steps:
+        numbers = step.target(numbers, *step.args[1:], **step.kwargs)  # type: ignore[operator]
+    table = numbers.numpy()
+    kept = _only_varying_axis(table)
+    if kept is None or table.shape[kept] != before[place]:
+        return None
+    line = np.moveaxis(table, kept, -1).reshape(-1, table.shape[kept])[0]
+    fixed = Fixed("meets one of the dimensions around a channel shuffle")
+    labels: Slots = dims[place][line]  # type: ignore[index]
+    flow.shuffled[steps[-1]] = tuple(labels if at == kept else fixed for at in range(table.ndim))
+    return tuple(fixed for _ in shape_of(node))
+
+
+def _until_next_view(node: fx.Node) -> list[fx.Node] | None:
+    """The node and those after it up to the next view, where each only serves the next and only moves dimensions."""
+    steps = [node]
+    while len(steps[-1].users) == 1:
+        steps.append(next(iter(steps[-1].users)))
+        if rule_key(steps[-1]) in VIEW:
+            return steps
+        if rule_key(steps[-1]) not in MOVES:
+            return None
+    return None
 
 
 def runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[Run, Run]]:
@@ -133,6 +175,7 @@ def _only_varying_axis(table: Slots) -> int | None:
     return None
 
 
+MOVES = frozenset(f"aten.{name}" for name in ("transpose", "permute", "swapaxes", "swapdims", "contiguous", "clone"))
 NAMES = "view reshape _unsafe_view flatten unflatten view_as reshape_as"
 
 VIEW: dict[str, Rule] = {f"aten.{name}": view for name in NAMES.split()}
