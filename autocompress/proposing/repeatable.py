@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.pareto import non_dominated
 
 Make = Callable[[int], BaseSampler]
-_N_BEST = _N_LATEST = 128
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_GENERATION = NSGAIISampler._get_generation_key()
 
 
 class Repeatable(BaseSampler):
@@ -28,14 +29,14 @@ class Repeatable(BaseSampler):
     Args:
         make: makes the sampler from a seed.
         seed: of the search.
-        make_long: makes the one that takes over when more trials have ended than the `window` holds, and sees only
-            those. None: `make`'s sees all trials however many.
+        view: makes what the sampler sees of a study; None: all of it.
     """
 
-    def __init__(self, make: Make, seed: int, make_long: Make | None = None) -> None:
-        self._make, self._seed, self._make_long = make, seed, make_long
+    def __init__(self, make: Make, seed: int, view: Callable[[Study], View] | None = None) -> None:
+        self._make, self._seed, self._make_view = make, seed, view
         self._inner = make(seed)
-        self._window: Window | None = None
+        self._view: View | None = None
+        self._knobs: dict[str, BaseDistribution] = {}
         self._n_again: int | None = None
 
     def reseed_rng(self) -> None:
@@ -46,19 +47,19 @@ class Repeatable(BaseSampler):
         if self._n_again is None:  # they are all queued before the first proposal of a start
             self._n_again = sum("again" in other.user_attrs for other in study.get_trials(deepcopy=False))
         position = max(0, trial.number - self._n_again)
-        seed = int(np.random.SeedSequence([self._seed, position]).generate_state(1)[0])
-        make = self._make
-        if self._make_long is not None:
-            self._window = self._window or Window(study)
-            self._window.update()
-            if self._window.overflows:
-                make = self._make_long
-        self._inner = make(seed)
+        if self._make_view is not None:
+            self._view = self._view or self._make_view(study)
+            self._view.begin(trial)
+        self._inner = self._make(int(np.random.SeedSequence([self._seed, position]).generate_state(1)[0]))
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Asks the sampler of this proposal."""
-        return self._inner.infer_relative_search_space(self._seen(study), trial)
+        """Asks the sampler of this proposal, until it has found the knobs: a study's are the same in all its trials.
+
+        Optuna's samplers would compare each knob of each trial with those of all others, at each proposal.
+        """
+        self._knobs = self._knobs or self._inner.infer_relative_search_space(self._seen(study), trial)
+        return self._knobs
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -73,22 +74,19 @@ class Repeatable(BaseSampler):
         return self._inner.sample_independent(self._seen(study), trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Tells the sampler, and the window."""
+        """Tells the sampler, and the view."""
         self._inner.after_trial(study, trial, state, values)
-        if self._window is not None and state in _ENDED:
-            self._window.ended(trial.number)
+        if self._view is not None and state in _ENDED:
+            self._view.ended(trial.number)
 
     def _seen(self, study: Study) -> Study:
-        if self._window is not None and self._window.overflows:
-            return self._window  # type: ignore[return-value]  # a study to whoever only reads trials
-        return study
+        return study if self._view is None else self._view  # type: ignore[return-value]  # it only reads trials
 
 
-class Window:
-    """A study as seen through its best and its latest trials, about 256 to 384 of them; all else is the study's.
+class View(ABC):
+    """Some of a study's trials, to a sampler that only reads them; all else is the study's.
 
-    Best are those within all constraints, then those of the first fronts; they are sorted out now and then, so that
-    a proposal costs the same however long the search has lasted.
+    A proposal so costs the same however long the search has lasted: each trial is looked at once, when it has ended.
 
     Args:
         study: of two objectives.
@@ -97,22 +95,18 @@ class Window:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._new = [trial.number for trial in study.get_trials(deepcopy=False, states=_ENDED)]
-        self._n_ended = 0
-        self._best: list[FrozenTrial] = []
-        self._latest: deque[FrozenTrial] = deque(maxlen=_N_LATEST)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
     @property
     def whole(self) -> Study:
-        """The study behind the window."""
+        """The study behind the view."""
         return self._study
 
-    @property
-    def overflows(self) -> bool:
-        """Whether more trials have ended than the window shows."""
-        return self._n_ended > 2 * _N_BEST + _N_LATEST
+    def begin(self, trial: FrozenTrial) -> None:
+        """Called with each new trial before its knobs are chosen."""
+        self.update()
 
     def ended(self, number: int) -> None:
         """Notes that a trial of that number has ended; `update` looks at it."""
@@ -120,27 +114,97 @@ class Window:
 
     def update(self) -> None:
         """Takes in what has ended since."""
-        if not self._new:
-            return
-        trials = self._study.get_trials(deepcopy=False)
-        for number in self._new:
-            self._latest.append(trials[number])
-            self._best.append(trials[number])
-            if len(self._best) > 2 * _N_BEST:
-                self._best = best_of(self._best, self._study, _N_BEST)
-        self._n_ended += len(self._new)
-        self._new = []
+        if self._new:
+            trials = self._study.get_trials(deepcopy=False)
+            for number in self._new:
+                self._take(trials[number])
+            self._new = []
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        """Those in the window, by number."""
+        """Those in view, by number."""
         return self._get_trials(deepcopy, states)
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         """What Optuna's samplers call."""
+        shown = self._shown(states)
+        if shown is None:
+            return self._study.get_trials(deepcopy, states)
+        return sorted(shown, key=lambda trial: trial.number)
+
+    @abstractmethod
+    def _take(self, trial: FrozenTrial) -> None:
+        """Takes a trial in that has ended."""
+
+    @abstractmethod
+    def _shown(self, states: Container[TrialState] | None) -> Iterable[FrozenTrial] | None:
+        """The trials of those states that are in view; None: all that the study has."""
+
+
+class Window(View):
+    """The best and the latest trials, about `2 * n` to `3 * n` of them, and the latest `n` that run.
+
+    Best are those within all constraints, then those of the first fronts; they are sorted out now and then.
+
+    Args:
+        study: of two objectives.
+        n: half the number of trials that are seen; as long as no more than `3 * n` have ended all are.
+    """
+
+    def __init__(self, study: Study, n: int = 128) -> None:
+        super().__init__(study)
+        self._n, self._n_ended = n, 0
+        self._best: list[FrozenTrial] = []
+        self._latest: deque[FrozenTrial] = deque(maxlen=n)
+
+    def _take(self, trial: FrozenTrial) -> None:
+        self._n_ended += 1
+        self._latest.append(trial)
+        self._best.append(trial)
+        if len(self._best) > 2 * self._n:
+            self._best = best_of(self._best, self._study, self._n)
+
+    def _shown(self, states: Container[TrialState] | None) -> Iterable[FrozenTrial] | None:
+        if self._n_ended <= 3 * self._n:
+            return None
         shown = {trial.number: trial for trial in (*self._best, *self._latest)}
-        return [shown[number] for number in sorted(shown) if states is None or shown[number].state in states]
+        if states is None or TrialState.RUNNING in states:
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            shown |= {trial.number: trial for trial in running[-self._n :]}
+        return [trial for trial in shown.values() if states is None or trial.state in states]
+
+
+class Generations(View):
+    """The complete trials of NSGA-II's last two generations: all that it asks for when it asks for complete ones.
+
+    The parents of a generation, which may be older, it looks for by their numbers among all trials. A trial that runs
+    again is of the generation that it was of.
+    """
+
+    def __init__(self, study: Study) -> None:
+        super().__init__(study)
+        self._latest: list[tuple[int, FrozenTrial]] = []
+
+    def begin(self, trial: FrozenTrial) -> None:
+        """Optuna asks the sampler nothing about a queued trial, so it would be of no generation."""
+        super().begin(trial)
+        if "again" in trial.user_attrs:
+            before = self._study.get_trials(deepcopy=False)[trial.user_attrs["again"]]
+            if _GENERATION in before.system_attrs:
+                generation = before.system_attrs[_GENERATION]
+                self._study._storage.set_trial_system_attr(trial._trial_id, _GENERATION, generation)
+
+    def _take(self, trial: FrozenTrial) -> None:
+        generation = trial.system_attrs.get(_GENERATION)
+        if trial.state is not TrialState.COMPLETE or generation is None:
+            return
+        self._latest.append((generation, trial))
+        newest = max(number for number, _ in self._latest)
+        self._latest = [(number, other) for number, other in self._latest if number >= newest - 1]
+
+    def _shown(self, states: Container[TrialState] | None) -> Iterable[FrozenTrial] | None:
+        return None if states is None else [trial for _, trial in self._latest if trial.state in states]
 
 
 def best_of(trials: Sequence[FrozenTrial], study: Study, n: int) -> list[FrozenTrial]:

@@ -27,6 +27,7 @@ REFINED = "refined"
 _NAME = "autocompress"
 _PATIENCE = 5  # repeated proposals in a row before random candidates are tried
 _MAX_REPEATS = 60
+_PAST = ("fixed_params", "tpe:relative_params")  # how Optuna's samplers begin the names of what they note for a while
 _LEARNT_FROM = 1024  # numbers before a trial's whose records say what it would have reached; more would only cost time
 
 
@@ -98,9 +99,16 @@ class SearchStudy:
             self._slim(trial)
 
     def _slim(self, trial: FrozenTrial) -> None:
-        """Lets a trial that Optuna holds share its distributions with all others: they are most of what it holds."""
+        """Lets go what nobody reads of a trial that Optuna holds in memory; it stays in the journal.
+
+        Trials share their distributions, which are most of what they hold. Of one that has ended we hold the record,
+        and how its knobs were chosen is past.
+        """
         if trial.distributions == self._distributions:
             trial.distributions = self._distributions
+        if trial.state.is_finished():
+            trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "record"}
+            trial.system_attrs = {k: value for k, value in trial.system_attrs.items() if not k.startswith(_PAST)}
 
     def use(self, sampler: BaseSampler) -> None:
         """Lets another sampler propose from now on."""
@@ -118,13 +126,13 @@ class SearchStudy:
                 record = TrialRecord.from_dict(trial.user_attrs["record"])
                 # the study gives open trials out only once; a second handle on this one needs its storage id
                 self._tell(optuna.Trial(self._study, trial._trial_id), record, constrained=bool(trial.constraints))
+                self._note(record)
                 continue
             if trial.number not in requeued:
                 attrs = {"origin": trial.user_attrs.get("origin", "sampler"), "again": trial.number}
                 self._study.enqueue_trial(trial.params, user_attrs=attrs)
             self._study.tell(trial.number, state=TrialState.FAIL)
             n_again += 1
-        self._read()
         return n_again
 
     def enqueue(self, candidates: Iterable[Candidate], origin: str) -> None:
@@ -185,10 +193,10 @@ class SearchStudy:
                 trial.set_user_attr("repeats", known.number)
                 self._tell(trial, known)
             elif candidate.digest in running:
-                self._study.tell(trial, state=TrialState.FAIL)  # its twin will be told; this one says nothing
+                self._end(trial, state=TrialState.FAIL)  # its twin will be told; this one says nothing
             elif excess > 0:
                 trial.set_constraint("latency", excess)
-                self._study.tell(trial, state=TrialState.PRUNED)  # infeasible by so much, and nothing was measured
+                self._end(trial, state=TrialState.PRUNED)  # infeasible by so much, and nothing was measured
             else:
                 trial.set_user_attr("digest", candidate.digest)
                 self._open[trial.number] = trial, candidate.digest
@@ -216,8 +224,9 @@ class SearchStudy:
         with self._written_at_once():
             trial.set_user_attr("record", record.to_dict())
             self._tell(trial, record)
-        if self._journal is not None:  # in memory they are shared already, and what is got is a copy
-            self._slim(self._storage.get_trial(trial._trial_id))
+        self._note(record)
+
+    def _note(self, record: TrialRecord) -> None:
         self._records[record.number] = record
         self._known[record.candidate.digest] = record
 
@@ -254,12 +263,17 @@ class SearchStudy:
     def _tell(self, trial: optuna.Trial, record: TrialRecord, constrained: bool = False) -> None:
         told = [self._expected(record), ratio(record)]
         if record.state == "failed" or not all(map(math.isfinite, told)):
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._end(trial, state=TrialState.FAIL)
             return
         if not constrained:
             for name, excess in self._excesses(record).items():
                 trial.set_constraint(name, excess)
-        self._study.tell(trial, told)
+        self._end(trial, told)
+
+    def _end(self, trial: optuna.Trial, values: list[float] | None = None, state: TrialState | None = None) -> None:
+        self._study.tell(trial, values, state)
+        if self._journal is not None:  # without one Optuna gives copies of what it holds
+            self._slim(self._storage.get_trial(trial._trial_id))
 
 
 def _journal(path: Path) -> StudyJournal:

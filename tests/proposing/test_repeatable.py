@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import IntDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from autocompress.proposing import repeatable
-from autocompress.proposing.repeatable import Repeatable, Window, best_of
+from autocompress.proposing.repeatable import Generations, Repeatable, View, Window, best_of
 from autocompress.proposing.samplers import sampler_named
 from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, TrialRecord
@@ -34,7 +34,7 @@ def judged(asked: tuple[int, object, str]) -> TrialRecord:
     return TrialRecord(number, "complete", origin, candidate, {"accuracy": accuracy}, latency)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])  # nsga2 forgets of which generation a trial that runs again was
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
 def test_a_search_that_was_killed_goes_on_as_an_undisturbed_one_would(sampler: str, tmp_path: Path) -> None:
     whole = opened(tmp_path / "whole", sampler)
     expected = []
@@ -102,43 +102,108 @@ def test_the_best_by_hand(points: list[tuple[int, int, float]], n: int) -> None:
     assert [trial.number for trial in best_of(trials, study, n)] == expected
 
 
-def test_a_long_search_is_seen_through_its_best_and_its_latest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeatable, "_N_BEST", 8)
-    monkeypatch.setattr(repeatable, "_N_LATEST", 8)
+def test_a_long_search_is_seen_through_its_best_and_its_latest() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
-    window = Window(study)
-    assert not window.overflows
+    window = Window(study, n=8)
+    window.update()
+    assert window.get_trials() == []
     for i in range(200):
         trial = study.ask({"x": IntDistribution(0, 9)})
         study.tell(trial, [100.0 if i == 20 else float(i % 7), 1.0])
         window.ended(trial.number)
         if i % 3 == 0:
             window.update()
+        if i == 21:
+            assert len(window.get_trials(deepcopy=False)) == 22, "all, as they are few"
+    running = [study.ask({"x": IntDistribution(0, 9)}).number for _ in range(20)]
     window.update()
     shown = [trial.number for trial in window.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-    assert window.overflows and shown == sorted(set(shown)) and len(shown) <= 3 * 8
+    assert shown == sorted(set(shown)) and len(shown) <= 3 * 8
     assert 20 in shown, "the best of all"
     assert set(range(192, 200)) <= set(shown), "the latest"
-    assert window.directions == study.directions, "all else is the study's"
+    seen = [trial.number for trial in window._get_trials(False, [TrialState.COMPLETE, TrialState.RUNNING])]
+    assert seen == shown + running[-8:], "and the latest that run"
+    assert window.directions == study.directions and window.whole is study, "all else is the study's"
     assert len(Window(study)._new) == 200, "a resumed search takes the same in"
 
 
-def test_the_long_sampler_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeatable, "_N_BEST", 4)
-    monkeypatch.setattr(repeatable, "_N_LATEST", 4)
-    made: list[str] = []
+class AllTrials(View):
+    def _take(self, trial: optuna.trial.FrozenTrial) -> None:
+        pass
 
-    def make(name: str) -> repeatable.Make:
-        def sampler(seed: int) -> optuna.samplers.BaseSampler:
-            made.append(name)
-            return optuna.samplers.RandomSampler(seed=seed)
+    def _shown(self, states: object) -> None:
+        return None
 
-        return sampler
 
-    study = optuna.create_study(
-        directions=["maximize", "minimize"], sampler=Repeatable(make("short"), 0, make_long=make("long"))
-    )
-    for _ in range(15):
+def nsga2_proposals(view: type[View], n_running: int, seed: int) -> list[dict[str, int]]:
+    """Of trials that end in an order of their own, some infeasible, some failed."""
+    rng = np.random.default_rng(seed)
+
+    def make(drawn: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.NSGAIISampler(seed=drawn, population_size=4)
+
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=Repeatable(make, seed, view))
+    study.enqueue_trial(dict.fromkeys("abc", 3))
+    running: list[optuna.Trial] = []
+    asked = []
+    for _ in range(90):
+        trial = study.ask({name: IntDistribution(0, 7) for name in "abc"})
+        asked.append(trial.params)
+        running.append(trial)
+        if len(running) < n_running:
+            continue
+        ended = running.pop(int(rng.integers(n_running)))
+        a, b, c = (ended.params[name] for name in "abc")
+        if (a + b + c) % 11 == 0:
+            study.tell(ended, state=TrialState.FAIL)
+        elif (a + b) % 7 == 0:
+            ended.set_constraint("latency", 1.0)
+            study.tell(ended, state=TrialState.PRUNED)
+        else:
+            ended.set_constraint("latency", a - 4.0)
+            study.tell(ended, [a * b - c, b + c * c])
+    return asked
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.sampled_from([1, 3, 20]), st.integers(0, 1000))
+def test_nsga2_proposes_of_its_last_generations_what_it_would_of_all(n_running: int, seed: int) -> None:
+    assert nsga2_proposals(Generations, n_running, seed) == nsga2_proposals(AllTrials, n_running, seed)
+
+
+def test_generations_are_few_however_many_trials_there_were() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    view = Generations(study)
+    study.sampler = optuna.samplers.NSGAIISampler(seed=0, population_size=4)
+    for i in range(60):
         trial = study.ask({"x": IntDistribution(0, 9)})
+        study.tell(trial, [float(i % 7), 1.0])
+        view.ended(trial.number)
+    view.update()
+    shown = [trial.number for trial in view._get_trials(False, [TrialState.COMPLETE])]
+    assert shown == list(range(52, 60)), "two generations of four"
+
+
+class Counting(optuna.samplers.RandomSampler):
+    """Notes how often it is asked for the knobs."""
+
+    n_asked = 0
+
+    def infer_relative_search_space(self, study: object, trial: object) -> dict[str, BaseDistribution]:
+        type(self).n_asked += 1
+        return {} if self.n_asked < 3 else {"x": IntDistribution(0, 9)}
+
+    def sample_relative(
+        self, study: object, trial: object, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, int]:
+        return dict.fromkeys(search_space, 5)
+
+
+def test_the_knobs_are_asked_for_until_they_are_known() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=Repeatable(Counting, 0, Window))
+    found = []
+    for _ in range(9):
+        trial = study.ask({"x": IntDistribution(0, 9)})
+        found.append(trial.params["x"])
         study.tell(trial, [1.0, 1.0])
-    assert made == ["short"] * 14 + ["long"] * 2, "one when it was made, then one for each proposal"
+    assert found[2:] == [5] * 7 and Counting.n_asked == 3

@@ -96,7 +96,7 @@ def test_the_directions_are_metric_up_and_latency_down(path: Path) -> None:
 
 
 def test_the_budget_is_a_constraint_of_every_complete_trial(path: Path) -> None:
-    study = opened(path, budget=0.5)
+    study = opened(path)
     for ratio in (0.3, 0.5, 0.8):
         study.tell(record_of(study.ask(), ratio))
     constraints = [trial.constraints for trial in frozen(path) if "record" in trial.user_attrs]
@@ -378,3 +378,22 @@ def test_a_stopped_trial_is_judged_by_those_of_about_its_time(tmp_path: Path, mo
     study.tell(replace(asked, state="stopped", metrics={"accuracy": 0.2}, rungs=(Rung(0, {"accuracy": 0.2}),)))
     told = frozen(tmp_path / "journal")[-1].values
     assert told == pytest.approx([0.9, 0.4]), "the first ten, which reached 0.5, are too long ago"
+
+
+def test_what_an_ended_trial_leaves_in_memory_is_little_and_the_journal_has_all(path: Path) -> None:
+    study = opened(path)
+    kept = []
+    for _ in range(3):
+        kept.append(record_of(study.ask()))
+        study.tell(kept[-1])
+    study.enqueue([kept[0].candidate], "uniform")  # answered from its record
+    study.ask()
+    held = study._study.get_trials(deepcopy=False)
+    ended = [trial for trial in held if trial.state.is_finished()]
+    assert len(ended) == 4
+    for trial in ended:
+        assert trial.distributions is study._distributions, "all trials share them"
+        assert not {"record", "fixed_params"} & {*trial.user_attrs, *trial.system_attrs}
+    again = opened(path)
+    assert again.records() == kept
+    assert again.requeue_interrupted() == 1 and again.records() == kept
