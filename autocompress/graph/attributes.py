@@ -12,12 +12,13 @@ from torch import fx, nn
 
 from autocompress.graph.flow import Flow
 from autocompress.graph.groups import owner
+from autocompress.graph.labels import Slots
 from autocompress.graph.model_graph import ChannelGroup, SizeAttribute
 from autocompress.graph.rules.arguments import shape_of
 from autocompress.graph.shrink import module_at, tensor_at
 from autocompress.graph.trace import module_path
 
-MOST_HEAD_ATTRIBUTES = 2
+MOST_NAMES = 2
 
 
 def attribute_variants(
@@ -29,13 +30,15 @@ def attribute_variants(
         Group name -> variants in the order in which to try them, and group name -> the views that split its heads.
     """
     views = _views(flow, groups)
+    parts = _parts(probe, flow, groups)
     variants: dict[str, list[ChannelGroup]] = {}
     for group in groups:
-        heads = _by_name(item for node in views.get(group.name, ()) for item in _heads(probe, node, flow, group))
+        heads = [item for node in views.get(group.name, ()) for item in _heads(probe, node, flow, group)]
+        counts = _by_name([*heads, *parts.get(group.name, ())])
         sizes = _sizes(probe, group)
-        if heads or sizes or group.name in views:
-            names = [set_ for size in range(MOST_HEAD_ATTRIBUTES + 1) for set_ in combinations(heads, size)]
-            chosen = [tuple(item for name in set_ for item in heads[name]) for set_ in names]
+        if counts or sizes or group.name in views:
+            names = [set_ for size in range(MOST_NAMES + 1) for set_ in combinations(counts, size)]
+            chosen = [tuple(item for name in set_ for item in counts[name]) for set_ in names]
             tried = dict.fromkeys(_ordered((*some, *set_)) for some in ((), *sizes) for set_ in chosen)
             variants[group.name] = [replace(group, attributes=attributes) for attributes in tried]
     return variants, views
@@ -73,20 +76,43 @@ def _sizes(probe: nn.Module, group: ChannelGroup) -> list[tuple[SizeAttribute, .
     return list(dict.fromkeys(sets))
 
 
-def _views(flow: Flow, groups: tuple[ChannelGroup, ...]) -> dict[str, set[fx.Node]]:
+def _groups_by_component(flow: Flow, groups: tuple[ChannelGroup, ...]) -> tuple[Slots, dict[int, ChannelGroup]]:
     component, _ = flow.labels.resolve()
-    by_component: dict[int, str] = {}
+    by_component: dict[int, ChannelGroup] = {}
     for group in groups:
         first = group.couplings[0]
         labels = flow.states[first.tensor][first.dim]
         for slots in first.slots:
-            by_component[int(component[labels[slots[0]]])] = group.name  # type: ignore[index]
+            by_component[int(component[labels[slots[0]]])] = group  # type: ignore[index]
+    return component, by_component
+
+
+def _parts(probe: nn.Module, flow: Flow, groups: tuple[ChannelGroup, ...]) -> dict[str, list[SizeAttribute]]:
+    """By group, integers of the module that cuts its channels into equal parts: the size of a part or of the whole."""
+    component, by_component = _groups_by_component(flow, groups)
+    found: dict[str, list[SizeAttribute]] = {}
+    for node, rows in flow.cuts.items():
+        channels = np.unique(component[rows])
+        group = by_component.get(int(channels[0]))
+        module = probe.get_submodule(module_path(node))
+        if group is None or len(channels) != group.n_channels or type(module).__module__.startswith("torch.nn."):
+            continue
+        names = [
+            name for name, value in vars(module).items() if type(value) is int and value in (rows[0].size, rows.size)
+        ]
+        steps = {name: getattr(module, name) // group.n_channels for name in names}
+        found.setdefault(group.name, []).extend(SizeAttribute(module_path(node), *item) for item in steps.items())
+    return found
+
+
+def _views(flow: Flow, groups: tuple[ChannelGroup, ...]) -> dict[str, set[fx.Node]]:
+    component, by_component = _groups_by_component(flow, groups)
     views: dict[str, set[fx.Node]] = {}
     for node, places in flow.splits.items():
         for labels in places.values():
-            name = by_component.get(int(component[labels[0]]))
-            if name is not None:
-                views.setdefault(name, set()).add(node)
+            group = by_component.get(int(component[labels[0]]))
+            if group is not None:
+                views.setdefault(group.name, set()).add(node)
     return views
 
 

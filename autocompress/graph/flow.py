@@ -29,6 +29,7 @@ class Flow:
             survey, where a split gives labels to all its dimensions, so that `find_head_axes` sees where they lead.
         heads: dimensions that count heads where an attention reads them.
         splits: view -> dimension of its result -> labels: all of them in a survey, else those of heads.
+        cuts: split or slice into equal parts -> the labels of the dimension that it cuts, one row for each part.
         blocks: views whose heads go together with equal blocks of the channels that their projection reads, because
             the user's code derives the size of a head from the width of the stream.
         by_number: parts of a split and rows of a shuffle are not tied slot by slot: what then holds only for some
@@ -47,6 +48,7 @@ class Flow:
     head_axes: dict[fx.Node, int] | None = field(default_factory=dict)
     heads: list[Dim] = field(default_factory=list)
     splits: dict[fx.Node, dict[int, Slots]] = field(default_factory=dict)
+    cuts: dict[fx.Node, Slots] = field(default_factory=dict)
     blocks: frozenset[fx.Node] = frozenset()
     by_number: bool = False
     shuffled: dict[fx.Node, Dims] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 
 from autocompress.errors import InputError
 
@@ -88,6 +89,8 @@ def trace_model(model: nn.Module, example_inputs: Tensor | ExampleInputs) -> Tra
         with warnings.catch_warnings(), torch.no_grad(), _without_fused_attention():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, args, kwargs, strict=False)
+            _unwrap_(program.graph)
+            program.graph_module.recompile()
             if any(_edits_shared_memory(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
     except Exception as error:  # torch.export has no base class of its own: anything the model does can end up here
@@ -103,6 +106,35 @@ def _without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _unwrap_(graph: fx.Graph) -> None:
+    """Puts what the user's forward runs within `autocast(enabled=False)` or `enable_grad()` in line, in place.
+
+    Both are calls of a graph of its own in the trace. No autocast is on around them, so that neither changes a value.
+    """
+    for wrapped in [node for node in graph.nodes if _is_wrapped(node)]:
+        place = next(at for at, item in enumerate(wrapped.args) if isinstance(item, fx.Node) and item.op == "get_attr")
+        held: Any = wrapped.args[place]
+        inner: fx.Graph = held.graph.owning_module.get_submodule(held.target).graph
+        _unwrap_(inner)
+        if any(node.op == "get_attr" for node in inner.nodes):  # further graphs, of other kinds
+            continue
+        starts = [node for node in inner.nodes if node.op == "placeholder"]
+        values: dict[fx.Node, Any] = dict(zip(starts, wrapped.args[place + 1 :], strict=True))
+        with graph.inserting_before(wrapped):
+            results: Any = graph.graph_copy(inner, values)
+        for item in list(wrapped.users):  # `operator.getitem`: the graph returns a tuple
+            item.replace_all_uses_with(results[item.args[1]])
+            graph.erase_node(item)
+        graph.erase_node(wrapped)
+        if not held.users:
+            graph.erase_node(held)
+
+
+def _is_wrapped(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", "")
+    return name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and not node.args[2])
 
 
 def is_in_place(node: fx.Node) -> bool:
@@ -149,8 +181,10 @@ def _read(program: torch.export.ExportedProgram, first_names: dict[str, str]) ->
             constants[node] = program.constants[lifted[node.name]]
         else:
             inputs.append(node)
-    named = {node.name: node for node in program.graph.nodes}
-    outputs = tuple(named[name] for name in signature.user_outputs if isinstance(name, str) and name in named)
+    returned = zip(next(iter(reversed(program.graph.nodes))).args[0], signature.output_specs, strict=True)
+    outputs = tuple(
+        item for item, spec in returned if spec.kind is OutputKind.USER_OUTPUT and isinstance(item, fx.Node)
+    )
     return Trace(tuple(program.graph.nodes), states, tuple(inputs), constants, outputs)
 
 

@@ -50,7 +50,7 @@ def prepare(out: Path) -> None:
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "openvino")},
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "models.json").write_text(json.dumps(row, indent=1))
+    (out / "models.json").write_text(json.dumps(row, indent=1) + "\n")
     for name in MODELS:
         for runtime in RUNTIMES:
             for batch in BATCHES:
@@ -91,7 +91,7 @@ def time(out: Path) -> None:
                 }
             )
             print(rows[-1], flush=True)
-    (out / "results.json").write_text(json.dumps(rows, indent=1))
+    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

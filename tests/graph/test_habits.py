@@ -96,6 +96,31 @@ def projected(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.relu(m.square(torch.relu(m.first(x)))))
 
 
+class CrossStage(nn.Module):
+    """Splits by integers that it keeps itself: the width of the whole, and then of three parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.part, self.other = 8, 4, 8
+        self.spread, self.inner, self.thirds = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.spread(x).split(self.width // 2, dim=1)
+        x = torch.cat([first, torch.relu(self.inner(second))], 1)
+        one, two, three = torch.split(self.thirds(x), self.part, 1)
+        return one * two + three
+
+
+def within_contexts(m: Any, x: Tensor) -> Tensor:
+    x = m.inward(x)
+    with torch.autocast("cpu", enabled=False):
+        y = torch.relu(m.hidden(x.float()))
+        with torch.enable_grad():
+            z = y * x
+        y = y + 1
+    return m.head(y + z)
+
+
 class Experts(nn.Module):
     """Weights of three experts, stacked in one parameter, all of them used."""
 
@@ -218,6 +243,16 @@ GROUPS: dict[str, tuple[Net, tuple[int, ...], dict[str, int]]] = {
         {"conv": 8},
     ),
     "without gradients": (Net(without_gradients, backbone=nn.Linear(4, 8), head=nn.Linear(8, 2)), ROW, {"backbone": 8}),
+    "contexts": (
+        Net(within_contexts, inward=nn.Linear(4, 8), hidden=nn.Linear(8, 8), head=nn.Linear(8, 2)),
+        ROW,
+        {"inward": 8},
+    ),
+    "sizes of parts kept by the block": (
+        Net(lambda m, x: m.head(m.block(x).mean((2, 3))), block=CrossStage(), head=nn.Linear(4, 2)),
+        IMAGE,
+        {"block.spread": 4, "block.inner": 4, "block.thirds": 4},
+    ),
     "stacked experts": (
         Net(with_experts, inward=nn.Linear(4, 8), experts=Experts(False), head=nn.Linear(8, 2)),
         ROW,
@@ -283,10 +318,10 @@ def linear(forward: Forward) -> Net:
     return Net(forward, hidden=nn.Linear(4, 8), head=nn.Linear(8, 2))
 
 
-def with_gradients(m: Any, x: Tensor) -> Tensor:
-    with torch.enable_grad():
+def in_half_precision(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         y = m.hidden(x)
-    return m.head(y)
+    return m.head(y.float())
 
 
 FROZEN: dict[str, tuple[Net, str]] = {
@@ -305,7 +340,7 @@ FROZEN: dict[str, tuple[Net, str]] = {
         linear(lambda m, x: m.head(m.hidden(x) + m.hidden(x)[:, 0:1] * m.hidden(x)[:, 3, None])),
         "picked by number",
     ),
-    "inner graph": (linear(with_gradients), "wrap_with_set_grad_enabled, which has no rule"),
+    "inner graph": (linear(in_half_precision), "wrap_with_autocast, which has no rule"),
     "input": (Net(lambda m, x: m.head(m.hidden(x) + x), hidden=nn.Linear(4, 4), head=nn.Linear(4, 2)), "the input 'x'"),
     "literal": (linear(lambda m, x: m.head(m.hidden(x).reshape(-1, 8))), "a pruned copy"),
 }
@@ -360,6 +395,33 @@ def test_integers_of_the_users_layers_follow_the_group_that_they_count() -> None
     remove_channels_(model, graph, {"first": [0], "square": [1, 2]})
     assert model.get_submodule("first").n_out == 5
     assert model.get_submodule("square").n_out == 4
+
+
+def test_integers_of_a_block_that_splits_follow_and_equal_ones_do_not() -> None:
+    model, x = randomize(CrossStage()).eval(), torch.rand(IMAGE)
+    model = Net(lambda m, x: m.head(m.block(x).mean((2, 3))), block=model, head=nn.Linear(4, 2))
+    graph = inspect_model(model, x)
+    remove_channels_(model, graph, {"block.spread": [0], "block.thirds": [1, 2]})
+    block = model.get_submodule("block")
+    assert (block.width, block.part, block.other) == (6, 2, 8)
+
+
+def test_an_output_and_an_edit_in_place_within_a_context_are_found() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                y = torch.relu(self.first(x))
+                y.mul_(2.0)
+                return self.head(torch.relu(self.second(y)))
+
+    model, x = randomize(Inner()).eval(), torch.rand(2, 4)
+    graph = inspect_model(model, x)
+    assert {group.name: group.n_channels for group in graph.groups} == {"first": 8, "second": 6}
+    assert [(item.name, item.reason) for item in graph.frozen] == [("head", "is an output of the model")]
 
 
 def test_a_rule_that_does_not_fit_freezes_instead_of_failing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,13 +140,19 @@ def split(node: fx.Node, flow: Flow) -> list[Dims]:
     if isinstance(whole, Fixed):
         parts = [whole for _ in sizes]
     elif len(set(sizes)) == 1:
-        if not flow.by_number:
-            flow.labels.tie_rows(whole.reshape(len(sizes), -1))
-        parts = list(whole.reshape(len(sizes), -1))
+        parts = list(_cut(node, whole.reshape(len(sizes), -1), flow))
     else:
         flow.labels.freeze(whole, f"is cut into unequal parts {sizes} by {node.target}")
         parts = list(np.split(whole, np.cumsum(sizes)[:-1]))
     return [(*dims[:place], part, *dims[place + 1 :]) for part in parts]
+
+
+def _cut(node: fx.Node, parts: Slots, flow: Flow) -> Slots:
+    """Equal parts, one in each row."""
+    flow.cuts[node] = parts
+    if not flow.by_number:
+        flow.labels.tie_rows(parts)
+    return parts
 
 
 def unbind(node: fx.Node, flow: Flow) -> list[Dims]:
@@ -187,8 +193,7 @@ def _part(node: fx.Node, whole: Slots, flow: Flow) -> Slots:
     if size == len(whole):
         return whole
     if step == 1 and size and len(whole) % size == 0 and start % size == 0:
-        if not flow.by_number:
-            flow.labels.tie_rows(whole.reshape(-1, size))
+        _cut(node, whole.reshape(-1, size), flow)
     else:
         flow.labels.freeze(whole, f"is cut at fixed positions [{start}:{stop}:{step}] by {node.target}")
     return whole[start:stop:step]
