@@ -55,9 +55,14 @@ class Keeper(tune.Callback):
                 _write(self._state_of(trial), state)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Forgets the course of each figure, which nobody reads: Tune keeps all its trials until the search ends."""
+        """Called after the searcher heard of the end: lets go what nobody reads any more.
+
+        Tune keeps all its trials until the search ends, and then writes them into its own folder, which is removed.
+        """
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
+        trial.run_metadata.last_result = {"done": True}
+        trial.evaluated_params, trial.experiment_tag = {}, ""
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when Tune gives the trial up."""

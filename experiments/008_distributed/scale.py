@@ -18,17 +18,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.registry import register_trainable
+from ray.tune.search import SearchGenerator
 
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.bench import Outcome
+from autocompress.automl.keeper import Keeper
 from autocompress.automl.planning import Foresight, planner_of
 from autocompress.automl.progress import SearchProgress
+from autocompress.automl.retries import Retries
 from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
+from autocompress.automl.stop import Stop
+from autocompress.automl.worker import Worker
 from autocompress.candidate import Candidate
 from autocompress.graph import inspect_model
 from autocompress.proposing.early_stopping import ParetoStopping
@@ -37,12 +45,14 @@ from autocompress.proposing.replay import Evaluation, replay
 from autocompress.proposing.samplers import PLANNED, planned, sampler_named
 from autocompress.proposing.study import SearchStudy
 from autocompress.records import Latency, Rung, TrialRecord
+from autocompress.run_folder import RunFolder
 from autocompress.space import SearchSpace
 from autocompress.tasks.cifar10 import CifarResNet
 
 HERE = Path(__file__).parent
 TRIAL_SECONDS = 30.0
 BUDGET = 0.5
+N_MEASURED = 32
 
 
 class World:
@@ -71,6 +81,66 @@ class World:
         return Evaluation(candidate, Latency(ratio, 0.01, 2 * ratio, 9), rungs, seconds, 1.0, 100, 1000)
 
 
+class TuneTrials:
+    """Ray Tune's own trials, made by its generator and kept until the search ends, as its controller keeps them."""
+
+    def __init__(self, searcher: StudySearcher, folder: Path) -> None:
+        register_trainable("worker", Worker)
+        self._generator = SearchGenerator(searcher)
+        self._keeper = Keeper(RunFolder(folder), Stop(), Retries(searcher.given_up))
+        self._folder = folder
+        self._trials: dict[int, Trial] = {}
+        experiment = Experiment(
+            "tune",
+            "worker",
+            num_samples=10**9,
+            storage_path=str(folder / "tune"),
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+            max_failures=3,
+        )
+        self._generator.add_configurations(experiment)
+
+    def ask(self) -> dict[str, Any] | None:
+        """A new trial's config."""
+        trial = self._generator.next_trial()
+        if trial is None:
+            return None
+        trial.create_placement_group_factory()
+        trial.set_status(Trial.RUNNING)
+        self._trials[trial.config["number"]] = trial
+        return dict(trial.config)
+
+    def tell(self, number: int, rungs: Sequence[Rung], outcome: str) -> None:
+        """Ends a trial after a report of each rung, which shares nothing with what the driver has already."""
+        trial = self._trials[number]
+        result: dict[str, Any] = {}
+        for i, rung in enumerate(rungs):
+            done = i == len(rungs) - 1
+            report = {"steps": rung.steps, "latency_ratio": 0.4, "metrics": dict(rung.metrics), "done": done}
+            report["outcome" if done else "so_far"] = outcome
+            clock = {"date": "2026-01-01", "timestamp": number, "time_this_iter_s": 7.0, "time_total_s": 7.0 * i}
+            counts = {"training_iteration": i + 1, "iterations_since_restore": i + 1, "timesteps_total": None}
+            place = {"hostname": "host", "node_ip": "127.0.0.1", "pid": 1, "trial_id": trial.trial_id}
+            auto = {**clock, **counts, **place, "experiment_tag": trial.experiment_tag, "config": trial.config}
+            result = json.loads(json.dumps({**report, **auto}))
+            self._keeper.on_trial_result(0, [], trial, result)
+            trial.update_last_result(result)
+        self._generator.on_trial_complete(trial.trial_id, result)
+        self._keeper.on_trial_complete(0, [], trial)
+        trial.set_status(Trial.TERMINATED)
+
+    def end(self) -> None:
+        """What Tune does when a search ends: it writes the state of all its trials."""
+        states = [trial.get_json_state() for trial in self._trials.values()]
+        with (self._folder / "experiment_state.json").open("w") as file:
+            json.dump({"trial_data": states}, file)
+
+
+def _name_of(trial: Trial) -> str:
+    return str(trial.config["name"])
+
+
 class Driver:
     """What `replay` asks and tells, the way Ray Tune asks and tells the searcher."""
 
@@ -83,11 +153,11 @@ class Driver:
         self.study = SearchStudy(folder / "study.journal", world.space, first, "accuracy", BUDGET, None, None, screened)
         self.use(sampler)
         self._progress = SearchProgress([], 10**6, None, "accuracy", BUDGET, 2.0, None)
-        self.searcher = StudySearcher(self.study, folder / "trials.jsonl", lambda: 0.0, self._finished)
+        searcher = StudySearcher(self.study, folder / "trials.jsonl", lambda: 0.0, self._finished)
+        self.tune = TuneTrials(searcher, folder)
         self.judged = self.study.judged
         self.seconds: list[tuple[float, float]] = []
-        self._asked: dict[int, tuple[str, float]] = {}
-        self._n_asked = 0
+        self._asking: dict[int, float] = {}
 
     def use(self, sampler: str) -> None:
         """The default one gets its plan, as in a real search."""
@@ -101,12 +171,11 @@ class Driver:
         self._progress.finished(record)
 
     def ask(self) -> tuple[int, Candidate, str] | None:
-        self._n_asked += 1
-        trial_id, begin = str(self._n_asked), time.perf_counter()
-        config: Any = self.searcher.suggest(trial_id)
-        if not isinstance(config, dict):
+        begin = time.perf_counter()
+        config = self.tune.ask()
+        if config is None:
             return None
-        self._asked[config["number"]] = trial_id, time.perf_counter() - begin
+        self._asking[config["number"]] = time.perf_counter() - begin
         return config["number"], Candidate.from_dict(json.loads(config["candidate"])), "sampler"
 
     def tell(self, record: TrialRecord) -> None:
@@ -114,10 +183,9 @@ class Driver:
             record.metrics, _some(record.latency), True, 100, 1000, 1.0, None, record.rungs, dict(record.seconds)
         )
         text = json.dumps(asdict(outcome))
-        trial_id, asking = self._asked.pop(record.number)
         begin = time.perf_counter()
-        self.searcher.on_trial_complete(trial_id, {"outcome": text, "done": True})
-        self.seconds.append((asking, time.perf_counter() - begin))
+        self.tune.tell(record.number, record.rungs, text)
+        self.seconds.append((self._asking.pop(record.number), time.perf_counter() - begin))
 
 
 def _some(latency: Latency | None) -> Latency:
@@ -163,7 +231,7 @@ def busy(args: argparse.Namespace) -> None:
         "tell_ms": round(1e3 * sum(tell) / n, 2),
         "ask_ms_last_tenth": round(1e3 * sum(ask[-n // 10 :]) / len(ask[-n // 10 :]), 2),
         "cpu_seconds": round(cpu, 1),
-        "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "rss_mib": _peak_mib(),
         "journal_mib": round(journal / 2**20, 1),
     }
     add(HERE / "busy.csv", row)
@@ -181,28 +249,32 @@ def cost(args: argparse.Namespace) -> None:
             while n_done < n:
                 driver.tell(record_of(world, driver.ask()))
                 n_done += 1
-            # nsga2 takes over a second a proposal from 10,000 trials on, which was seen once
-            for sampler in ("random", "solver", "tpe", *(["nsga2"] if n <= 5000 else [])):
+            for sampler in ("random", "solver", "tpe", "nsga2"):
                 driver.use(sampler)
-                for i in range(17):
+                for i in range(N_MEASURED + 1):
                     driver.tell(record_of(world, driver.ask()))
-                    if i == 0:
-                        driver.seconds.clear()  # a sampler takes the old trials in once
-                n_done += 17
+                    if i == 0:  # a sampler takes the old trials in once
+                        driver.seconds.clear()
+                        n_proposals = driver.study.next_number
+                n_done += N_MEASURED + 1
                 ask, tell = ([1e3 * value for value in column] for column in zip(*driver.seconds, strict=True))
                 row = {
                     "trials": n,
                     "sampler": sampler,
+                    "proposals_per_ask": round((driver.study.next_number - n_proposals) / N_MEASURED, 2),
                     "ask_ms_median": round(statistics.median(ask), 2),
                     "ask_ms_mean": round(statistics.mean(ask), 2),
                     "tell_ms_median": round(statistics.median(tell), 2),
                     "tell_ms_mean": round(statistics.mean(tell), 2),
-                    "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                    "rss_mib": _peak_mib(),
                     "journal_mib": round((Path(name) / "study.journal").stat().st_size / 2**20, 1),
                 }
                 add(HERE / "cost.csv", row)
             driver.use("random")
             driver.seconds.clear()
+        driver.tune.end()
+        print("after Tune's end:", _peak_mib(), "MiB")
+        _reopen(Path(name))
 
 
 def reopen(args: argparse.Namespace) -> None:
@@ -212,14 +284,22 @@ def reopen(args: argparse.Namespace) -> None:
         driver = Driver(world, Path(name), "random")
         for _ in range(args.trials):
             driver.tell(record_of(world, driver.ask()))
-        code = (
-            "import resource, sys, time; from pathlib import Path; import scale; "
-            "world = scale.World(); begin = time.perf_counter(); "
-            "driver = scale.Driver(world, Path(sys.argv[1]), 'random'); "
-            "print(driver.study.n_finished, 'trials read in', round(time.perf_counter() - begin, 1), 's, peak',"
-            " round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), 'MiB')"
-        )
-        subprocess.run([sys.executable, "-c", code, name], check=True, cwd=HERE)
+        _reopen(Path(name))
+
+
+def _reopen(folder: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; import scale; "
+        "world = scale.World(); begin = time.perf_counter(); "
+        "driver = scale.Driver(world, Path(sys.argv[1]), 'random'); "
+        "print(driver.study.n_finished, 'trials read in', round(time.perf_counter() - begin, 1), 's, peak',"
+        " scale._peak_mib(), 'MiB')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=HERE)
+
+
+def _peak_mib() -> int:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def plot() -> None:
