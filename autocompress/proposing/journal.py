@@ -6,11 +6,12 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -32,6 +33,7 @@ class StudyJournal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self._path = path
         path.touch()
+        self.applied: Callable[[dict[str, Any]], None] = lambda entry: None  # told of each entry that was taken in
         self._new: list[bytes] = []  # entries since those that were in the file
         self._first: int | None = None  # number of the first of `_new`; None before the file was read
         self._pending: list[bytes] = []
@@ -63,11 +65,15 @@ class StudyJournal(BaseJournalBackend):
             with self._path.open("rb") as file:
                 for line in file:
                     self._first += 1
-                    yield _entry(line)
+                    entry = _entry(line)
+                    yield entry
+                    self.applied(entry)
         del self._new[: max(0, log_number_from - self._first)]
         self._first = max(self._first, log_number_from)
         for line in list(self._new):
-            yield _entry(line)
+            entry = _entry(line)
+            yield entry
+            self.applied(entry)
 
     def _write(self) -> None:
         if not self._pending:
@@ -80,9 +86,10 @@ class StudyJournal(BaseJournalBackend):
 
 
 class StudyStorage(JournalStorage):
-    """Looks at each finished trial once: it never changes again.
+    """Looks at each finished trial once: it never changes again; all trials share their distributions.
 
-    Optuna's own goes through all trials several times a proposal, which takes most of it when there are thousands.
+    Optuna's own goes through all trials several times a proposal, which takes most of it when there are thousands, and
+    distributions of their own are most of what trials hold.
 
     Args:
         journal: of a single study.
@@ -91,6 +98,8 @@ class StudyStorage(JournalStorage):
     def __init__(self, journal: StudyJournal) -> None:
         self._all: list[FrozenTrial] = []
         self._open: set[int] = set()
+        self._distributions: dict[str, BaseDistribution] = {}
+        journal.applied = self._share
         super().__init__(journal)
 
     def get_all_trials(
@@ -105,6 +114,14 @@ class StudyStorage(JournalStorage):
         else:
             found = [self._all[number] for number in sorted(self._open) if self._all[number].state in states]
         return copy.deepcopy(found) if deepcopy else found
+
+    def _share(self, entry: dict[str, Any]) -> None:
+        """Gives a trial that has just ended the distributions of the one before it, where they are the same."""
+        if "trial_id" in entry and "state" in entry and TrialState(entry["state"]).is_finished():
+            trial = self._replay_result.get_trial(entry["trial_id"])
+            if trial.distributions == self._distributions:
+                trial.distributions = self._distributions
+            self._distributions = trial.distributions
 
     def _look(self) -> None:
         """Takes in what is new."""

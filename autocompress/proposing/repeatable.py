@@ -18,6 +18,7 @@ from autocompress.pareto import non_dominated
 Make = Callable[[int], BaseSampler]
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _GENERATION = NSGAIISampler._get_generation_key()
+_PARENTS = NSGAIISampler._get_parent_cache_key_prefix()
 
 
 class Repeatable(BaseSampler):
@@ -176,15 +177,15 @@ class Window(View):
 
 
 class Generations(View):
-    """The complete trials of NSGA-II's last two generations: all that it asks for when it asks for complete ones.
+    """What NSGA-II looks at: the complete trials of its last two generations and their parents, which may be older.
 
-    The parents of a generation, which may be older, it looks for by their numbers among all trials. A trial that runs
-    again is of the generation that it was of.
+    A trial that runs again is of the generation that it was of.
     """
 
     def __init__(self, study: Study) -> None:
         super().__init__(study)
         self._latest: list[tuple[int, FrozenTrial]] = []
+        self._newest = 0
 
     def begin(self, trial: FrozenTrial) -> None:
         """Optuna asks the sampler nothing about a queued trial, so it would be of no generation."""
@@ -200,11 +201,19 @@ class Generations(View):
         if trial.state is not TrialState.COMPLETE or generation is None:
             return
         self._latest.append((generation, trial))
-        newest = max(number for number, _ in self._latest)
-        self._latest = [(number, other) for number, other in self._latest if number >= newest - 1]
+        self._newest = max(self._newest, generation)
+        self._latest = [(number, other) for number, other in self._latest if number >= self._newest - 1]
 
-    def _shown(self, states: Container[TrialState] | None) -> Iterable[FrozenTrial] | None:
-        return None if states is None else [trial for _, trial in self._latest if trial.state in states]
+    def _shown(self, states: Container[TrialState] | None) -> Iterable[FrozenTrial]:
+        if states is not None:
+            return [trial for _, trial in self._latest if trial.state in states]
+        shown = {trial.number: trial for _, trial in self._latest}
+        parents = self._study._storage.get_study_system_attrs(self._study._study_id)
+        for generation in range(self._newest - 1, self._newest + 2):
+            for trial_id in parents.get(f"{_PARENTS}{generation}", ()):
+                trial = self._study._storage.get_trial(trial_id)
+                shown[trial.number] = trial
+        return shown.values()
 
 
 def best_of(trials: Sequence[FrozenTrial], study: Study, n: int) -> list[FrozenTrial]:

@@ -101,11 +101,8 @@ class SearchStudy:
     def _slim(self, trial: FrozenTrial) -> None:
         """Lets go what nobody reads of a trial that Optuna holds in memory; it stays in the journal.
 
-        Trials share their distributions, which are most of what they hold. Of one that has ended we hold the record,
-        and how its knobs were chosen is past.
+        Of one that has ended we hold the record, and how its knobs were chosen is past.
         """
-        if trial.distributions == self._distributions:
-            trial.distributions = self._distributions
         if trial.state.is_finished():
             trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "record"}
             trial.system_attrs = {k: value for k, value in trial.system_attrs.items() if not k.startswith(_PAST)}
