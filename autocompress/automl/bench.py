@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +28,7 @@ from autocompress.graph import ModelGraph
 from autocompress.latency import Turns, time_sessions
 from autocompress.records import Latency, Rung
 from autocompress.runtimes import rounds_before_sums, runtime_named
+from autocompress.space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics
 
 _BYTES_PER_MIB = 2**20
@@ -45,6 +48,7 @@ class Job:
         budget: largest feasible latency ratio, or None.
         min_score: smallest useful value of the metric, or None.
         metric: name of the metric to maximise.
+        moments: see `moments_of`.
     """
 
     task: Task
@@ -56,6 +60,7 @@ class Job:
     budget: float | None
     metric: str
     min_score: float | None = None
+    moments: Mapping[str, NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,9 @@ class Bench:
         self.teacher = Teacher(copy.deepcopy(job.model))
         with self.turns.compute():  # the first access may load a whole data set
             self.calibration = [as_inputs(inputs) for inputs in job.task.calibration_batches()]
-        self.evidence = Evidence(job.model, job.graph, self.calibration, job.task, job.settings.seed)
+        shared = job.moments
+        known = None if shared is None else {name: torch.from_numpy(second) for name, second in shared.items()}
+        self.evidence = Evidence(job.model, job.graph, self.calibration, job.task, job.settings.seed, known)
         self.example_inputs = as_inputs(job.task.example_inputs())
         self.runtime = runtime_named(job.settings.runtime)
         self._scratch = Scratch()
@@ -267,6 +274,18 @@ class Trial:
             elapsed = time.perf_counter() - begin - waiting
             self._seconds[name] = self._seconds.get(name, 0.0) + elapsed
             self._seconds["wait"] = self._seconds.get("wait", 0.0) + waiting
+
+
+def moments_of(job: Job, space: SearchSpace) -> dict[str, NDArray[np.float64]] | None:
+    """Second moments of what the layers read, for all workers; None where no choice needs them.
+
+    They are NumPy's arrays, which all workers of a machine read in the object store's memory without a copy.
+    """
+    if not job.settings.activation_aware or all(knob.kind != "rank_ratio" for knob in space.knobs):
+        return None
+    calibration = [as_inputs(inputs) for inputs in job.task.calibration_batches()]
+    moments = Evidence(job.model, job.graph, calibration).low_rank.moments
+    return {name: second.numpy() for name, second in moments.items()}
 
 
 def n_macs(model: nn.Module, inputs: Inputs) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from autocompress.artifact import save_student
 from autocompress.automl.asker import StudySearcher
-from autocompress.automl.bench import Job
+from autocompress.automl.bench import Job, moments_of
 from autocompress.automl.device import Device
 from autocompress.automl.engine import n_concurrent, ray_cluster, run_trials, target_machine
 from autocompress.automl.event_log import EventLog
@@ -169,6 +169,7 @@ def _go_on(
     events, keeper = EventLog(folder.events, stop, retries), Keeper(folder, stop, retries)
     n_workers = 1
     if n_more > 0:
+        shared = replace(job, moments=moments_of(job, study.space))
         with ray_cluster(settings):
             n_workers = n_concurrent(settings)
             if settings.sampler == PLANNED:
@@ -177,7 +178,7 @@ def _go_on(
             scheduler = None if stopping is None else ParetoScheduler(stopping, info.metric)
             begin = time.perf_counter()
             with progress:
-                run_trials(searcher, job, stop, callbacks, scheduler)
+                run_trials(searcher, shared, stop, callbacks, scheduler)
     seconds = time.perf_counter() - begin
     if isinstance(stop.reason, StorageError):
         raise stop.reason  # there is no room for the front's files either

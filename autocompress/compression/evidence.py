@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.compression.low_rank.moments import Moments
 from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.errors import CompressionError
 from autocompress.graph import Coupling, ModelGraph
@@ -46,6 +47,7 @@ class Evidence:
         calibration: batches of inputs.
         task: gives labelled batches and the loss.
         seed: of the labelled batches and of random choices.
+        moments: second moments of what the layers read, where they are known; None collects them from `calibration`.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Evidence:
     calibration: Sequence[Inputs] = ()
     task: Task | None = None
     seed: int = 0
+    moments: Moments | None = None
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
@@ -64,7 +67,7 @@ class Evidence:
     @cached_property
     def low_rank(self) -> LowRankSource:
         """Decompositions of the layers' weights under the second moments of their inputs."""
-        return LowRankSource(self.model, self.graph, self.calibration)
+        return LowRankSource(self.model, self.graph, self.calibration, self.moments)
 
     @cached_property
     def saliency(self) -> Mapping[tuple[str, int], Tensor]:

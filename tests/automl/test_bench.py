@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,16 +24,18 @@ from torch import Tensor, nn
 from autocompress.artifact import load_student
 from autocompress.automl import bench as bench_module
 from autocompress.automl import worker as worker_module
-from autocompress.automl.bench import Bench, Job, Trial, n_macs
+from autocompress.automl.bench import Bench, Job, Trial, moments_of, n_macs
 from autocompress.automl.worker import Worker
 from autocompress.candidate import Candidate
 from autocompress.compression import CRITERIA, Recipe, resolve
+from autocompress.compression.low_rank import source
 from autocompress.config import DistillSettings, SearchSettings
 from autocompress.distillation import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.graph import inspect_model
 from autocompress.latency import PairedTiming
 from autocompress.runtimes import runtime_named
+from autocompress.space import Knob, SearchSpace
 from autocompress.task import Inputs, Predict, SupervisedTask, Task, as_inputs, call_model
 from tests.automl.tasks import STUB, TinyNet, batches, images, tiny_task, trained_model
 
@@ -484,3 +487,31 @@ def test_a_candidates_own_fine_tune_is_used(tmp_path: Path, bench_of: MakeBench)
     shorter = Candidate({"conv1": 0.5}, fine_tune={"steps": 6, "learning_rate": 0.001})
     assert [rung.steps for rung in finished(bench, shorter).outcome().rungs] == [0, 4, 6]
     assert [rung.steps for rung in finished(bench, Candidate({"conv1": 0.5})).outcome().rungs] == [0, 4, 20]
+
+
+def test_what_the_driver_sends_of_the_inputs_is_not_collected_on_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path)
+    space = SearchSpace((Knob("rank_ratio", "conv2", (None, 0.5)),))
+    moments = moments_of(job, space)
+    assert moments is not None and all(isinstance(second, np.ndarray) for second in moments.values())
+    assert moments_of(job, SearchSpace((Knob("weight_bits", "fc", (32, 8)),))) is None
+    assert moments_of(replace(job, settings=replace(job.settings, activation_aware=False)), space) is None
+    alone = Trial(Bench(job), EVERYTHING)
+    alone.step()
+
+    def collect(*args: object) -> None:
+        raise AssertionError("collected again")
+
+    monkeypatch.setattr(source, "cached_moments", collect)
+    for second in moments.values():
+        second.setflags(write=False)  # as in the object store
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as a worker does; PyTorch warns of what cannot be written
+        helped = Trial(Bench(replace(job, moments=moments)), EVERYTHING)
+    helped.step()
+    for mine, theirs in zip(alone.files().values(), helped.files().values(), strict=True):
+        assert mine == theirs
+    with pytest.raises(AssertionError, match="collected again"):
+        Trial(Bench(job), EVERYTHING).step()

@@ -45,16 +45,21 @@ class LowRankSource:
         model: the uncompressed model; not touched.
         graph: of the model.
         calibration: batches of inputs; without any, factors are those of plain weight SVD.
+        moments: what would be collected from them, where it is known.
     """
 
-    def __init__(self, model: nn.Module, graph: ModelGraph, calibration: Sequence[Inputs] = ()) -> None:
-        self._model, self._graph, self._calibration = model, graph, calibration
+    def __init__(
+        self, model: nn.Module, graph: ModelGraph, calibration: Sequence[Inputs] = (), moments: Moments | None = None
+    ) -> None:
+        self._model, self._graph, self._calibration, self._known = model, graph, calibration, moments
         self._kept: dict[tuple[str, str, bool], list[Decomposition]] = {}
         self._made: dict[tuple[str, Split, bool], Parts] = {}
 
     @cached_property
     def moments(self) -> Moments:
-        """Second moments of every layer that can be split; collected, or read from the cache folder."""
+        """Second moments of every layer that can be split: given, collected, or read from the cache folder."""
+        if self._known is not None:
+            return self._known
         paths = [
             layer.path
             for layer in self._graph.layers
