@@ -15,7 +15,7 @@ from autocompress.graph.groups import owner
 from autocompress.graph.labels import Slots
 from autocompress.graph.model_graph import ChannelGroup, SizeAttribute
 from autocompress.graph.rules.arguments import shape_of
-from autocompress.graph.shrink import module_at, tensor_at
+from autocompress.graph.shrink import ATTRIBUTES, module_at, tensor_at
 from autocompress.graph.trace import module_path
 
 MOST_NAMES = 2
@@ -53,11 +53,11 @@ def _by_name(items: Iterable[SizeAttribute]) -> dict[str, list[SizeAttribute]]:
 
 
 def _ordered(items: Iterable[SizeAttribute]) -> tuple[SizeAttribute, ...]:
-    return tuple(sorted(set(items), key=lambda item: (item.module, item.name, item.step)))
+    return tuple(sorted(set(items), key=lambda item: (item.module, item.name, item.step, item.place or 0)))
 
 
 def _sizes(probe: nn.Module, group: ChannelGroup) -> list[tuple[SizeAttribute, ...]]:
-    """Sets of integers of modules of the user's own kinds that equal the size of a tensor that the group shrinks.
+    """Sets of integers, also in tuples, of modules of the user's own kinds that equal a size that the group shrinks.
 
     Where several integers of one module equal the size (a square weight), each set has another one of them.
     """
@@ -65,15 +65,28 @@ def _sizes(probe: nn.Module, group: ChannelGroup) -> list[tuple[SizeAttribute, .
     for coupling in group.couplings:
         path = owner(coupling.tensor) if "." in coupling.tensor else ""
         tensor, module = tensor_at(probe, coupling.tensor), module_at(probe, path)
-        if tensor is None or module is None or type(module).__module__.startswith("torch.nn."):
+        if tensor is None or module is None or isinstance(module, tuple(ATTRIBUTES)) or _is_of_torch(module):
             continue
         size, step = tensor.shape[coupling.dim], len(coupling.slots[0])
-        names = [name for name, value in vars(module).items() if type(value) is int and value == size]
-        found.append([SizeAttribute(path, name, step) for name in names])
+        found.append([SizeAttribute(path, name, step, at) for name, at, value in _integers(module) if value == size])
     found = [items for items in found if items]
     most = max(map(len, found), default=0)
     sets = (tuple(dict.fromkeys(items[min(at, len(items) - 1)] for items in found)) for at in range(most))
     return list(dict.fromkeys(sets))
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """Integers that a module keeps, and those in tuples of integers with their place."""
+    for name, value in vars(module).items():
+        if type(value) is int:
+            yield name, None, value
+        elif type(value) is tuple and all(type(item) is int for item in value):
+            yield from ((name, place, item) for place, item in enumerate(value))
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    """Whether it is one of torch's own modules, whose numbers follow when its tensors shrink."""
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _groups_by_component(flow: Flow, groups: tuple[ChannelGroup, ...]) -> tuple[Slots, dict[int, ChannelGroup]]:
@@ -95,7 +108,7 @@ def _parts(probe: nn.Module, flow: Flow, groups: tuple[ChannelGroup, ...]) -> di
         channels = np.unique(component[rows])
         group = by_component.get(int(channels[0]))
         module = probe.get_submodule(module_path(node))
-        if group is None or len(channels) != group.n_channels or type(module).__module__.startswith("torch.nn."):
+        if group is None or len(channels) != group.n_channels or _is_of_torch(module):
             continue
         names = [
             name for name, value in vars(module).items() if type(value) is int and value in (rows[0].size, rows.size)
@@ -120,8 +133,8 @@ def _heads(probe: nn.Module, node: fx.Node, flow: Flow, group: ChannelGroup) -> 
     """Integers of the module that made the view, equal to its number of heads or to heads times their size."""
     shape, path = shape_of(node), module_path(node)
     module = probe.get_submodule(path)
-    if type(module).__module__.startswith("torch.nn."):
-        return  # its numbers follow when its tensors shrink
+    if _is_of_torch(module):
+        return
     for place, labels in flow.splits[node].items():
         heads = len(np.unique(labels))  # a view may merge them with the samples
         width = heads * math.prod(shape[place + 1 : place + 2])

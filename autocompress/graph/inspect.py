@@ -13,6 +13,7 @@ from autocompress.graph.groups import ALONE, Place, find_groups
 from autocompress.graph.layers import count_macs, find_layers
 from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
 from autocompress.graph.rules import RULES
+from autocompress.graph.together import join_groups
 from autocompress.graph.trace import ExampleInputs, Trace, UntraceableError, share_parameters, trace_model
 from autocompress.graph.untraced import untraced_graph
 from autocompress.graph.verify import Rehearsal, settle_attributes, settle_cuts, sift
@@ -27,7 +28,7 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
     Args:
         model: any module.
         example_inputs: a tuple (positional), a dict (keywords) or a bare tensor, as for `model(...)`.
-        verify: check every group by removing a third of its channels from a copy and running it; groups that fail
+        verify: check every group by removing a part of its channels from a copy and running it; groups that fail
             are frozen. Off, groups are what the rules say, which the user's own size literals may contradict.
 
     Raises:
@@ -83,6 +84,7 @@ def _find_channels(
             good, bad = sift(left, rehearsal.groups_failure)
             reasons |= {group.name: why for group, why in bad.items()}
             if not views.keys() & reasons.keys():
+                good, reasons = join_groups(rehearsal, groups, good, reasons)
                 frozen += tuple(Frozen(name, "channels", why) for name, why in reasons.items())
                 return flow, *_with_groups_by_number(probe, example_inputs, flow, good, frozen, alone)
         failed = frozenset().union(*(views[name] for name in reasons if name in views))

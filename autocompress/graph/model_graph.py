@@ -31,11 +31,13 @@ class SizeAttribute:
         module: path of the module.
         name: of the attribute.
         step: how much smaller it gets with each removed channel.
+        place: of the integer, where the attribute is a tuple that holds it.
     """
 
     module: str
     name: str
     step: int
+    place: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.graph.model_graph import ChannelGroup
+from autocompress.graph.model_graph import ChannelGroup, SizeAttribute
 
 GoneSlots = dict[tuple[str, int], set[int]]
 """(tensor path, dimension) -> the indices that go."""
@@ -45,7 +45,13 @@ def remove_(model: nn.Module, removed: Removed) -> None:
             module = module_at(model, item.module)
             if module is None:  # it went with a dropped branch
                 continue
-            setattr(module, item.name, getattr(module, item.name) - item.step * len(set(channels)))
+            setattr(module, item.name, _smaller(getattr(module, item.name), item, item.step * len(set(channels))))
+
+
+def _smaller(value: Any, item: SizeAttribute, difference: int) -> Any:
+    if item.place is None:
+        return value - difference
+    return (*value[: item.place], value[item.place] - difference, *value[item.place + 1 :])
 
 
 def shrink_(model: nn.Module, slots: GoneSlots, orders: Orders | None = None) -> None:

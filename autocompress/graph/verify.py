@@ -44,9 +44,16 @@ class Rehearsal:
     def groups_failure(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Why removing channels of all these groups at once goes wrong, or None when it does not.
 
-        About a third of each group's channels is removed.
+        Between a third and half of each group's channels are removed, of groups of one size not equally many: two that
+        only fit each other while they are equally large must not pass as two.
         """
-        return self.failure([(group, _third(group)) for group in groups])
+        counts: dict[int, int] = {}
+        removed = []
+        for group in groups:
+            number = counts.setdefault(group.n_channels, 0)
+            counts[group.n_channels] += 1
+            removed.append((group, _some(group, number)))
+        return self.failure(removed)
 
     def failure(self, removed: Removed) -> str | None:
         """Why removing these channels of each group at once goes wrong, or None when it does not."""
@@ -144,7 +151,7 @@ def _alike(variants: Mapping[str, Sequence[ChannelGroup]]) -> list[list[str]]:
     """Names of groups whose variants differ in the paths of modules only."""
     kinds: dict[object, list[str]] = {}
     for name, items in variants.items():
-        steps = tuple(tuple((item.name, item.step) for item in group.attributes) for group in items)
+        steps = tuple(tuple((item.name, item.step, item.place) for item in group.attributes) for group in items)
         kinds.setdefault((items[0].n_channels, steps), []).append(name)
     return list(kinds.values())
 
@@ -177,12 +184,14 @@ def settle_cuts(rehearsal: Rehearsal, cuts: list[Cut]) -> tuple[tuple[ResidualBr
         left = [item for cut in left for item in ((cut,) if cut not in bad else (cut.instead,)) if item is not None]
 
 
-def _third(group: ChannelGroup) -> list[int]:
-    """A third of the channels, at least one, scattered so that a cut at a fixed position shows."""
+def _some(group: ChannelGroup, number: int) -> list[int]:
+    """A third of the channels, or up to half with the number; scattered so that a cut at a fixed position shows."""
+    fewest = max(1, group.n_channels // 3)
+    count = fewest + number % max(1, group.n_channels // 2 - fewest + 1)
     if group.sizes:
-        return list(range(group.nearest(group.n_channels // 3)))
+        return list(range(group.nearest(count)))
     chosen = np.random.default_rng(group.n_channels).permutation(group.n_channels)
-    return sorted(chosen[: max(1, group.n_channels // 3)].tolist())
+    return sorted(chosen[:count].tolist())
 
 
 def _difference(expected: list[Tensor], found: list[Tensor], what: str) -> str | None:

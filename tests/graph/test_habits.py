@@ -111,6 +111,35 @@ class CrossStage(nn.Module):
         return one * two + three
 
 
+class Scale(nn.Module):
+    """A factor by channel, brought into the shape of an image by a tuple that holds the size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.shape = nn.Parameter(torch.rand(width)), (width, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.view(self.shape)
+
+
+class Reduction(nn.Module):
+    """Shapes what its layer makes by what it reads, as the sequence reduction of SegFormer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(width, width, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reduction(x).reshape(x.shape[0], x.shape[1], -1).mean(-1)
+
+
+class SubclassedNorm(nn.GroupNorm):
+    """One group; a number of torch's own layer is not counted down twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(1, width)
+
+
 def within_contexts(m: Any, x: Tensor) -> Tensor:
     x = m.inward(x)
     with torch.autocast("cpu", enabled=False):
@@ -252,6 +281,16 @@ GROUPS: dict[str, tuple[Net, tuple[int, ...], dict[str, int]]] = {
         Net(lambda m, x: m.head(m.block(x).mean((2, 3))), block=CrossStage(), head=nn.Linear(4, 2)),
         IMAGE,
         {"block.spread": 4, "block.inner": 4, "block.thirds": 4},
+    ),
+    "size in a tuple": (
+        Net(
+            lambda m, x: m.head(m.scale(torch.relu(m.conv(x))).mean((2, 3))),
+            conv=nn.Conv2d(3, 8, 1),
+            scale=Scale(8),
+            head=nn.Linear(8, 2),
+        ),
+        IMAGE,
+        {"conv": 8},
     ),
     "stacked experts": (
         Net(with_experts, inward=nn.Linear(4, 8), experts=Experts(False), head=nn.Linear(8, 2)),
@@ -404,6 +443,38 @@ def test_integers_of_a_block_that_splits_follow_and_equal_ones_do_not() -> None:
     remove_channels_(model, graph, {"block.spread": [0], "block.thirds": [1, 2]})
     block = model.get_submodule("block")
     assert (block.width, block.part, block.other) == (6, 2, 8)
+
+
+def test_a_size_in_a_tuple_follows_and_that_of_a_torch_layer_follows_once() -> None:
+    model = Net(
+        lambda m, x: m.scale(m.norm(m.conv(x))).mean((2, 3)) @ m.head.weight.mT,
+        conv=nn.Conv2d(3, 8, 1),
+        norm=SubclassedNorm(8),
+        scale=Scale(8),
+        head=nn.Linear(8, 2, bias=False),
+    )
+    graph = inspect_model(randomize(model), torch.rand(IMAGE))
+    remove_channels_(model, graph, {"conv": [1, 5, 7]})
+    assert model.get_submodule("scale").shape == (5, 1, 1)
+    assert model.get_submodule("norm").num_channels == 5
+
+
+def test_what_is_shaped_by_the_size_of_another_goes_with_it_and_never_alone() -> None:
+    model = Net(
+        lambda m, x: m.head(torch.relu(m.one(m.conv(x)) + m.two(m.conv(x)))),
+        conv=nn.Conv2d(3, 12, 1),
+        one=Reduction(12),
+        two=Reduction(12),
+        head=nn.Linear(12, 2),
+    )
+    model, x = randomize(model).eval(), torch.rand(IMAGE)
+    graph = inspect_model(model, x)
+    assert {group.name: group.n_channels for group in graph.groups} == {"conv": 12}
+    assert set(graph.group("conv").producers) == {"conv", "one.reduction", "two.reduction"}
+    removed = {"conv": [0, 3, 4, 9, 11]}
+    expected = masked_copy(model, graph, removed)(x)
+    remove_channels_(model, graph, removed)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_output_and_an_edit_in_place_within_a_context_are_found() -> None:
