@@ -38,18 +38,26 @@ def _tensorboard(folder: RunFolder) -> tune.Callback:
 
 def _mlflow(folder: RunFolder) -> tune.Callback:
     """A run of the experiment for each trial; the server is the one that MLFLOW_TRACKING_URI names."""
+    import mlflow
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-    return MLflowLoggerCallback(experiment_name=folder.path.resolve().name)
+    server = mlflow.get_tracking_uri()  # Ray's callback would forget it where it is not told
+    return MLflowLoggerCallback(tracking_uri=server, experiment_name=folder.path.resolve().name)
 
 
 def _wandb(folder: RunFolder) -> tune.Callback:
-    """A run of the project for each trial; the key is the one that WANDB_API_KEY or `wandb login` gives."""
+    """A run of the project for each trial; the key is the one that WANDB_API_KEY or `wandb login` gives.
+
+    Its files lie in the run's folder: by itself it would write them into Tune's, which is removed before anyone can
+    `wandb sync` those of a machine without a network (WANDB_MODE=offline).
+    """
     import wandb  # Ray's callback would only complain when the first trial starts
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     assert wandb is not None
-    return WandbLoggerCallback(project="autocompress", group=folder.path.resolve().name)
+    path = folder.path.resolve()
+    texts = ["outcome", "so_far"]
+    return WandbLoggerCallback(project="autocompress", group=path.name, excludes=texts, dir=str(path))
 
 
 LOGGERS: dict[str, Callable[[RunFolder], tune.Callback]] = {

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from autocompress.automl.loggers import loggers_named
 from autocompress.errors import InputError, MissingExtraError
@@ -16,9 +17,13 @@ from autocompress.run_folder import RunFolder
 RUNGS = [{"steps": steps, "latency_ratio": 0.4, "metrics": {"accuracy": 0.5 + steps / 10}} for steps in (0, 2)]
 
 
+class HashableTrial(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
 def trial(folder: Path) -> Any:
     config = {"number": 3, "name": "trial_0003", "candidate": "{}", "n_failures": 0}
-    return SimpleNamespace(
+    return HashableTrial(
         trial_id="a",
         config=config,
         evaluated_params=config,
@@ -52,9 +57,10 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         loggers_named([name], RunFolder(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, of the database library below it
 def test_mlflow_gets_a_run_with_the_metrics_of_each_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow`")
-    store = (tmp_path / "mlruns").as_uri()
+    store = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     mlflow.set_tracking_uri(store)
     (callback,) = loggers_named(["mlflow"], RunFolder(tmp_path / "mine"))
@@ -65,3 +71,21 @@ def test_mlflow_gets_a_run_with_the_metrics_of_each_rung(tmp_path: Path, monkeyp
     steps = [point.value for point in client.get_metric_history(run.info.run_id, "steps")]
     assert steps == [0, 2] and run.info.status == "FINISHED"
     assert run.data.params["name"] == "trial_0003"
+
+
+@pytest.mark.filterwarnings("ignore")  # W&B's own
+def test_wandb_keeps_a_run_with_each_rung_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra `wandb`")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "mine"
+    run.mkdir()
+    (tmp_path / "tune").mkdir()
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
+    try:
+        (callback,) = loggers_named(["wandb"], RunFolder(run))
+        logged(callback, trial(tmp_path / "tune"))
+    finally:
+        ray.shutdown()
+    (file,) = run.glob("wandb/offline-run-*/run-a.wandb")
+    told = file.read_bytes()
+    assert b"trial_0003" in told and told.count(b"latency_ratio") >= 2 and b"metrics/accuracy" in told
