@@ -117,4 +117,5 @@ def _with_groups_by_number(
             groups, frozen = [*groups, settled], left
         else:
             frozen = (*left, Frozen(group.name, "channels", settled))
-    return tuple(groups), frozen
+    places = list(flow.states)
+    return tuple(sorted(groups, key=lambda group: places.index(group.couplings[0].tensor))), frozen

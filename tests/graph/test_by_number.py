@@ -99,6 +99,7 @@ def test_ratios_become_the_nearest_size_and_others_are_refused(shuffled: tuple[n
     model, _, graph = shuffled
     group = stuck_group(graph)
     assert group is not None and group.name == STREAM and group.n_channels == 13
+    assert [item.name for item in graph.groups] == [STREAM, "tail.0"]  # network order
     assert 9 in group.sizes and not any(item.what == "channels" and item.name == STREAM for item in graph.frozen)
     assert resolve(model, graph, Candidate({STREAM: 0.33})).removed == {STREAM: (0, 1, 2, 3)}
     space = SearchSpace.from_rules(graph, [{"match": STREAM, "prune_ratio": [0.0, 0.25, 0.5]}])
