@@ -93,13 +93,15 @@ class StudyStorage(JournalStorage):
 
     Args:
         journal: of a single study.
+        ended: called with each trial that has ended, also with those in the file; it may take out of it what is known.
     """
 
-    def __init__(self, journal: StudyJournal) -> None:
+    def __init__(self, journal: StudyJournal, ended: Callable[[FrozenTrial], None] = lambda trial: None) -> None:
         self._all: list[FrozenTrial] = []
         self._open: set[int] = set()
         self._distributions: dict[str, BaseDistribution] = {}
-        journal.applied = self._share
+        self._ended = ended
+        journal.applied = self._applied
         super().__init__(journal)
 
     def get_all_trials(
@@ -115,13 +117,17 @@ class StudyStorage(JournalStorage):
             found = [self._all[number] for number in sorted(self._open) if self._all[number].state in states]
         return copy.deepcopy(found) if deepcopy else found
 
-    def _share(self, entry: dict[str, Any]) -> None:
+    def _applied(self, entry: dict[str, Any]) -> None:
         """Gives a trial that has just ended the distributions of the one before it, where they are the same."""
-        if "trial_id" in entry and "state" in entry and TrialState(entry["state"]).is_finished():
-            trial = self._replay_result.get_trial(entry["trial_id"])
-            if trial.distributions == self._distributions:
-                trial.distributions = self._distributions
+        if "state" not in entry or not TrialState(entry["state"]).is_finished():
+            return
+        # one that is added with its end has no number in its entry: it is the last
+        trial = self._replay_result.get_trial(entry.get("trial_id", len(self._replay_result._trials) - 1))
+        if trial.distributions == self._distributions:
+            trial.distributions = self._distributions
+        elif trial.distributions:
             self._distributions = trial.distributions
+        self._ended(trial)
 
     def _look(self) -> None:
         """Takes in what is new."""

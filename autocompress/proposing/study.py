@@ -64,7 +64,9 @@ class SearchStudy:
         self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = None if path is None else _journal(path)
-        self._storage = InMemoryStorage() if self._journal is None else StudyStorage(self._journal)
+        self._records: dict[int, TrialRecord] = {}
+        self._known: dict[str, TrialRecord] = {}
+        self._storage = InMemoryStorage() if self._journal is None else StudyStorage(self._journal, self._slim)
         with self._written_at_once():
             self._study = optuna.create_study(
                 study_name=_NAME,
@@ -77,7 +79,6 @@ class SearchStudy:
             knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs
         }
         self._open: dict[int, tuple[optuna.Trial, str]] = {}
-        self._read()
 
     @property
     def n_finished(self) -> int:
@@ -88,24 +89,12 @@ class SearchStudy:
         """The records of all finished trials, by number."""
         return [self._records[number] for number in sorted(self._records)]
 
-    def _read(self) -> None:
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-        records = [
-            TrialRecord.from_dict(trial.user_attrs["record"]) for trial in trials if "record" in trial.user_attrs
-        ]
-        self._records = {record.number: record for record in records}
-        self._known = {record.candidate.digest: record for record in records if record.origin != REFINED}
-        for trial in self._study.get_trials(deepcopy=False):
-            self._slim(trial)
-
     def _slim(self, trial: FrozenTrial) -> None:
-        """Lets go what nobody reads of a trial that Optuna holds in memory; it stays in the journal.
-
-        Of one that has ended we hold the record, and how its knobs were chosen is past.
-        """
-        if trial.state.is_finished():
-            trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "record"}
-            trial.system_attrs = {k: value for k, value in trial.system_attrs.items() if not k.startswith(_PAST)}
+        """Takes the record out of a trial that has ended, and what nobody reads any more; the journal has all of it."""
+        if "record" in trial.user_attrs and trial.number not in self._records:
+            self._note(TrialRecord.from_dict(trial.user_attrs["record"]))
+        trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "record"}
+        trial.system_attrs = {k: value for k, value in trial.system_attrs.items() if not k.startswith(_PAST)}
 
     def use(self, sampler: BaseSampler) -> None:
         """Lets another sampler propose from now on."""
@@ -164,7 +153,7 @@ class SearchStudy:
         with self._written_at_once():
             attrs = {"record": record.to_dict(), "origin": record.origin}
             self._study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
-        self._records[record.number] = record
+        self._note(record)
 
     def ask(self) -> tuple[int, Candidate, str] | None:
         """Number, candidate and origin of the next trial, one that was neither judged before nor is running.
@@ -190,10 +179,10 @@ class SearchStudy:
                 trial.set_user_attr("repeats", known.number)
                 self._tell(trial, known)
             elif candidate.digest in running:
-                self._end(trial, state=TrialState.FAIL)  # its twin will be told; this one says nothing
+                self._study.tell(trial, state=TrialState.FAIL)  # its twin will be told; this one says nothing
             elif excess > 0:
                 trial.set_constraint("latency", excess)
-                self._end(trial, state=TrialState.PRUNED)  # infeasible by so much, and nothing was measured
+                self._study.tell(trial, state=TrialState.PRUNED)  # infeasible by so much, and nothing was measured
             else:
                 trial.set_user_attr("digest", candidate.digest)
                 self._open[trial.number] = trial, candidate.digest
@@ -225,7 +214,8 @@ class SearchStudy:
 
     def _note(self, record: TrialRecord) -> None:
         self._records[record.number] = record
-        self._known[record.candidate.digest] = record
+        if record.origin != REFINED:
+            self._known[record.candidate.digest] = record
 
     def judged(self, record: TrialRecord) -> TrialRecord:
         """The record of a complete trial with `feasible` set."""
@@ -260,17 +250,12 @@ class SearchStudy:
     def _tell(self, trial: optuna.Trial, record: TrialRecord, constrained: bool = False) -> None:
         told = [self._expected(record), ratio(record)]
         if record.state == "failed" or not all(map(math.isfinite, told)):
-            self._end(trial, state=TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.FAIL)
             return
         if not constrained:
             for name, excess in self._excesses(record).items():
                 trial.set_constraint(name, excess)
-        self._end(trial, told)
-
-    def _end(self, trial: optuna.Trial, values: list[float] | None = None, state: TrialState | None = None) -> None:
-        self._study.tell(trial, values, state)
-        if self._journal is not None:  # without one Optuna gives copies of what it holds
-            self._slim(self._storage.get_trial(trial._trial_id))
+        self._study.tell(trial, told)
 
 
 def _journal(path: Path) -> StudyJournal:

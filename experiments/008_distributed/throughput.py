@@ -1,6 +1,9 @@
-"""Two workers against one on this machine: CPU-bound trials of one thread each, through the whole search.
+"""Two workers against one on this machine: CPU-bound trials of one thread each, in a search and without one.
 
-python throughput.py --repeats 2        # throughput.csv: a row per search
+python throughput.py --repeats 2        # rows of throughput.csv: one and two workers, one and two plain processes
+
+Plain processes run the same trials one after the other, each pinned to a core of its own, without Ray and without a
+driver: what two of them do against one is what the machine has to give.
 """
 
 from __future__ import annotations
@@ -8,6 +11,8 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -15,17 +20,22 @@ import warnings
 from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
 import world
 
 from autocompress.automl import run_new
+from autocompress.automl.bench import Bench, Trial
+from autocompress.automl.preparation import prepare
+from autocompress.config import SearchSettings
 from autocompress.records import read_records
 from autocompress.report.status import events_of
 from autocompress.run_folder import RunFolder
 
 HERE = Path(__file__).parent
-N_TRIALS = 25
+N_TRIALS, N_PLAIN = 25, 12
 RUNGS = [0, 500, 1000]  # a bit over a second on one core; the clocks are still, so that nothing waits for a turn
 
 
@@ -34,23 +44,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    with (HERE / "throughput.csv").open("w", newline="") as file:
-        writer = None
-        for _, n_workers in itertools.product(range(args.repeats), (1, 2)):
-            row = measure(n_workers)
-            writer = writer or csv.DictWriter(file, row)
-            if file.tell() == 0:
+    for _, measure, n in itertools.product(range(args.repeats), (plain, search), (1, 2)):
+        row = {"how": measure.__name__, "workers": n, **measure(n)}
+        file = HERE / "throughput.csv"
+        new = not file.exists()
+        with file.open("a", newline="") as opened:
+            writer = csv.DictWriter(opened, COLUMNS)
+            if new:
                 writer.writeheader()
             writer.writerow(row)
-            file.flush()
-            print(row, flush=True)
+        print(row, flush=True)
 
 
 class ProcessorTime:
     """Processor seconds of this process and of all that it started, sampled; a context manager."""
 
     def __init__(self) -> None:
-        self._samples: list[tuple[float, dict[tuple[int, str], float]]] = []
+        self._samples: list[tuple[float, float, dict[tuple[int, str], float]]] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -72,31 +82,83 @@ class ProcessorTime:
                     now[process.pid, _role(process, me)] = times.user + times.system
                 except psutil.NoSuchProcess:
                     continue
-            self._samples.append((time.time(), now))
+            self._samples.append((time.time(), _busy_seconds(), now))
 
     def between(self, begin: float, end: float) -> dict[str, float]:
-        """Seconds of the driver, of the workers and of Ray's own processes."""
-        first, last = (min(self._samples, key=lambda sample: abs(sample[0] - at))[1] for at in (begin, end))
+        """Seconds of the driver, of the workers, of Ray's own processes, and of all others on the machine."""
+        first, last = (min(self._samples, key=lambda sample: abs(sample[0] - at)) for at in (begin, end))
         spent: dict[str, float] = defaultdict(float)
-        for (pid, role), seconds in last.items():
-            spent[role] += seconds - first.get((pid, role), 0.0)
+        for (pid, role), seconds in last[2].items():
+            spent[role] += seconds - first[2].get((pid, role), 0.0)
+        spent["others"] = last[1] - first[1] - sum(spent.values())
         return spent
+
+
+def _busy_seconds() -> float:
+    """Of all cores, whoever's."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 def _role(process: psutil.Process, me: psutil.Process) -> str:
     if process.pid == me.pid:
         return "driver"
-    return "workers" if "Trainable" in " ".join(process.cmdline()[:1]) else "ray"
+    line = " ".join(process.cmdline())
+    working = line.startswith("ray::") and not line.startswith("ray::IDLE")
+    return "workers" if working or "multiprocessing" in line else "ray"
 
 
-def measure(n_workers: int) -> dict[str, float]:
+def plain(n_processes: int) -> dict[str, float]:
+    """As many processes as given; the first two trials of each are not counted."""
+    context = multiprocessing.get_context("spawn")
+    begin, ends = context.Barrier(n_processes + 1), context.Queue()
+    processes = [context.Process(target=_in_turn, args=(core, begin, ends)) for core in range(n_processes)]
+    with ProcessorTime() as processor:
+        for process in processes:
+            process.start()
+        begin.wait()
+        began = time.time()
+        elapsed = [ends.get() for _ in processes]
+        spent = processor.between(began, began + max(elapsed))
+        for process in processes:
+            process.join()
+    n = n_processes * N_PLAIN
+    return _row(n, max(elapsed), sum(elapsed), n_processes, spent)
+
+
+def _in_turn(core: int, begin: Any, ends: Any) -> None:
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    task = world.World(pause=0.0)
+    space = world.space_of(task.build_model())
+    bench = Bench(prepare(task, space, settings(1), None).job)
+    for seed in range(N_PLAIN + 2):
+        if seed == 2:
+            begin.wait()
+            began = time.time()
+        trial = Trial(bench, space.sample(seed))
+        while not trial.done:
+            trial.step()
+        trial.files()
+    ends.put(time.time() - began)
+    bench.close()
+
+
+def settings(n_workers: int) -> SearchSettings:
+    found: SearchSettings = world.settings(
+        N_TRIALS, n_workers=n_workers, distill={"rungs": RUNGS, "learning_rate": 0.001}
+    )
+    return found
+
+
+def search(n_workers: int) -> dict[str, float]:
     """One search; the first two trials of each worker, which load everything, are not counted."""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
         task = world.World(pause=0.0)
-        settings = world.settings(N_TRIALS, n_workers=n_workers, distill={"rungs": RUNGS, "learning_rate": 0.001})
         with ProcessorTime() as processor:
-            run_new(task, settings, run, space=world.space_of(task.build_model()), show_progress=False)
+            run_new(task, settings(n_workers), run, space=world.space_of(task.build_model()), show_progress=False)
         seconds = {record.number: sum(record.seconds.values()) for record in read_records(run / "trials.jsonl")}
         ends = [
             (datetime.fromisoformat(event["time"]).timestamp(), event["trial"])
@@ -107,14 +169,24 @@ def measure(n_workers: int) -> dict[str, float]:
     elapsed, n = counted[-1][0] - counted[0][0], len(counted) - 1
     spent = processor.between(counted[0][0], counted[-1][0])
     at_work = sum(seconds[number] for _, number in counted[1:])
+    return _row(n, elapsed, at_work, n_workers, spent)
+
+
+COLUMNS = (
+    *("how", "workers", "trials", "seconds", "trials_per_second", "seconds_at_work_per_trial", "overhead_ms_per_trial"),
+    *("workers_cpu_ms_per_trial", "driver_cpu_ms_per_trial", "ray_cpu_ms_per_trial", "others_percent_of_a_core"),
+)
+
+
+def _row(n: int, elapsed: float, at_work: float, n_workers: int, spent: dict[str, float]) -> dict[str, float]:
     return {
-        "workers": n_workers,
         "trials": n,
         "seconds": round(elapsed, 3),
         "trials_per_second": round(n / elapsed, 4),
         "seconds_at_work_per_trial": round(at_work / n, 4),
         "overhead_ms_per_trial": round(1e3 * (elapsed * n_workers - at_work) / n, 1),
         **{f"{role}_cpu_ms_per_trial": round(1e3 * spent[role] / n, 1) for role in ("workers", "driver", "ray")},
+        "others_percent_of_a_core": round(100 * spent["others"] / elapsed, 1),
     }
 
 
