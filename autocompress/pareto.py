@@ -227,7 +227,7 @@ def front_of(
     Returns:
         The front among feasible records; when none is feasible, the front among the three nearest and the reason.
     """
-    complete = [record for record in records if record.state == "complete" and record.latency is not None]
+    complete = [record for record in records if record.is_point]
     baseline = next((record for record in complete if record.candidate.is_baseline), None)
     fast = [record for record in complete if budget is None or ratio(record) <= budget]
     small = [record for record in fast if _excess(record, max_size_mib, max_memory_mib) <= 0]

@@ -97,8 +97,8 @@ class TrialRecord:
 
     Attributes:
         number: the study's trial number; also the name of its folder, `trial_0042`.
-        state: "complete"; "stopped" early, at its last rung, because its rank was low; or "failed" with a traceback in
-            `error`.
+        state: "complete"; "stopped" early, at its last rung, because its rank was low: a point like any other, trained
+            less; or "failed" with a traceback in `error`.
         origin: who proposed it: "baseline", "uniform", "single drop", "sampler", "random" (it repeated itself), or
             "refined" (trained longer, from an earlier trial's weights).
         candidate: what was asked.
@@ -140,6 +140,11 @@ class TrialRecord:
     def name(self) -> str:
         """`trial_0042`."""
         return f"trial_{self.number:04d}"
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it left a student that may be on the front: it ended, be it stopped early, and its latency is known."""
+        return self.state != "failed" and self.latency is not None
 
     def with_file(self, file: FileNumbers) -> TrialRecord:
         """The same record with the numbers measured from its exported file."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,6 +63,8 @@ def test_front_keeps_feasible_points_fastest_first_and_picks() -> None:
     assert front.hypervolume == pytest.approx(0.5 * 0.9 + 0.2 * 0.8)
     with pytest.raises(InputError, match="trial_0002"):
         front.pick(latency_budget="0.1x")
+    ended = [replace(records[1], state="stopped"), replace(records[2], state="failed")]
+    assert front_of(ended, "accuracy", 0.5, 2.0).points == (ended[0],), "trained less, but a point all the same"
     with pytest.raises(InputError, match=r"\[2, 1\], but got 3"):
         front.pick(trial=3)
 

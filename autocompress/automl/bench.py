@@ -107,7 +107,7 @@ class Trial:
     """One candidate on a bench; each `step` is one rung.
 
     Attributes:
-        done: True after the last rung, when `files` gives the best student's weights.
+        done: True after the last rung.
     """
 
     def __init__(self, bench: Bench, candidate: Candidate) -> None:
@@ -130,16 +130,25 @@ class Trial:
         with self._phase("fine-tune"):
             self._fine_tune.advance(target)
         self._judge(target)
-        if len(self._rungs) == len(rung_steps) or not self._worth_training:
-            self._student.load_state_dict(self._best)
-            self.done = True
+        self.done = len(self._rungs) == len(rung_steps) or not self._worth_training
 
     def files(self) -> dict[str, bytes]:
-        """The finished student as `save_student` writes it: file name -> content. It travels to the driver."""
-        with tempfile.TemporaryDirectory(dir=self._bench.folder) as name, self._phase("save"):
+        """The student of the best rung as `save_student` writes it: file name -> content. It travels to the driver."""
+        with tempfile.TemporaryDirectory(dir=self._bench.folder) as name, self._phase("save"), self._at_its_best():
             folder = Path(name)
             save_student(folder, self._student, self._recipe)
             return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    @contextmanager
+    def _at_its_best(self) -> Iterator[None]:
+        """The student has the best rung's weights inside, and those of the last rung afterwards."""
+        if self._best_rung() is self._rungs[-1]:
+            yield
+            return
+        last = copy.deepcopy(self._student.state_dict())
+        self._student.load_state_dict(self._best)
+        yield
+        self._student.load_state_dict(last)
 
     @property
     def progress(self) -> dict[str, Any]:

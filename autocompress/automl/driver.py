@@ -148,8 +148,6 @@ def _go_on(
 
     def finished(record: TrialRecord) -> None:
         foresight.learn(record)
-        if stopping is not None:
-            stopping.ended(record, info.metric)
         progress.finished(record)
 
     stop = Stop()

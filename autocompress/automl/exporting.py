@@ -8,7 +8,7 @@ from pathlib import Path
 from autocompress.artifact import load_student
 from autocompress.automl.finalists import facts_of
 from autocompress.automl.point import Target, write_point
-from autocompress.automl.refinement import complete_trial
+from autocompress.automl.refinement import trial_of
 from autocompress.automl.reopening import job_of, task_of
 from autocompress.errors import InputError
 from autocompress.latency import measure_latency
@@ -22,13 +22,13 @@ from autocompress.task import Task, as_inputs
 def export_trial(
     folder: RunFolder, trial: int, runtime: str, output: Path, n_threads: int | None = None, task: Task | None = None
 ) -> TrialRecord:
-    """Exports a complete trial for a runtime and measures the file as a front point's is.
+    """Exports a trial for a runtime and measures the file as a front point's is.
 
     It is timed against the uncompressed model's file for the same runtime.
 
     Args:
         folder: of the run; it is read only.
-        trial: a complete trial's number.
+        trial: number of a trial that did not fail.
         runtime: name of the runtime, see `RUNTIMES`.
         output: new folder.
         n_threads: threads of the runtime; None takes the search's.
@@ -38,7 +38,7 @@ def export_trial(
         The record with the numbers of the new file.
 
     Raises:
-        InputError: no such complete trial, or the output exists.
+        InputError: no such trial, or the output exists.
         ExportError: the runtime cannot take the model.
         MissingExtraError: the runtime's library is not installed.
     """
@@ -46,7 +46,7 @@ def export_trial(
         raise InputError(f"-o must name a new folder, but {output} exists")
     info = folder.read_info()
     target = runtime_named(runtime)
-    record = complete_trial(read_records(folder.records), trial)
+    record = trial_of(read_records(folder.records), trial)
     task = task_of(folder, info, task)
     job = job_of(folder, info, task)
     student, recipe = load_student(folder.trial(record.name), job.model, job.graph)

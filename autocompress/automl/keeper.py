@@ -20,7 +20,7 @@ from autocompress.run_folder import RunFolder
 class Keeper(tune.Callback):
     """Writes reports' files into the run's folder, on the driver, and hands states back to restarted trials.
 
-    A trial's files are on disk before the study is told that it is complete. States are kept by candidate, so that a
+    A trial's files are on disk before the study is told that it is over. States are kept by candidate, so that a
     trial goes on from its last rung after its worker died, and on resume after the driver died.
 
     Args:
@@ -44,12 +44,12 @@ class Keeper(tune.Callback):
         """Takes the bytes out of the report, so that Tune does not keep them for as long as the search lasts."""
         state, files = result.pop(STATE, None), result.pop(FILES, None)
         with self._stop.on_full_disk():
-            if files is not None:
+            if result.get("done") and files is not None:  # also where it was stopped early
                 folder = self._folder.trial(trial.config["name"])
                 folder.mkdir(parents=True, exist_ok=True)
                 for name, content in files.items():
                     _write(folder / name, content)
-            if result.get("done"):  # also where it was stopped early
+            if result.get("done"):
                 self._state_of(trial).unlink(missing_ok=True)
             elif state is not None:
                 _write(self._state_of(trial), state)

@@ -40,7 +40,7 @@ def refine(
 
     Args:
         folder: of the run.
-        trial: a complete trial's number.
+        trial: number of a trial that did not fail.
         epochs: passes over the training batches, at least 1.
         learning_rate: peak of the schedule; None takes the search's.
         task: needed when the search was given a task object.
@@ -50,7 +50,7 @@ def refine(
         The new record, with the numbers of its file if it is on the front.
 
     Raises:
-        InputError: no such complete trial, or the run cannot be taken up again.
+        InputError: no such trial, or the run cannot be taken up again.
     """
     if epochs < 1:
         raise InputError(f"`epochs >= 1` must hold, but got {epochs}")
@@ -59,7 +59,7 @@ def refine(
     with folder.locked():
         run = reopen(folder, info, task)
         study = study_of(folder, run.space, info)
-        origin = complete_trial(study.records(), trial)
+        origin = trial_of(study.records(), trial)
         if origin.candidate.is_baseline:
             raise InputError(f"trial {trial} is the uncompressed model; refine a compressed one")
         student, recipe = load_student(folder.trial(origin.name), run.job.model, run.job.graph)
@@ -83,16 +83,16 @@ def refine(
     return next(item for item in records if item.number == record.number)
 
 
-def complete_trial(records: list[TrialRecord], number: int) -> TrialRecord:
+def trial_of(records: list[TrialRecord], number: int) -> TrialRecord:
     """The record of that number.
 
     Raises:
-        InputError: there is none, or it is not complete.
+        InputError: there is none, or it failed.
     """
     found = next((record for record in records if record.number == number), None)
-    if found is None or found.state != "complete":
+    if found is None or not found.is_point:
         state = "there is none of that number" if found is None else f"it is {found.state}"
-        raise InputError(f"a complete trial of the run is needed, but got {number}: {state}; see trials.jsonl")
+        raise InputError(f"a trial of the run that did not fail is needed, but got {number}: {state}; see trials.jsonl")
     return found
 
 

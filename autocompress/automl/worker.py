@@ -31,9 +31,9 @@ class Worker(tune.Trainable):
 
     The config of a trial has `number`, `name` and `candidate` (canonical JSON). A step reports
 
-    - after each rung, the trial's `progress`, its outcome `so_far`, and under `STATE` the bytes from which another
-      process can go on;
-    - after the last, its `outcome`, and under `FILES` the compressed model's files by name;
+    - after each rung, the trial's `progress`, its outcome `so_far`, under `STATE` the bytes from which another process
+      can go on, and under `FILES` the compressed model's files by name, if the trial may be stopped early;
+    - after the last, its `outcome` and `FILES`;
     - `failed`, the traceback of a trial that raised or took too long: that does not kill the process;
     - `unusable`, one line, when this machine cannot run any trial (no data, a full disk).
 
@@ -95,10 +95,11 @@ class Worker(tune.Trainable):
                 self._trial = self._new_trial(bench)
             trial = self._trial
             trial.step()
+            # a rung's report has the files too: the driver decides only then whether it is the last one
+            files = trial.files() if trial.done or self._job.settings.early_stopping else {}
             if not trial.done:
                 state = _to_bytes(trial.state_dict())
-                return {**trial.progress, "so_far": _outcome(trial), STATE: state, "done": False}
-            files = trial.files()
+                return {**trial.progress, "so_far": _outcome(trial), STATE: state, FILES: files, "done": False}
             return {**trial.progress, "outcome": _outcome(trial), FILES: files, "done": True}
         except OSError as error:
             if error.errno == errno.ENOSPC:

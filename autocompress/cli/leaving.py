@@ -14,13 +14,13 @@ def add_commands(commands: Any) -> None:
         commands, "refine", _refine, "train one point longer: a new trial, and a new point if it is good"
     )
     refine.add_argument("run_dir", metavar="RUN", type=Path)
-    refine.add_argument("trial", metavar="N", type=int, help="number of a complete trial")
+    refine.add_argument("trial", metavar="N", type=int, help="number of a trial that did not fail")
     refine.add_argument("--epochs", type=int, required=True, help="passes over the training data")
     refine.add_argument("--learning-rate", type=float, help="peak of the schedule (default: the search's)")
 
     export = add_command(commands, "export", _export, "write one point for another runtime, and measure it there")
     export.add_argument("run_dir", metavar="RUN", type=Path)
-    export.add_argument("trial", metavar="N", type=int, help="number of a complete trial")
+    export.add_argument("trial", metavar="N", type=int, help="number of a trial that did not fail")
     export.add_argument("--runtime", required=True, help="onnxruntime, openvino, torch, ... or package.module:Class")
     export.add_argument("--threads", type=int, help="threads of the runtime (default: the search's)")
     export.add_argument("-o", "--output", type=Path, required=True, help="new folder for the model")

@@ -13,49 +13,41 @@ from numpy.typing import NDArray
 from autocompress.pareto import Floats, ratio, score
 from autocompress.records import TrialRecord
 
-REDUCTION = 4
-"""One trial in so many goes on to the next rung."""
+PASSING = 0.45
+"""Share of the trials at a rung that go on to the next one."""
 
 _MIN_PAIRS = 5
-_MIN_FINISHED = 10
-"""Trials that must have reached their end before any is stopped: predictions from fewer are guesses."""
+_N_UNJUDGED = 5
+"""The first trials go to their end: there is nothing to rank them among, and they show what training gains."""
 _LATEST = 1024  # trials at a rung that another is compared with, so that a decision costs the same in a long search
 
 
 class ParetoStopping:
     """Successive halving with several objectives (MO-ASHA, Schmucker et al. 2021, arXiv:2106.12639), asynchronous.
 
-    At each rung a trial goes on if it is among the best 1/`reduction` of the trials that were judged there so far, of
-    the latest 1,024 in a long search.
-    Their order: those within the budget first, then front after front (non-dominated sorting), and within a front those
-    that add more hypervolume. The latency is that of the finished model, measured before the first rung. A trial of low
-    rank goes on all the same if what it will probably reach (see `expected_score`) adds to the front of those that
-    reached their end: in a good search all are near the front, and rank among equals says nothing.
+    At each rung a trial goes on if it is among the best of the trials that were judged there so far, of the latest
+    1,024 in a long search. Their order: those within the budget first, then front after front (non-dominated sorting),
+    and within a front those that add more hypervolume. The latency is that of the finished model, measured before the
+    first rung. A trial that is stopped stays a point with what it has reached.
 
     Args:
         budget: largest feasible latency ratio, or None.
-        reduction: one trial in so many goes on.
+        passing: share of the trials that go on.
     """
 
-    def __init__(self, budget: float | None, reduction: int = REDUCTION) -> None:
-        self._budget, self._reduction = budget, reduction
+    def __init__(self, budget: float | None, passing: float = PASSING) -> None:
+        self._budget, self._passing = budget, passing
         self._costs: dict[int, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=_LATEST))
-        self._finished: list[tuple[float, float, dict[int, float]]] = []  # ratio, metric, and the metric by rung
+        self._unjudged: set[str] = set()
         self.stopped: set[str] = set()
 
     def learn(self, records: Iterable[TrialRecord], metric: str) -> None:
         """Takes in the rungs of trials that ended in an earlier start of the run."""
         for record in records:
-            self.ended(record, metric)
+            if len(record.rungs) > 1 and len(self._unjudged) < _N_UNJUDGED:
+                self._unjudged.add(record.name)
             for rung in record.rungs:
                 self._costs[rung.steps].append((ratio(record), -rung.metrics.get(metric, math.nan)))
-
-    def ended(self, record: TrialRecord, metric: str) -> None:
-        """Takes in what a trial came to."""
-        if record.state == "complete" and len(record.rungs) > 1:
-            finals = ratio(record), score(record, metric)
-            early = {rung.steps: rung.metrics[metric] for rung in record.rungs}
-            self._finished.append((*finals, early))
 
     def goes_on(self, trial: str, steps: int, score: float, ratio: float) -> bool:
         """Whether a trial is worth the next rung.
@@ -68,22 +60,14 @@ class ParetoStopping:
         """
         costs = self._costs[steps]
         costs.append((ratio, -score))
+        if len(self._unjudged) < _N_UNJUDGED:
+            self._unjudged.add(trial)
         place = pareto_order(np.array(costs), self._budget)[-1]
-        is_low = place >= max(1, math.ceil(len(costs) / self._reduction))
-        if math.isnan(score) or (is_low and not self._may_add(steps, score, ratio)):
+        is_high = place < max(1, math.ceil(len(costs) * self._passing))
+        if math.isnan(score) or not (is_high or trial in self._unjudged):
             self.stopped.add(trial)
             return False
         return True
-
-    def _may_add(self, steps: int, score: float, ratio: float) -> bool:
-        """Whether a trial will probably not be dominated by any that reached its end; True while few have."""
-        if self._budget is not None and ratio > self._budget:
-            return False
-        pairs = [(early[steps], final) for _, final, early in self._finished if steps in early]
-        if len(pairs) < _MIN_FINISHED:
-            return True
-        reached = max(score, final_score(score, pairs))
-        return not any(theirs <= ratio and final >= reached for theirs, final, _ in self._finished)
 
 
 def pareto_order(costs: Floats, budget: float | None) -> NDArray[np.intp]:

@@ -34,7 +34,7 @@ class Patience:
     def heard(self, record: TrialRecord) -> None:
         """Counts one finished trial."""
         self._n_since += 1
-        if record.state != "complete" or not record.feasible:
+        if not record.is_point or not record.feasible:
             return
         self._points.append((ratio(record), -score(record, self._metric)))
         area = hypervolume(np.array(self._points), self._corner)

@@ -48,9 +48,6 @@ class EarlyStopping(Protocol):
     def goes_on(self, trial: str, steps: int, score: float, ratio: float) -> bool:
         """Whether the trial, which has just been judged after so many steps of fine-tuning, is worth the next rung."""
 
-    def ended(self, record: TrialRecord, metric: str) -> None:
-        """Told of each trial that is over."""
-
 
 def replay(
     study: SearchStudy,
@@ -138,8 +135,6 @@ class _Replay:
 
     def _tell(self, record: TrialRecord, now: float) -> float:
         self.ended.append(record)
-        if self._stopping is not None:
-            self._stopping.ended(record, self._study.metric)
         return self._timed(now, lambda: self._study.tell(record))[1]
 
     def _timed(self, now: float, call: Callable[[], Any]) -> tuple[Any, float]:

@@ -16,7 +16,7 @@ from autocompress.report.point_files import PointFiles, read_point_files
 from autocompress.report.sensitivity import sensitivity_map
 from autocompress.report.time_shares import time_shares
 from autocompress.report.why import why_not_faster
-from autocompress.report.wording import candidate_text, is_number, is_share, reason_text
+from autocompress.report.wording import candidate_text, is_number, is_share, reason_text, stopped_text
 from autocompress.run_folder import Run, RunInfo
 
 Json = dict[str, Any]
@@ -129,11 +129,11 @@ def _choices(candidate: Candidate, names: Mapping[str, list[str]]) -> Json:
 
 def _trial(record: TrialRecord, run: Run, names: Mapping[str, list[str]], on_front: bool) -> Json:
     info = run.info
-    why = reason_text(record, info.metric, info.budget_ratio, info.min_score)
+    outside = reason_text(record, info.metric, info.budget_ratio, info.min_score)
     trial: Json = {
         "number": record.number,
         "name": record.name,
-        "kind": _kind(record, on_front, why is not None),
+        "kind": _kind(record, on_front, outside is not None),
         "state": record.state,
         "origin": record.origin,
         "feasible": record.feasible,
@@ -153,8 +153,10 @@ def _trial(record: TrialRecord, run: Run, names: Mapping[str, list[str]], on_fro
         "ended": record.ended,
         "file": None if record.file is None else _file(record.file, info.metric),
     }
-    if why is not None:
-        trial["why"] = why
+    if outside is not None:
+        trial["why"] = outside
+    elif record.state == "stopped":
+        trial["why"] = stopped_text(record)
     if record.state == "failed":
         trial["error"] = record.error or ""
     if record.file is not None:
@@ -172,12 +174,14 @@ def _predicted(record: TrialRecord) -> list[float | None] | None:
 
 def _kind(record: TrialRecord, on_front: bool, infeasible: bool) -> str:
     """How a point is drawn; the first that holds."""
-    if record.state != "complete":
-        return record.state
+    if record.state == "failed":
+        return "failed"
     if record.candidate.is_baseline:
         return "baseline"
     if on_front:
         return "front"
+    if record.state == "stopped":
+        return "stopped"
     if record.origin == "uniform":
         return "uniform"
     return "infeasible" if infeasible else "trial"

@@ -113,7 +113,7 @@ def write_figure(run: Run, file: Path) -> None:
         raise InputError(f"a figure is an .svg or a .png file, but got {file.name!r}")
     metric = run.info.metric
     placed = [(r, ratio(r), score(r, metric)) for r in run.records]
-    shown = [(r, x, y) for r, x, y in placed if r.state == "complete" and is_number(x) and is_number(y)]
+    shown = [(r, x, y) for r, x, y in placed if r.is_point and is_number(x) and is_number(y)]
     if not shown:
         raise InputError("no trial has both a latency and a score yet, so there is nothing to draw")
     canvas = CANVASES[file.suffix.lower()]()

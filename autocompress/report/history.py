@@ -32,9 +32,9 @@ def hypervolume_history(
 
 
 def _search_cost(record: TrialRecord, metric: str, budget_ratio: float | None) -> tuple[float, float] | None:
-    """(latency ratio, -metric) of a complete trial within the budget."""
+    """(latency ratio, -metric) of a point within the budget."""
     value = record.metrics.get(metric)
-    if record.state != "complete" or record.latency is None or value is None or not is_number(value):
+    if record.latency is None or not record.is_point or value is None or not is_number(value):
         return None
     latency = record.latency.ratio
     return (latency, -value) if latency <= (math.inf if budget_ratio is None else budget_ratio) else None

@@ -75,8 +75,6 @@ def reason_text(
     """Why a trial cannot be on the front; None for one that could, and for the uncompressed model."""
     if record.state == "failed":
         return failure_text(record)
-    if record.state != "complete":
-        return record.error or f"{record.state} before its last rung"
     if record.candidate.is_baseline:
         return None
     if budget_ratio is not None and not ratio(record) <= budget_ratio:
@@ -84,6 +82,12 @@ def reason_text(
     if min_score is not None and not score(record, metric) >= min_score:
         return f"{metric} {metric_text(score(record, metric), metric)} is below the smallest useful {min_score:.4g}"
     return None
+
+
+def stopped_text(record: TrialRecord) -> str:
+    """How far a trial came that was stopped early."""
+    n_steps = record.rungs[-1].steps if record.rungs else 0
+    return f"stopped after {n_steps} steps of fine-tuning, because others of that age were better; `refine` trains it on"
 
 
 def over_budget_text(record: TrialRecord, budget_ratio: float) -> str:

@@ -41,7 +41,7 @@ from autocompress.tasks.cifar10_data import load_images, split_indices
 
 HERE = Path(__file__).parent
 NAMES = ("resnet20", "resnet56")
-STEPS, N_TRAINED = 1, 64  # of the distillation, and images of a step
+RUNGS, N_TRAINED = (0, 1), 64  # steps of the distillation, and images of a step
 N_JUDGED = 300  # images of the selection split
 N_CALIBRATION = 1  # batches of 64
 FAST = FastMode(True)
@@ -58,16 +58,18 @@ class Evaluator:
     Args:
         name: "resnet20" or "resnet56".
         folder: of the file of known evaluations.
+        rungs: steps of the distillation after which a candidate is judged; of (0, 1) only the last one is.
+        n_judged: images of the selection split that judge it.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.task = name, load_task(f"cifar10:{name}")
+    def __init__(self, name: str, folder: Path, rungs: tuple[int, ...] = RUNGS, n_judged: int = N_JUDGED) -> None:
+        self.name, self.task, self.rungs, self.n_judged = name, load_task(f"cifar10:{name}"), rungs, n_judged
         self.model = self.task.build_model()
         self.inputs = as_inputs(self.task.example_inputs())
         self.graph = inspect_model(self.model, self.inputs)
         self.space = SearchSpace.load("resnet_cifar", self.graph)
         self.ratios = latency_of(name)
-        self._path = folder / f"{name}.jsonl"
+        self._path = folder / ("_".join([name, *map(str, rungs if rungs != RUNGS else ())]) + ".jsonl")
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         self.known = {item["digest"]: item for item in map(json.loads, lines)}
@@ -95,9 +97,10 @@ class Evaluator:
             raise KeyError(item["error"])
         candidate = Candidate.from_dict(item["candidate"])
         ratio = self.ratios(candidate)
-        rung = Rung(STEPS, {"accuracy": item["accuracy"], "loss": item["loss"]})
-        latency = Latency(ratio, 0.0, ratio, 0)
-        return Evaluation(candidate, latency, (rung,), (item["seconds"],), n_params=item["n_params"])
+        found = item.get("rungs") or [{**item, "steps": self.rungs[-1]}]
+        rungs = tuple(Rung(r["steps"], {"accuracy": r["accuracy"], "loss": r["loss"]}) for r in found)
+        seconds = tuple(r["seconds"] for r in found)
+        return Evaluation(candidate, Latency(ratio, 0.0, ratio, 0), rungs, seconds, n_params=item["n_params"])
 
 
 class Short(cifar10.Cifar10Task):
@@ -117,7 +120,7 @@ class Tools:
         self._evidence = Evidence(evaluator.model, evaluator.graph, self._calibration, evaluator.task)
         self._teacher = Teacher(evaluator.model, FAST)
         images, labels = load_images("test")
-        members = split_indices("selection")[:N_JUDGED]
+        members = split_indices("selection")[: evaluator.n_judged]
         self._images = FAST.layout(cifar10._to_inputs(images[members]))
         self._labels = labels[members]
 
@@ -129,14 +132,16 @@ class Tools:
         try:
             recipe = resolve(of.model, of.graph, candidate, "l2", self._evidence)
             student = rebuild(of.model, of.graph, recipe, self._calibration, True, self._evidence)
-            tune = FineTune(student, self._teacher, Short(of.name), DistillSettings(rungs=(0, STEPS)), 0)
-            if not candidate.is_baseline:
-                tune.advance(STEPS)
+            tune = FineTune(student, self._teacher, Short(of.name), DistillSettings(rungs=of.rungs), 0)
+            rungs = []
+            for steps in of.rungs if of.rungs != RUNGS else RUNGS[1:]:
+                if not candidate.is_baseline:
+                    tune.advance(steps)
+                rungs.append({"steps": steps, **self._judged(student), "seconds": time.process_time() - begin})
         except AutocompressError as error:
             return {"error": str(error)}
-        figures = self._judged(student)
         n_params = sum(parameter.numel() for parameter in student.parameters())
-        return {**figures, "n_params": n_params, "seconds": time.process_time() - begin}
+        return {"rungs": rungs, "n_params": n_params}
 
     def _judged(self, student: nn.Module) -> dict[str, float]:
         with torch.no_grad(), FAST():

@@ -248,11 +248,8 @@ def test_its_own_time_is_counted(run: Run) -> None:
 
 def test_a_trial_that_was_stopped_early_has_a_record_of_its_own(run: Run) -> None:
     stopping = ParetoStopping(None)
-    rungs = (Rung(0, {"accuracy": 0.5}), Rung(20, {"accuracy": 0.99}))
-    for number in range(10):  # so many must have ended before one is stopped; nothing beats these
-        fast = Latency(0.1, 0.01, 0.2, 9)
-        best = TrialRecord(number, "complete", "x", Candidate(), {"accuracy": 0.99}, fast, rungs=rungs)
-        stopping.ended(best, "accuracy")
+    for number in range(5):  # so many go to their end before one is stopped
+        stopping.goes_on(f"before {number}", 0, 0.3, 0.3)
     run.searcher = StudySearcher(run.study, run.file, lambda: 5.0, run.heard.append, run.stop, stopping=stopping)
     for trial_id, accuracy in (("a", 0.9), ("b", 0.1)):
         run.suggest(trial_id)

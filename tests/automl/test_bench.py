@@ -148,6 +148,19 @@ def test_a_trial_goes_through_its_rungs_and_leaves_the_best_student(tmp_path: Pa
     assert judged(job.model) == judged(trained_model()), "the job's model is as it was"
 
 
+def test_files_of_a_rung_are_those_of_the_best_so_far_and_taking_them_changes_nothing(
+    tmp_path: Path, bench_of: MakeBench
+) -> None:
+    job = job_of(tmp_path, learning_rate=3.0)  # so that training hurts
+    bench = bench_of(job)
+    undisturbed, trial = finished(bench, EVERYTHING), Trial(bench, EVERYTHING)
+    while not trial.done:
+        trial.step()
+        assert judged(student_in(trial.files(), job)) == trial.outcome().metrics
+    assert trial.outcome().rungs == undisturbed.outcome().rungs
+    assert trial.outcome().metrics["accuracy"] > trial.outcome().rungs[-1].metrics["accuracy"]
+
+
 def test_training_that_hurts_is_undone(tmp_path: Path, bench_of: MakeBench) -> None:
     job = job_of(tmp_path, learning_rate=3.0)
     outcome = finished(bench_of(job), EVERYTHING).outcome()

@@ -22,6 +22,7 @@ import pytest
 import ray
 from torch import Tensor
 
+from autocompress.artifact import load_student
 from autocompress.automl import engine, resume, run_new
 from autocompress.automl.asker import StudySearcher
 from autocompress.automl.engine import ray_cluster
@@ -120,6 +121,19 @@ def test_one_worker_and_one_seed_give_the_same_trials(world: Any, tmp_path: Path
     assert {origin for origin, _, _ in first} == {"baseline", "uniform", "solver", "sampler"}
     assert trials("again", 1) == first
     assert trials("other", 2) != first
+
+
+def test_a_trial_that_was_stopped_early_is_a_point_like_any_other(world: Any, tmp_path: Path) -> None:
+    run, task = tmp_path / "run", world.World(pause=0.0)
+    records = search(world, run, task, n_trials=16, early_stopping=True)
+    stopped = [record for record in records if record.state == "stopped"]
+    assert stopped and all(len(record.rungs) < 4 for record in stopped)
+    model = task.build_model()
+    graph = inspect_model(model, task.example_inputs())
+    for record in stopped:
+        student, _ = load_student(RunFolder(run).trial(record.name), model, graph)
+        assert task.evaluate(lambda inputs, own=student: own(*inputs), "selection") == record.metrics
+    assert not list((run / "states").glob("*")), "what is over leaves no state"
 
 
 def test_one_search_serves_several_latency_budgets_within_the_others(

@@ -69,10 +69,10 @@ def test_nan_comes_last() -> None:
 
 
 def by_rank(budget: float | None) -> ParetoStopping:
-    """A rule for which nothing that is judged here can add to the front, so that rank alone decides."""
-    rule = ParetoStopping(budget, reduction=2)
-    for i in range(10):
-        rule.ended(record(i, "complete", [1.0, 2.0, 2.0], latency=0.01), "accuracy")
+    """A rule that lets the better half go on, and has seen the trials that go to their end in any case."""
+    rule = ParetoStopping(budget, passing=0.5)
+    for i in range(5):
+        assert rule.goes_on(f"before {i}", -1, -float(i), 0.5), "the first trials go on, whatever they come to"
     return rule
 
 
@@ -108,23 +108,10 @@ def record(number: int, state: str, values: list[float], latency: float = 0.4) -
 
 
 def test_a_resumed_run_remembers_the_rungs() -> None:
-    rule = ParetoStopping(None, reduction=2)
-    rule.learn([record(i, "complete", [0.9, 0.95]) for i in range(10)], "accuracy")
+    rule = ParetoStopping(None, passing=0.5)
+    rule.learn([record(i, "complete", [0.9, 0.95]) for i in range(5)], "accuracy")
     assert not rule.goes_on("a", 0, 0.5, 0.4)
-    assert ParetoStopping(None, reduction=2).goes_on("a", 0, 0.5, 0.4)
-
-
-def test_a_low_rank_goes_on_while_it_will_probably_add_to_the_front() -> None:
-    rule = ParetoStopping(0.8, reduction=4)
-    early_and_final = [(0.50 + i / 50, 0.80 + i / 50) for i in range(10)]  # the better, the slower
-    finished = [record(i, "complete", [a, b], latency=0.3 + i / 50) for i, (a, b) in enumerate(early_and_final)]
-    for item in finished[:9]:
-        rule.learn([item], "accuracy")
-    assert rule.goes_on("too early to tell", 0, 0.1, 0.48)
-    rule.learn([finished[9]], "accuracy")
-    assert rule.goes_on("beyond the line", 0, 0.61, 0.38), "0.91 at 0.38, where 0.88 is known"
-    assert not rule.goes_on("below it", 0, 0.53, 0.38)
-    assert not rule.goes_on("over the budget", 0, 0.99, 0.9)
+    assert ParetoStopping(None, passing=0.5).goes_on("a", 0, 0.5, 0.4)
 
 
 def test_a_stopped_trial_is_told_as_what_it_would_probably_have_reached() -> None:
@@ -163,9 +150,7 @@ def test_the_scheduler_asks_after_each_rung_and_lets_ended_trials_end() -> None:
 
 def test_in_a_long_search_the_latest_trials_set_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_stopping, "_LATEST", 8)
-    rule = ParetoStopping(None, reduction=2)
-    for i in range(10):
-        rule.ended(record(i, "complete", [0.9, 0.95]), "accuracy")  # so that none is promising but by its rank
+    rule = by_rank(None)
     for i in range(8):
         rule.goes_on(f"good {i}", 0, 0.9 + i / 100, 0.4)
     assert not rule.goes_on("a", 0, 0.5, 0.4)

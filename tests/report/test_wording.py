@@ -65,5 +65,5 @@ def test_every_trial_off_the_front_has_its_reason() -> None:
     assert reason_text(pruned, "accuracy", 0.6, 0.45) == "accuracy 40.00% is below the smallest useful 0.45"
     assert str(reason_text(pruned, "accuracy", 0.4, 0.45)).endswith("0.5x is over the budget of 0.4x")
     assert reason_text(complete(0, Candidate(), 1.0, 0.9), "accuracy", 0.4) is None, "the uncompressed model is shown"
-    assert reason_text(replace(pruned, state="stopped"), "accuracy", None) == "stopped before its last rung"
+    assert reason_text(replace(pruned, state="stopped"), "accuracy", None) is None, "it is a point like any other"
     assert reason_text(failed(1, "E: x"), "accuracy", None) == "E: x"
