@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from autocompress.automl.sensitivity import Sensitivity
 from autocompress.candidate import Candidate
 from autocompress.graph import ModelGraph
 from autocompress.pareto import hypervolume, ratio
+from autocompress.proposing.early_stopping import ParetoStopping
 from autocompress.proposing.predictor import LaunchModel
 from autocompress.proposing.proposals import uniform_candidates
 from autocompress.proposing.replay import EarlyStopping, Evaluation, replay
@@ -89,15 +90,45 @@ def baseline_record(problem: Problem) -> TrialRecord:
 
 
 def curve(problem: Problem, records: list[TrialRecord], n: int) -> np.ndarray:
-    """Hypervolume after 1 to n trials, in the order in which they ended; stopped and failed ones add nothing."""
+    """Hypervolume after 1 to n trials, in the order in which they ended; failed ones add nothing."""
     corner = (problem.corner[0], -problem.corner[1])
     points = [[1.0, -baseline_record(problem).metrics["accuracy"]]]
     areas = []
     for record in records:
-        if record.state == "complete":
+        if record.is_point:
             points.append([ratio(record), -record.metrics["accuracy"]])
         areas.append(hypervolume(np.array(points), corner))
     return np.array(areas + areas[-1:] * (n - len(areas)))[:n]
+
+
+def saved_and_kept(orders: Sequence[Sequence[Evaluation]], corner: tuple[float, float], passing: float) -> dict:
+    """What early stopping does to trials in these orders, against finishing all of them.
+
+    Args:
+        orders: evaluations with all their rungs, one order for each repeat.
+        corner: reference point (latency ratio, accuracy).
+        passing: share that goes on at each rung.
+    """
+    savings, kept = [], []
+    for order in orders:
+        rule, steps, points, full = ParetoStopping(None, passing), 0, [], []
+        for own in order:
+            for n, rung in enumerate(own.rungs, start=1):
+                last = n == len(own.rungs)
+                if last or not rule.goes_on(
+                    own.candidate.digest, rung.steps, rung.metrics["accuracy"], own.latency.ratio
+                ):
+                    break
+            steps += rung.steps
+            points.append([own.latency.ratio, -max(r.metrics["accuracy"] for r in own.rungs[:n])])
+            full.append([own.latency.ratio, -max(r.metrics["accuracy"] for r in own.rungs)])
+        savings.append(sum(own.rungs[-1].steps for own in order) / steps)
+        areas = [hypervolume(np.array(found), (corner[0], -corner[1])) for found in (points, full)]
+        kept.append(areas[0] / areas[1])
+    return {
+        "fine-tune steps saved, times, median (min, max)": [round(f(savings), 2) for f in (np.median, min, max)],
+        "hypervolume kept, median (min, max)": [round(float(f(kept)), 4) for f in (np.median, min, max)],
+    }
 
 
 def first_at(curve_: np.ndarray, level: float) -> float:

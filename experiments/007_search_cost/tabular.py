@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from ablation import SAMPLERS, Problem, curve, first_at, search
+from ablation import SAMPLERS, Problem, curve, first_at, saved_and_kept, search
 from scipy.stats import spearmanr
 
 from autocompress.automl.sensitivity import Probe, measure_sensitivity
@@ -22,7 +22,7 @@ from autocompress.config import SearchSettings
 from autocompress.graph import inspect_model
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.pareto import hypervolume
-from autocompress.proposing.early_stopping import ParetoStopping, expected_score
+from autocompress.proposing.early_stopping import PASSING, ParetoStopping, expected_score
 from autocompress.proposing.replay import Evaluation, read_table, write_table
 from autocompress.records import Latency, Rung, TrialRecord
 from autocompress.space import SearchSpace
@@ -119,37 +119,16 @@ def recorded(records: list[TrialRecord]) -> list[TrialRecord]:
 
 
 def stopping(table: dict[str, Evaluation], area: float) -> dict:
-    """All candidates in a random order, each stopped or not: compute and hypervolume against finishing all."""
-    result = {}
-    full_steps = next(iter(table.values())).rungs[-1].steps
-    for reduction in (2, 4, 8):
-        savings, areas = [], []
-        for seed in SEEDS:
-            rule, steps, points = ParetoStopping(None, reduction), 0, []
-            order = sorted(table)
-            random.Random(seed).shuffle(order)
-            for number, digest in enumerate(order):
-                own = table[digest]
-                for rung in own.rungs[:-1]:
-                    if not rule.goes_on(digest, rung.steps, rung.metrics["accuracy"], own.latency.ratio):
-                        steps += rung.steps
-                        break
-                else:
-                    rule.ended(finished(number, own), "accuracy")
-                    steps += full_steps
-                    points.append([own.latency.ratio, -max(r.metrics["accuracy"] for r in own.rungs)])
-            savings.append(full_steps * len(table) / steps)
-            areas.append(hypervolume(np.array(points), (CORNER[0], -CORNER[1])) / area)
-        result[reduction] = {
-            "fine-tune steps saved, times, median (min, max)": [round(f(savings), 2) for f in (np.median, min, max)],
-            "hypervolume kept, median (min, max)": [round(float(f(areas)), 4) for f in (np.median, min, max)],
-        }
-    return result
-
-
-def finished(number: int, own: Evaluation) -> TrialRecord:
-    best = max(own.rungs, key=lambda rung: rung.metrics["accuracy"]).metrics
-    return TrialRecord(number, "complete", "x", own.candidate, best, own.latency, rungs=own.rungs)
+    """Candidates in a random order, each stopped or not: compute and hypervolume against finishing all of them."""
+    return {
+        f"{n} trials, {passing} go on": saved_and_kept(
+            [[table[digest] for digest in random.Random(seed).sample(sorted(table), n)] for seed in SEEDS],
+            CORNER,
+            passing,
+        )
+        for n in (60, len(table))
+        for passing in (0.6, PASSING, 0.3)
+    }
 
 
 def told(table: dict[str, Evaluation]) -> dict:
@@ -173,7 +152,6 @@ def told(table: dict[str, Evaluation]) -> dict:
             best = max(own.rungs[:n], key=lambda rung: rung.metrics["accuracy"]).metrics
             state = "complete" if n == len(own.rungs) else "stopped"
             record = TrialRecord(number, state, "x", own.candidate, best, own.latency, rungs=own.rungs[:n])
-            rule.ended(record, "accuracy")
             if state == "stopped" and sum(r.state == "complete" for r in ended) >= 5:
                 truth.append(max(r.metrics["accuracy"] for r in own.rungs))
                 ours.append(expected_score(record, ended, "accuracy"))

@@ -15,7 +15,7 @@ from autocompress.compression.quantize import calibrate_, quantize_
 from autocompress.compression.quantize.activations import ActivationQuantizer
 from autocompress.compression.quantize.layers import QuantizedConv2d, QuantizedLinear
 from autocompress.errors import CompressionError
-from autocompress.graph import Layer
+from autocompress.graph import Layer, inspect_model
 
 LAYERS = (
     Layer("conv1", "conv2d", (8, 3, 3, 3), 0, 0, norm="bn1", relu=True, feeds=("conv2",), feeds_only_layers=True),
@@ -145,3 +145,43 @@ def test_a_constant_zero_activation_and_a_zero_channel_stay_finite() -> None:
     quantize_(model, LAYERS, {"fc": 8, "conv1": 8})
     calibrate_(model, [(torch.zeros(2, 3, 8, 8),)])
     assert torch.isfinite(model(torch.zeros(2, 3, 8, 8))).all()
+
+
+class Named(nn.Module):
+    """Embeddings that are added in a module called by keyword, and a residual block called by keyword."""
+
+    class Embeddings(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(300, 8), nn.Embedding(16, 8)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.words(ids) + self.places(torch.arange(ids.shape[1]))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return hidden + self.outer(torch.relu(self.inner(hidden)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings, self.block, self.head = self.Embeddings(), self.Block(), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.block(hidden=self.embeddings(ids=ids)))
+
+
+def test_blocks_called_by_keyword_round_their_input_and_token_numbers_are_never_rounded() -> None:
+    torch.manual_seed(0)
+    model, ids = Named().eval(), torch.randint(0, 300, (64, 16))
+    graph = inspect_model(model, (ids,))
+    assert {branch.name for branch in graph.branches} >= {"block"}
+    student = copy.deepcopy(model)
+    quantize_(student, graph.layers, {layer.path: 8 for layer in graph.layers}, branches=graph.branches)
+    calibrate_(student, [(ids,)])
+    expected, found = model(ids), student(ids)
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    assert isinstance(student.block.input_quantizer, ActivationQuantizer)

@@ -8,7 +8,7 @@ what is integer already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ _MAKERS: dict[Precision, Callable[[int, int], WeightQuantizer]] = {
 
 def quantize_(
     model: nn.Module,
-    layers: Iterable[Layer],
+    layers: Sequence[Layer],
     bits: Mapping[str, Precision],
     branches: Iterable[ResidualBranch] = (),
     weight_rule: str = "minmax",
@@ -65,7 +65,13 @@ def quantize_(
         if width not in PRECISIONS or width == FULL_BITS:
             raise CompressionError(f"weight_bits must be one of {list(PRECISIONS)}, but layer {path!r} has {width!r}")
     integer = {path for path, width in bits.items() if width == INT8_BITS}
-    whole = [b for b in branches if b.readers and b.n_inputs == 1 and integer.issuperset({*b.layers, *b.readers})]
+    rounding = integer - {layer.path for layer in layers if layer.kind == "embedding"}  # those read positions in a table
+    whole = [
+        branch
+        for branch in branches
+        if branch.readers and branch.n_inputs == 1 and integer.issuperset(branch.layers)
+        if rounding.issuperset(branch.readers)
+    ]
     covered = _round_block_inputs_(model, whole)
     inner = {path for branch in whole for path in branch.layers}
     for layer in layers:
@@ -100,13 +106,18 @@ def _round_block_inputs_(model: nn.Module, whole: Iterable[ResidualBranch]) -> d
     for branch in whole:
         block = model.get_submodule(branch.name)
         block.input_quantizer = quantizer = ActivationQuantizer()
-        block.register_forward_pre_hook(_round_first_input)
+        block.register_forward_pre_hook(_round_input, with_kwargs=True)
         covered |= dict.fromkeys(branch.readers, quantizer)
     return covered
 
 
-def _round_first_input(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (module.input_quantizer(args[0]), *args[1:])
+def _round_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Rounds the only tensor that the block is called with, whether it has a name or not."""
+
+    def rounded(value: Any) -> Any:
+        return module.input_quantizer(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return tuple(map(rounded, args)), {name: rounded(value) for name, value in kwargs.items()}
 
 
 def _round_output_(model: nn.Module, layer: Layer, last: str, integer: set[str]) -> ActivationQuantizer | None:
