@@ -143,7 +143,7 @@ class TrialRecord:
 
     @property
     def is_point(self) -> bool:
-        """Whether it left a student that may be on the front: it ended, be it stopped early, and its latency is known."""
+        """Whether it left a student that may be on the front; one that was stopped early did."""
         return self.state != "failed" and self.latency is not None
 
     def with_file(self, file: FileNumbers) -> TrialRecord:

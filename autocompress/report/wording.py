@@ -87,7 +87,7 @@ def reason_text(
 def stopped_text(record: TrialRecord) -> str:
     """How far a trial came that was stopped early."""
     n_steps = record.rungs[-1].steps if record.rungs else 0
-    return f"stopped after {n_steps} steps of fine-tuning, because others of that age were better; `refine` trains it on"
+    return f"stopped after {n_steps} steps of fine-tuning, since others were better by then; `refine` trains it on"
 
 
 def over_budget_text(record: TrialRecord, budget_ratio: float) -> str:

@@ -12,7 +12,7 @@ from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.proposing.replay import Evaluation, busy_share, read_table, replay, write_table
 from autocompress.proposing.study import SearchStudy
-from autocompress.records import Latency, Rung, TrialRecord
+from autocompress.records import Latency, Rung
 from autocompress.space import Knob, SearchSpace
 
 SPACE = SearchSpace(tuple(Knob("prune_ratio", name, (0.0, 0.25, 0.5)) for name in "abc"))

@@ -65,7 +65,7 @@ def quantize_(
         if width not in PRECISIONS or width == FULL_BITS:
             raise CompressionError(f"weight_bits must be one of {list(PRECISIONS)}, but layer {path!r} has {width!r}")
     integer = {path for path, width in bits.items() if width == INT8_BITS}
-    rounding = integer - {layer.path for layer in layers if layer.kind == "embedding"}  # those read positions in a table
+    rounding = integer - {layer.path for layer in layers if layer.kind == "embedding"}  # those read row numbers
     whole = [
         branch
         for branch in branches
