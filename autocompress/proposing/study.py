@@ -268,9 +268,9 @@ def _mend(path: Path) -> None:
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if not path.exists():
         return
-    text = path.read_bytes()
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
+    with path.open("rb") as file:
+        whole = sum(len(line) for line in file if line.endswith(b"\n"))
+    if whole < path.stat().st_size:
         warnings.warn(f"{path}: the last entry was cut off and is dropped", stacklevel=2)
         with path.open("r+b") as file:
             file.truncate(whole)
