@@ -183,7 +183,10 @@ def test_refining_adds_a_record_that_trained_longer(killed_and_resumed: Path, tm
 
 def test_ctrl_c_leaves_the_front_so_far(example: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    search = _command("search", f"{example}:task", "--run-dir", run, "--trials", 200, "--workers", 2, "--rungs", "0,10")
+    search = _command(
+        "search", f"{example}:task", "--run-dir", run, "--trials", 200, "--workers", 2, "--rungs", "0,10",
+        "--sensitivity", "fisher",
+    )  # fmt: skip
     driver = subprocess.Popen(search, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     records = run / "trials.jsonl"
     deadline = time.monotonic() + 180
@@ -202,8 +205,9 @@ def test_a_time_limit_ends_the_search_with_a_front(example: Path, tmp_path: Path
         ac.load_task(f"{example}:task"),
         run_dir=tmp_path / "run",
         n_trials=500,
-        minutes=0.35,
+        minutes=0.2,
         n_workers=2,
+        sensitivity="fisher",
         distill={"rungs": [0, 5]},
         show_progress=False,
     )

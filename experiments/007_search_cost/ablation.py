@@ -126,7 +126,7 @@ def saved_and_kept(orders: Sequence[Sequence[Evaluation]], corner: tuple[float, 
         areas = [hypervolume(np.array(found), (corner[0], -corner[1])) for found in (points, full)]
         kept.append(areas[0] / areas[1])
     return {
-        "fine-tune steps saved, times, median (min, max)": [round(f(savings), 2) for f in (np.median, min, max)],
+        "fine-tune steps saved, times, median (min, max)": [round(float(f(savings)), 2) for f in (np.median, min, max)],
         "hypervolume kept, median (min, max)": [round(float(f(kept)), 4) for f in (np.median, min, max)],
     }
 

@@ -61,6 +61,7 @@ def test_resnet20_has_the_published_accuracy() -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_resnet56_has_the_published_accuracy() -> None:
     published("resnet56")
 
