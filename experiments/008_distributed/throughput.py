@@ -1,6 +1,7 @@
 """Two workers against one on this machine: CPU-bound trials of one thread each, in a search and without one.
 
 python throughput.py --repeats 2        # rows of throughput.csv: one and two workers, one and two plain processes
+python throughput.py --steps 5000       # the same with trials of five times the length
 
 Plain processes run the same trials one after the other, each pinned to a core of its own, without Ray and without a
 driver: what two of them do against one is what the machine has to give.
@@ -36,16 +37,17 @@ from autocompress.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 N_TRIALS, N_PLAIN = 25, 12
-RUNGS = [0, 500, 1000]  # a bit over a second on one core; the clocks are still, so that nothing waits for a turn
+STEPS = 1000  # of fine-tuning: 0.7 s on one core; the clocks are still, so that nothing waits for a turn
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"fine-tune steps of a trial (default: {STEPS})")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     for _, measure, n in itertools.product(range(args.repeats), (plain, search), (1, 2)):
-        row = {"how": measure.__name__, "workers": n, **measure(n)}
+        row = {"how": measure.__name__, "steps": args.steps, "workers": n, **measure(n, args.steps)}
         file = HERE / "throughput.csv"
         new = not file.exists()
         with file.open("a", newline="") as opened:
@@ -108,11 +110,11 @@ def _role(process: psutil.Process, me: psutil.Process) -> str:
     return "workers" if working or "multiprocessing" in line else "ray"
 
 
-def plain(n_processes: int) -> dict[str, float]:
+def plain(n_processes: int, steps: int) -> dict[str, float]:
     """As many processes as given; the first two trials of each are not counted."""
     context = multiprocessing.get_context("spawn")
     begin, ends = context.Barrier(n_processes + 1), context.Queue()
-    processes = [context.Process(target=_in_turn, args=(core, begin, ends)) for core in range(n_processes)]
+    processes = [context.Process(target=_in_turn, args=(core, steps, begin, ends)) for core in range(n_processes)]
     with ProcessorTime() as processor:
         for process in processes:
             process.start()
@@ -126,13 +128,13 @@ def plain(n_processes: int) -> dict[str, float]:
     return _row(n, max(elapsed), sum(elapsed), n_processes, spent)
 
 
-def _in_turn(core: int, begin: Any, ends: Any) -> None:
+def _in_turn(core: int, steps: int, begin: Any, ends: Any) -> None:
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     task = world.World(pause=0.0)
     space = world.space_of(task.build_model())
-    bench = Bench(prepare(task, space, settings(1), None).job)
+    bench = Bench(prepare(task, space, settings(1, steps), None).job)
     for seed in range(N_PLAIN + 2):
         if seed == 2:
             begin.wait()
@@ -145,20 +147,22 @@ def _in_turn(core: int, begin: Any, ends: Any) -> None:
     bench.close()
 
 
-def settings(n_workers: int) -> SearchSettings:
+def settings(n_workers: int, steps: int) -> SearchSettings:
     found: SearchSettings = world.settings(
-        N_TRIALS, n_workers=n_workers, distill={"rungs": RUNGS, "learning_rate": 0.001}
+        N_TRIALS, n_workers=n_workers, distill={"rungs": [0, steps // 2, steps], "learning_rate": 0.001}
     )
     return found
 
 
-def search(n_workers: int) -> dict[str, float]:
+def search(n_workers: int, steps: int) -> dict[str, float]:
     """One search; the first two trials of each worker, which load everything, are not counted."""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
         task = world.World(pause=0.0)
         with ProcessorTime() as processor:
-            run_new(task, settings(n_workers), run, space=world.space_of(task.build_model()), show_progress=False)
+            run_new(
+                task, settings(n_workers, steps), run, space=world.space_of(task.build_model()), show_progress=False
+            )
         seconds = {record.number: sum(record.seconds.values()) for record in read_records(run / "trials.jsonl")}
         ends = [
             (datetime.fromisoformat(event["time"]).timestamp(), event["trial"])
@@ -173,7 +177,16 @@ def search(n_workers: int) -> dict[str, float]:
 
 
 COLUMNS = (
-    *("how", "workers", "trials", "seconds", "trials_per_second", "seconds_at_work_per_trial", "overhead_ms_per_trial"),
+    *(
+        "how",
+        "steps",
+        "workers",
+        "trials",
+        "seconds",
+        "trials_per_second",
+        "seconds_at_work_per_trial",
+        "overhead_ms_per_trial",
+    ),
     *("workers_cpu_ms_per_trial", "driver_cpu_ms_per_trial", "ray_cpu_ms_per_trial", "others_percent_of_a_core"),
 )
 

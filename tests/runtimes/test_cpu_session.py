@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import onnxruntime as ort
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.errors import ExportError, MissingExtraError
-from autocompress.runtimes import export, runtime_named
+from autocompress.runtimes import export, model_file, runtime_named
 from tests.runtimes.contract import RuntimeContract
 
 
@@ -75,3 +76,12 @@ def test_a_rounded_layer_that_was_computed_beforehand_stays_rounded(tmp_path: Pa
         expected, exact = student(ids), model(ids)
     assert torch.allclose(session.predict((ids,)), expected, atol=1e-5)
     assert not torch.allclose(expected, exact, atol=1e-3)
+
+
+def test_the_exporters_own_notes_stay_off_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    folding = logging.getLogger("onnxscript.optimizer")
+    with model_file._quiet():
+        folding.warning("Evaluation failed")
+    assert not caplog.records
+    folding.warning("from outside")
+    assert [record.message for record in caplog.records] == ["from outside"]
