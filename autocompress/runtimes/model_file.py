@@ -70,7 +70,7 @@ def _strip_notes_(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's notes from the user's terminal: optional packages, deprecations, constants it cannot fold."""
+    """Keeps the exporter's notes from the terminal: optional packages, deprecations, constants it cannot fold."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
