@@ -5,7 +5,7 @@ study.journal     the study, the one source of truth
 trials.jsonl      a TrialRecord per line, rewritten from the study on resume
 states/           from which cut-off trials go on, by candidate; empty when the search is done
 events.jsonl      what happened to each trial: a line per start, rung, restart and end
-trials/           trial_0042/weights.safetensors and recipe.json of each complete trial
+trials/           trial_0042/weights.safetensors and recipe.json of each trial that did not fail
 front.csv         the front as a table
 front/            trial_0042/: manifest.json, weights.safetensors, the runtime's file, layer_times.json, examples.npz,
                   run.py, README.md
@@ -154,7 +154,7 @@ class RunFolder:
         return self.path / ".lock"
 
     def trial(self, name: str) -> Path:
-        """Where a complete trial's weights lie."""
+        """Where the weights of a trial lie that did not fail."""
         return self.path / "trials" / name
 
     def point(self, name: str) -> Path:

@@ -147,8 +147,10 @@ class Trial:
             return
         last = copy.deepcopy(self._student.state_dict())
         self._student.load_state_dict(self._best)
-        yield
-        self._student.load_state_dict(last)
+        try:
+            yield
+        finally:
+            self._student.load_state_dict(last)
 
     @property
     def progress(self) -> dict[str, Any]:

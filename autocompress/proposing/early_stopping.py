@@ -17,7 +17,7 @@ PASSING = 0.45
 """Share of the trials at a rung that go on to the next one."""
 
 _MIN_PAIRS = 5
-_N_UNJUDGED = 5
+_N_SPARED = 5
 """The first trials go to their end: there is nothing to rank them among, and they show what training gains."""
 _LATEST = 1024  # trials at a rung that another is compared with, so that a decision costs the same in a long search
 
@@ -38,14 +38,14 @@ class ParetoStopping:
     def __init__(self, budget: float | None, passing: float = PASSING) -> None:
         self._budget, self._passing = budget, passing
         self._costs: dict[int, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=_LATEST))
-        self._unjudged: set[str] = set()
+        self._spared: set[str] = set()
         self.stopped: set[str] = set()
 
     def learn(self, records: Iterable[TrialRecord], metric: str) -> None:
         """Takes in the rungs of trials that ended in an earlier start of the run."""
         for record in records:
-            if len(record.rungs) > 1 and len(self._unjudged) < _N_UNJUDGED:
-                self._unjudged.add(record.name)
+            if len(record.rungs) > 1 and len(self._spared) < _N_SPARED:
+                self._spared.add(record.name)
             for rung in record.rungs:
                 self._costs[rung.steps].append((ratio(record), -rung.metrics.get(metric, math.nan)))
 
@@ -60,11 +60,11 @@ class ParetoStopping:
         """
         costs = self._costs[steps]
         costs.append((ratio, -score))
-        if len(self._unjudged) < _N_UNJUDGED:
-            self._unjudged.add(trial)
+        if len(self._spared) < _N_SPARED:
+            self._spared.add(trial)
         place = pareto_order(np.array(costs), self._budget)[-1]
         is_high = place < max(1, math.ceil(len(costs) * self._passing))
-        if math.isnan(score) or not (is_high or trial in self._unjudged):
+        if math.isnan(score) or not (is_high or trial in self._spared):
             self.stopped.add(trial)
             return False
         return True

@@ -16,7 +16,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
-from autocompress.pareto import ratio
+from autocompress.pareto import ratio, score
 from autocompress.proposing.early_stopping import expected_score
 from autocompress.proposing.journal import StudyJournal, StudyStorage
 from autocompress.proposing.proposals import strong_candidate
@@ -218,11 +218,12 @@ class SearchStudy:
             self._known[record.candidate.digest] = record
 
     def judged(self, record: TrialRecord) -> TrialRecord:
-        """The record of a complete trial with `feasible` set."""
-        return replace(record, feasible=all(excess <= 0 for excess in self._excesses(record).values()))
+        """The record of a trial that ended with `feasible` set, by what it has reached."""
+        excesses = self._excesses(record, score(record, self.metric))
+        return replace(record, feasible=all(excess <= 0 for excess in excesses.values()))
 
-    def _excesses(self, record: TrialRecord) -> dict[str, float]:
-        """How far a complete trial is beyond each limit; 0 or less is within.
+    def _excesses(self, record: TrialRecord, value: float) -> dict[str, float]:
+        """How far a trial with this value of the metric is beyond each limit; 0 or less is within.
 
         The metric of a trial that was too slow to be fine-tuned says little, so it is not held against it.
         """
@@ -230,7 +231,7 @@ class SearchStudy:
         if self.budget is not None:
             excesses["latency"] = ratio(record) - self.budget
         if self.min_score is not None and excesses.get("latency", 0.0) <= 0:
-            excesses["metric"] = self.min_score - self._expected(record)
+            excesses["metric"] = self.min_score - value
         if self.max_size_mib is not None and math.isfinite(record.size_mib):
             excesses["size"] = record.size_mib - self.max_size_mib
         return excesses
@@ -253,7 +254,7 @@ class SearchStudy:
             self._study.tell(trial, state=TrialState.FAIL)
             return
         if not constrained:
-            for name, excess in self._excesses(record).items():
+            for name, excess in self._excesses(record, told[0]).items():
                 trial.set_constraint(name, excess)
         self._study.tell(trial, told)
 

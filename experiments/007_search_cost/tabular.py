@@ -188,6 +188,26 @@ def searches_with_stopping(problem: Problem, area: float) -> dict:
     return result
 
 
+def write_stopped_trial(problem: Problem, table: dict[str, Evaluation]) -> None:
+    """stopped_trial.json: the last trial of a search that was stopped at its second rung, and what it was told as."""
+    records = recorded(search(problem, "solver", 0, 60, 1, ParetoStopping(None)))
+    record = [item for item in records if item.state == "stopped" and len(item.rungs) == 2][-1]
+    before = [item for item in records if item.number < record.number]
+    own = table[record.candidate.digest]
+    found = {
+        "record": record.to_dict(),
+        "told to the study": {
+            "accuracy": round(expected_score(record, before, "accuracy"), 5),
+            "latency ratio": own.latency.ratio,
+        },
+        "reached in its best rung": record.metrics["accuracy"],
+        "what it reaches when it is trained to its end (recorded, not known to the search)": max(
+            rung.metrics["accuracy"] for rung in own.rungs
+        ),
+    }
+    (HERE / "stopped_trial.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
 def run(cache: Path) -> None:
     problem, table = load(cache)
     area = true_area(table)
@@ -195,6 +215,7 @@ def run(cache: Path) -> None:
     print(stopped, flush=True)
     tales = told(table)
     print(tales, flush=True)
+    write_stopped_trial(problem, table)
     with_stopping = searches_with_stopping(problem, area)
     print(with_stopping, flush=True)
     samplers, rows = ablation(problem, area)

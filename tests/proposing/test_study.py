@@ -380,6 +380,21 @@ def test_a_stopped_trial_is_judged_by_those_of_about_its_time(tmp_path: Path, mo
     assert told == pytest.approx([0.9, 0.4]), "the first ten, which reached 0.5, are too long ago"
 
 
+def test_a_stopped_trial_is_feasible_by_what_it_has_reached_whatever_it_is_told_as(tmp_path: Path) -> None:
+    knobs = tuple(Knob("weight_bits", f"fc{i}", (32, 8)) for i in range(4))
+    study = SearchStudy(None, SearchSpace(knobs), RandomSampler(seed=0), "accuracy", None, min_score=0.5)
+    rungs = Rung(0, {"accuracy": 0.2}), Rung(20, {"accuracy": 0.9})
+    for _ in range(6):
+        study.tell(replace(record_of(study.ask()), rungs=rungs))
+    asked = record_of(study.ask())
+    stopped = replace(asked, state="stopped", metrics={"accuracy": 0.2}, rungs=rungs[:1])
+    assert not study.judged(stopped).feasible
+    study.tell(study.judged(stopped))
+    last = study._study.get_trials(deepcopy=False)[-1]
+    assert last.values[0] == pytest.approx(0.9), "others of its first rung came so far"
+    assert last.constraints["metric"] < 0, "so the sampler takes it for useful"
+
+
 def test_what_an_ended_trial_leaves_in_memory_is_little_and_the_journal_has_all(path: Path) -> None:
     study = opened(path)
     kept = []
