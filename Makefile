@@ -32,7 +32,7 @@ test-browser: install ## the report page in a real browser (Debian: apt-get inst
 	AUTOCOMPRESS_PYTHON=$(CURDIR)/$(BIN)/python .venv-browser/bin/python -m pytest --noconftest -q -s tests/browser
 
 chaos: install ## kill workers, nodes and drivers 21 times during one search
-	$(BIN)/python -m pytest -s tests/automl/test_chaos.py
+	$(BIN)/python -m pytest -s tests/execution/test_chaos.py
 
 check: install ## lint, format, types, layering
 	$(BIN)/ruff check .

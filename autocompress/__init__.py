@@ -9,19 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.artifact import load
-    from autocompress.automl import resume, search
-    from autocompress.candidate import Candidate
+    from autocompress.api import resume, search
     from autocompress.compression import compress
     from autocompress.config import DistillSettings
     from autocompress.distillation import distill
     from autocompress.errors import AutocompressError
     from autocompress.graph import ModelGraph, inspect_model
     from autocompress.latency import LatencyModel, Measurement, measure_latency, measure_paired, profile
-    from autocompress.pareto import ParetoFront
-    from autocompress.records import TrialRecord
+    from autocompress.publishing.artifact import load
+    from autocompress.results.pareto import ParetoFront
+    from autocompress.results.records import TrialRecord
     from autocompress.runtimes import export
-    from autocompress.space import SearchSpace
+    from autocompress.space.candidate import Candidate
+    from autocompress.space.search_space import SearchSpace
     from autocompress.task import SupervisedTask, Task, load_task
 
 _HOMES = {

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, settle_biases_, sparse_weights
+from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, snap_biases_, sparse_weights
 from autocompress.config import DistillSettings
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import inspect_model
@@ -174,7 +174,7 @@ class FineTune:
                 self._train_one(next(self._batches))
             self.step += 1
         before = {name: tensor.detach().clone() for name, tensor in vectors.items()}
-        settle_biases_(self.student.eval())
+        snap_biases_(self.student.eval())
         self._trained = {name: value for name, value in before.items() if not torch.equal(value, vectors[name])}
 
     def state_dict(self) -> dict[str, Any]:

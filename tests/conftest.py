@@ -14,7 +14,7 @@ from autocompress.errors import MissingDataError
 from autocompress.tasks.data import CACHE_VARIABLE, DATA_VARIABLE, data_folder
 
 if TYPE_CHECKING:
-    from tests.walkaway.points import Point
+    from tests.shared.points import Point
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("suite")
@@ -56,8 +56,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def float_point(tmp_path_factory: pytest.TempPathFactory) -> Point:
     """The uncompressed tiny model as a front point: its folder and its record. Not to be changed."""
-    from autocompress.candidate import Candidate
-    from tests.walkaway.points import tiny_point
+    from autocompress.space.candidate import Candidate
+    from tests.shared.points import tiny_point
 
     folder = tmp_path_factory.mktemp("float") / "trial_0007"
     return folder, tiny_point(folder, Candidate())
@@ -66,7 +66,7 @@ def float_point(tmp_path_factory: pytest.TempPathFactory) -> Point:
 @pytest.fixture(scope="session")
 def mixed_point(tmp_path_factory: pytest.TempPathFactory) -> Point:
     """The tiny model pruned, factorized and partly quantized, as a front point. Not to be changed."""
-    from tests.walkaway.points import tiny_point
+    from tests.shared.points import tiny_point
 
     folder = tmp_path_factory.mktemp("mixed") / "trial_0007"
     return folder, tiny_point(folder)

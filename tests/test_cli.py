@@ -52,7 +52,7 @@ def test_reconstruct_reaches_the_settings(
     flags: list[str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[SearchSettings] = []
-    monkeypatch.setattr("autocompress.automl.run_new", lambda task, settings, run_dir: asked.append(settings))
+    monkeypatch.setattr("autocompress.api.run_new", lambda task, settings, run_dir: asked.append(settings))
     monkeypatch.setattr("autocompress.cli.searching.show", lambda run_dir: None)
     main(["search", "digits", "--run-dir", str(tmp_path / "run"), *flags])
     assert [settings.reconstruct for settings in asked] == [expected]
@@ -60,7 +60,7 @@ def test_reconstruct_reaches_the_settings(
 
 def test_every_limit_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[SearchSettings] = []
-    monkeypatch.setattr("autocompress.automl.run_new", lambda task, settings, run_dir: asked.append(settings))
+    monkeypatch.setattr("autocompress.api.run_new", lambda task, settings, run_dir: asked.append(settings))
     monkeypatch.setattr("autocompress.cli.searching.show", lambda run_dir: None)
     flags = (
         "--latency-budget 0.6x,0.3x --size-budget-mib 0.5 --memory-budget-mib 30 --min-accuracy 0.9 --minutes 2.5 "
@@ -75,7 +75,7 @@ def test_every_limit_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_functions_win_over_modules_of_like_names() -> None:
     code = """
-import autocompress.automl.driver, autocompress.compression, autocompress.distillation, autocompress.runtimes
+import autocompress.execution.search_loop, autocompress.compression, autocompress.distillation, autocompress.runtimes
 import autocompress as ac
 print(all(callable(getattr(ac, name)) for name in ac.__all__ if name[0].islower()))
 """

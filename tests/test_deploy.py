@@ -27,8 +27,8 @@ def commands(text: str) -> list[list[str]]:
 
 def folded(text: str) -> str:
     """The manifest's entrypoint as the one line that it is."""
-    (job,) = [part for part in yaml.safe_load_all(text) if part["kind"] == "RayJob"]
-    return str(job["spec"]["entrypoint"]).replace(";", "\n")
+    (context,) = [part for part in yaml.safe_load_all(text) if part["kind"] == "RayJob"]
+    return str(context["spec"]["entrypoint"]).replace(";", "\n")
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.config import DistillSettings
 from autocompress.distillation import FastMode, FineTune, Teacher, distill, soft_target_loss
 from autocompress.errors import CompressionError, InputError
+from autocompress.space.candidate import Candidate
 from autocompress.task import Batch, SupervisedTask
-from tests.automl.tasks import batches, images, tiny_task, trained_model
+from tests.shared.tasks import batches, images, tiny_task, trained_model
 
 SETTINGS = DistillSettings(rungs=(0, 3, 6), learning_rate=0.05)
 
@@ -216,16 +216,16 @@ def test_no_batches() -> None:
 
 
 def test_every_step_takes_a_turn_of_its_own() -> None:
-    turns: list[str] = []
+    measurement_lock: list[str] = []
 
     @contextmanager
     def turn() -> Iterator[None]:
-        turns.append("begin")
+        measurement_lock.append("begin")
         yield
-        turns.append("end")
+        measurement_lock.append("end")
 
     FineTune(trained_model(), plain_teacher(trained_model()), tiny_task(), SETTINGS, turn=turn).advance(3)
-    assert turns == ["begin", "end"] * 3
+    assert measurement_lock == ["begin", "end"] * 3
 
 
 # --- teacher

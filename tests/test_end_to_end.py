@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import autocompress as ac
-from autocompress.records import read_records
+from autocompress.results.records import read_records
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autocompress.automl.sensitivity import single_choices
-from autocompress.candidate import Candidate
 from autocompress.config import DistillSettings
 from autocompress.errors import InputError
+from autocompress.execution.sensitivity import single_choices
 from autocompress.graph import inspect_model
-from autocompress.proposing.blocks import blocks_of
-from autocompress.proposing.proposals import strongest_candidates, uniform_candidates
-from autocompress.proposing.surrogate import CostTable, Surrogate
-from autocompress.space import Choice, SearchSpace
-from tests.automl.tasks import RULES, images, trained_model
+from autocompress.sampling.initial_candidates import strongest_candidates, uniform_candidates
+from autocompress.sampling.knob_blocks import blocks_of
+from autocompress.sampling.surrogate import CostTable, Surrogate
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import Choice, SearchSpace
+from tests.shared.tasks import RULES, images, trained_model
 
 GRAPH = inspect_model(trained_model(), (images(1, 0)[0],))
 SPACE = SearchSpace.from_rules(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from autocompress.cli import inspecting, leaving, profiling, reporting, searching, watching
+from autocompress.cli import inspecting, profiling, refining, reporting, searching, status
 from autocompress.errors import AutocompressError
 
 _EXAMPLES = """\

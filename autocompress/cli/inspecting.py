@@ -32,7 +32,7 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
     from autocompress.latency.size_only import label_slower_ranks
     from autocompress.report.inspection import capability_table, graph_tables, space_table
     from autocompress.runtimes import is_executed, runtime_named
-    from autocompress.space import SearchSpace
+    from autocompress.space.search_space import SearchSpace
     from autocompress.task import as_inputs, load_task
 
     if profile is not None and space is None:

@@ -71,7 +71,7 @@ def _profile(
     check: Path | None,
 ) -> None:
     from autocompress.errors import InputError
-    from autocompress.latency.device import drift_warning
+    from autocompress.latency.on_device import drift_warning
     from autocompress.latency.profiling import profile, profile_of, write_bundle
 
     if estimate is not None:
@@ -135,7 +135,7 @@ def _estimate(task: str, space: str, device: str, n_threads: int, batch: int | N
 
 
 def _check(model: Any, svg: Path) -> None:
-    from autocompress.latency.check import check_by_leaving_out
+    from autocompress.latency.validation import check_by_leaving_out
 
     result = check_by_leaving_out(model)
     facts = model.facts()

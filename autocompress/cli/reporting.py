@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.cli.commands import add_command
 
 if TYPE_CHECKING:
-    from autocompress.records import TrialRecord
+    from autocompress.results.records import TrialRecord
 
 
 def add_commands(commands: Any) -> None:
@@ -36,8 +36,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _report(run_dir: Path, text: bool, figure: Path | None, serve: bool) -> None:
-    from autocompress.report.files import write_front_table, write_report
-    from autocompress.run_folder import RunFolder
+    from autocompress.report.files import write_front_table, write_report_page
+    from autocompress.results.run_folder import RunFolder
 
     if serve:
         return _serve(run_dir)
@@ -46,13 +46,13 @@ def _report(run_dir: Path, text: bool, figure: Path | None, serve: bool) -> None
     if not text:
         run = RunFolder(run_dir).read()
         write_front_table(run)
-        write_report(run)
+        write_report_page(run)
     return show(run_dir, files=not text)
 
 
 def _serve(run_dir: Path) -> None:
     from autocompress.report.live import LiveServer
-    from autocompress.run_folder import RunFolder
+    from autocompress.results.run_folder import RunFolder
 
     with LiveServer(RunFolder(run_dir)) as server:
         print(f"{server.url} (only on this machine; Ctrl-C ends it)", flush=True)
@@ -64,7 +64,7 @@ def _serve(run_dir: Path) -> None:
 
 def _figure(run_dir: Path, figure: Path) -> None:
     from autocompress.report.figure import write_figure
-    from autocompress.run_folder import RunFolder
+    from autocompress.results.run_folder import RunFolder
 
     write_figure(RunFolder(run_dir).read(), figure)
     print(f"figure: {figure}")
@@ -74,7 +74,7 @@ def _compare(run_dir: Path, trials: list[int]) -> None:
     from rich.console import Console
 
     from autocompress.report.comparison import comparison
-    from autocompress.run_folder import RunFolder
+    from autocompress.results.run_folder import RunFolder
 
     console = Console()
     for table in comparison(RunFolder(run_dir).read(), trials):
@@ -86,7 +86,7 @@ def show(run_dir: Path, files: bool = True) -> None:
     from rich.console import Console
 
     from autocompress.report.table import front_table
-    from autocompress.run_folder import RunFolder
+    from autocompress.results.run_folder import RunFolder
 
     run = RunFolder(run_dir).read()
     console = Console()
@@ -106,7 +106,7 @@ def _pick(
     import shutil
 
     from autocompress.errors import InputError
-    from autocompress.run_folder import RunFolder
+    from autocompress.results.run_folder import RunFolder
 
     if output.exists():
         raise InputError(f"-o must name a new folder, but {output} exists")

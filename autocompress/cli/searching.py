@@ -158,7 +158,7 @@ def _search(
 
 
 def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:
-    from autocompress.automl import run_new
+    from autocompress.api import run_new
     from autocompress.config import SearchSettings
 
     run_new(task, SearchSettings.from_dict(settings), run_dir)
@@ -166,7 +166,7 @@ def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:
 
 
 def _resume(run_dir: Path, **changes: Any) -> None:
-    from autocompress.automl import resume
+    from autocompress.api import resume
 
     resume(run_dir, **{name: value for name, value in changes.items() if value is not None})
     show(run_dir)

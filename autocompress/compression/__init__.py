@@ -8,9 +8,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
+from autocompress.compression.calibration_stats import CalibrationStats
 from autocompress.compression.drop import drop_branches_
-from autocompress.compression.evidence import Evidence
 from autocompress.compression.factorize import factorize_
 from autocompress.compression.importance import CRITERIA, criterion_named
 from autocompress.compression.low_rank import merge
@@ -24,18 +23,19 @@ from autocompress.compression.quantize import (
     is_quantized,
     learn_scales_,
     quantize_,
-    settle_biases_,
+    snap_biases_,
 )
 from autocompress.compression.recipe import Recipe, resolve
 from autocompress.compression.reconstruct import reconstruct_
 from autocompress.compression.sparsify import mark_sparse_, sparse_saving_bytes, sparse_weights, sparsify_
 from autocompress.config import QuantizeSettings
 from autocompress.graph import ModelGraph, inspect_model
+from autocompress.space.candidate import Candidate
 from autocompress.task import Inputs, Task, as_inputs
 
 __all__ = [
     "CRITERIA",
-    "Evidence",
+    "CalibrationStats",
     "GroupLasso",
     "Recipe",
     "compress",
@@ -46,7 +46,7 @@ __all__ = [
     "merge",
     "rebuild",
     "resolve",
-    "settle_biases_",
+    "snap_biases_",
     "sparse_saving_bytes",
     "sparse_weights",
 ]
@@ -93,10 +93,10 @@ def compress(
     """
     graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
     batches = [as_inputs(inputs) for inputs in calibration]
-    evidence = Evidence(model, graph, batches, task)
-    recipe = resolve(model, graph, candidate, importance, evidence, activation_aware)
+    calibration_stats = CalibrationStats(model, graph, batches, task)
+    recipe = resolve(model, graph, candidate, importance, calibration_stats, activation_aware)
     recipe = replace(recipe, rounds_before_sums=round_before_sums)
-    return rebuild(model, graph, recipe, batches, reconstruct, evidence, activation_aware, quantize)
+    return rebuild(model, graph, recipe, batches, reconstruct, calibration_stats, activation_aware, quantize)
 
 
 def rebuild(
@@ -105,7 +105,7 @@ def rebuild(
     recipe: Recipe,
     calibration: Sequence[Inputs] | None = None,
     reconstruct: bool = False,
-    evidence: Evidence | None = None,
+    calibration_stats: CalibrationStats | None = None,
     activation_aware: bool = True,
     quantize: QuantizeSettings | None = None,
 ) -> nn.Module:
@@ -118,7 +118,7 @@ def rebuild(
         calibration: batches from which factors, batch-norm statistics and then 8-bit ranges follow, without training.
             None leaves them unset, for weights that are loaded afterwards.
         reconstruct: refit the layers that lost inputs on the calibration batches.
-        evidence: of the model and these batches, kept from candidate to candidate; decompositions come from it.
+        calibration_stats: of the model and these batches, kept from candidate to candidate; decompositions come from it.
         activation_aware: see `compress`.
         quantize: how the grids of rounded layers are chosen.
 
@@ -131,7 +131,9 @@ def rebuild(
     if reconstruct and calibration:
         reconstruct_(student, model, graph, recipe.removed, calibration)
     if recipe.ranks:
-        source = None if calibration is None else (evidence or Evidence(model, graph, calibration)).low_rank
+        source = (
+            None if calibration is None else (calibration_stats or CalibrationStats(model, graph, calibration)).low_rank
+        )
         gone = gone_slots(graph, recipe.removed)
         for path, split in recipe.ranks.items():
             factorize_(student, graph.layer(path), split, source, gone, activation_aware)
@@ -160,5 +162,5 @@ def _rounded(
         if before is not None:
             norms = {layer.path: layer.norm for layer in graph.layers if layer.norm is not None}
             correct_bias_(student, before, norms, calibration)
-        settle_biases_(student)
+        snap_biases_(student)
     return student

@@ -23,8 +23,8 @@ from autocompress.compression.sparsify import mark_sparse_
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer
 from autocompress.graph.shrink import GoneSlots
-from autocompress.rank_choice import Residual
-from autocompress.ranks import Split, largest_ranks
+from autocompress.space.rank_choice import Residual
+from autocompress.space.ranks import Split, largest_ranks
 
 
 def factorize_(

@@ -15,40 +15,40 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autocompress.compression.evidence import Evidence, output_axis, sum_along, weight_axis
+from autocompress.compression.calibration_stats import CalibrationStats, output_axis, sum_along, weight_axis
 from autocompress.errors import CompressionError, InputError
 from autocompress.extensions import find_extension
 from autocompress.graph import ChannelGroup, Coupling
 
-Criterion: TypeAlias = Callable[[Evidence, ChannelGroup], Tensor]
+Criterion: TypeAlias = Callable[[CalibrationStats, ChannelGroup], Tensor]
 """Evidence and group -> importance, shape (n_channels,)."""
 
 _N_BINS = 32
 
 
-def l2_magnitude(evidence: Evidence, group: ChannelGroup) -> Tensor:
+def l2_magnitude(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Root mean square over the group's weights (Li et al. 2017, arXiv:1608.08710, over all coupled layers)."""
-    return _magnitude(evidence, group, power=2).sqrt()
+    return _magnitude(calibration_stats, group, power=2).sqrt()
 
 
-def l1_magnitude(evidence: Evidence, group: ChannelGroup) -> Tensor:
+def l1_magnitude(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Mean absolute value over the group's weights."""
-    return _magnitude(evidence, group, power=1)
+    return _magnitude(calibration_stats, group, power=1)
 
 
-def geometric_median(evidence: Evidence, group: ChannelGroup) -> Tensor:
+def geometric_median(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Sum of a channel's distances to the group's other channels (He et al. 2019, arXiv:1811.00250).
 
     Least near the geometric median: a channel that others can stand in for goes, be it large or small.
     """
     distances = []
-    for coupling, weight in _matrices(evidence, group):
+    for coupling, weight in _matrices(calibration_stats, group):
         rows = weight.movedim(coupling.dim, 0)[torch.tensor(coupling.slots)].flatten(1)
         distances.append(torch.cdist(rows, rows).sum(1))
     return _equal_say(group, distances)
 
 
-def norm_scale(evidence: Evidence, group: ChannelGroup) -> Tensor:
+def norm_scale(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Magnitude of the group's batch-norm factors (network slimming, Liu et al. 2017, arXiv:1708.06519).
 
     A group without batch norm, or whose norms have no factors, is judged by `l2_magnitude`.
@@ -56,52 +56,54 @@ def norm_scale(evidence: Evidence, group: ChannelGroup) -> Tensor:
     scales = []
     for coupling in group.couplings:
         holder, _, name = coupling.tensor.rpartition(".")
-        if name == "weight" and isinstance(evidence.model.get_submodule(holder), _BatchNorm):
-            scales.append(_by_channel(evidence.weights[coupling.tensor].double().abs().cpu(), coupling))
-    return _equal_say(group, scales) if scales else l2_magnitude(evidence, group)
+        if name == "weight" and isinstance(calibration_stats.model.get_submodule(holder), _BatchNorm):
+            scales.append(_by_channel(calibration_stats.weights[coupling.tensor].double().abs().cpu(), coupling))
+    return _equal_say(group, scales) if scales else l2_magnitude(calibration_stats, group)
 
 
-def taylor(evidence: Evidence, group: ChannelGroup) -> Tensor:
+def taylor(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Squared first-order change of the loss when all of a channel's weights become zero, averaged over batches.
 
     (sum over the group of gradient × weight)^2, Molchanov et al. 2019, arXiv:1906.10771, equation 8.
     """
     change = torch.zeros(1, group.n_channels, dtype=torch.float64)
     for coupling in group.couplings:
-        saliency = evidence.saliency.get((coupling.tensor, coupling.dim))
+        saliency = calibration_stats.saliency.get((coupling.tensor, coupling.dim))
         if saliency is not None:
             change = change + _by_channel(saliency, coupling)
     return change.square().mean(0)
 
 
-def mean_activation(evidence: Evidence, group: ChannelGroup) -> Tensor:
+def mean_activation(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Mean magnitude of the channel in the producers' outputs on calibration data (compare Molchanov et al. 2017).
 
     A group that no linear, convolution or embedding layer produces is judged by `l2_magnitude`.
     """
-    outputs = _outputs(evidence, group)
-    magnitudes = [_by_channel(evidence.activations[path].magnitude.mean(0), coupling) for path, coupling in outputs]
-    return _equal_say(group, magnitudes) if magnitudes else l2_magnitude(evidence, group)
+    outputs = _outputs(calibration_stats, group)
+    magnitudes = [
+        _by_channel(calibration_stats.activations[path].magnitude.mean(0), coupling) for path, coupling in outputs
+    ]
+    return _equal_say(group, magnitudes) if magnitudes else l2_magnitude(calibration_stats, group)
 
 
-def activation_entropy(evidence: Evidence, group: ChannelGroup) -> Tensor:
+def activation_entropy(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Entropy, in nats, of a channel's average output over the calibration samples (Luo & Wu 2017, arXiv:1706.05791).
 
     Each sample gives one figure, its average over positions; they are counted in 32 bins between the channel's
     extremes. The mean over the producers; a group that no linear, convolution or embedding layer produces is judged
     by `l2_magnitude`.
     """
-    outputs = _outputs(evidence, group)
+    outputs = _outputs(calibration_stats, group)
     entropies = []
     for path, coupling in outputs:
         slots = torch.tensor(coupling.slots)
-        entropies.append(_entropy(evidence.activations[path].mean[:, slots].mean(2)))
-    return torch.stack(entropies).mean(0) if entropies else l2_magnitude(evidence, group)
+        entropies.append(_entropy(calibration_stats.activations[path].mean[:, slots].mean(2)))
+    return torch.stack(entropies).mean(0) if entropies else l2_magnitude(calibration_stats, group)
 
 
-def chance(evidence: Evidence, group: ChannelGroup) -> Tensor:
+def chance(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Drawn from the evidence's seed and the group's name: the baseline that a criterion must beat."""
-    seed = hashlib.sha256(f"{evidence.seed}:{group.name}".encode()).digest()[:7]
+    seed = hashlib.sha256(f"{calibration_stats.seed}:{group.name}".encode()).digest()[:7]
     generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
     return torch.rand(group.n_channels, generator=generator, dtype=torch.float64)
 
@@ -138,7 +140,7 @@ def criterion_named(name: str) -> Criterion:
 
 
 def least_important(
-    evidence: Evidence, group: ChannelGroup, n_removed: int, criterion: Criterion = l2_magnitude
+    calibration_stats: CalibrationStats, group: ChannelGroup, n_removed: int, criterion: Criterion = l2_magnitude
 ) -> tuple[int, ...]:
     """Indices of the channels to remove, ascending; of equals the later ones; in a group that goes by number the first.
 
@@ -147,7 +149,7 @@ def least_important(
     """
     if group.sizes:
         return tuple(range(n_removed))
-    importance = criterion(evidence, group)
+    importance = criterion(calibration_stats, group)
     if importance.shape != (group.n_channels,) or not bool(torch.isfinite(importance).all()):
         raise CompressionError(
             f"importance must be {group.n_channels} finite figures for group {group.name!r}, but is {importance}; "
@@ -157,40 +159,40 @@ def least_important(
     return tuple(sorted(order[group.n_channels - n_removed :].tolist()))
 
 
-def _matrices(evidence: Evidence, group: ChannelGroup) -> Iterable[tuple[Coupling, Tensor]]:
+def _matrices(calibration_stats: CalibrationStats, group: ChannelGroup) -> Iterable[tuple[Coupling, Tensor]]:
     """The group's couplings of parameters with two or more dimensions, with the parameter in float64."""
     for coupling in group.couplings:
-        weight = _matrix(evidence, coupling)
+        weight = _matrix(calibration_stats, coupling)
         if weight is not None:
             yield coupling, weight.double().cpu()
 
 
-def _matrix(evidence: Evidence, coupling: Coupling) -> Tensor | None:
+def _matrix(calibration_stats: CalibrationStats, coupling: Coupling) -> Tensor | None:
     """The coupled parameter, if it is one and has two or more dimensions."""
-    weight = evidence.weights.get(coupling.tensor)
+    weight = calibration_stats.weights.get(coupling.tensor)
     return weight if weight is not None and weight.ndim >= 2 else None
 
 
-def _magnitude(evidence: Evidence, group: ChannelGroup, power: int) -> Tensor:
+def _magnitude(calibration_stats: CalibrationStats, group: ChannelGroup, power: int) -> Tensor:
     sums = [
         _by_channel(sum_along(weight.abs().pow(power), coupling.dim), coupling)
-        for coupling, weight in _matrices(evidence, group)
+        for coupling, weight in _matrices(calibration_stats, group)
     ]
     return _equal_say(group, sums)
 
 
-def _outputs(evidence: Evidence, group: ChannelGroup) -> list[tuple[str, Coupling]]:
+def _outputs(calibration_stats: CalibrationStats, group: ChannelGroup) -> list[tuple[str, Coupling]]:
     """Producers whose outputs were observed, with the coupling whose slots are indices into that output."""
     found = []
-    modules = dict(evidence.model.named_modules(remove_duplicate=False))
+    modules = dict(calibration_stats.model.named_modules(remove_duplicate=False))
     for path in group.producers:
         module = modules.get(path)
         if module is None or output_axis(module) is None:
             continue
         axis, own = weight_axis(module), [item for item in group.couplings if item.tensor.startswith(f"{path}.")]
-        matrices = (item for item in own if item.dim == axis and _matrix(evidence, item) is not None)
+        matrices = (item for item in own if item.dim == axis and _matrix(calibration_stats, item) is not None)
         coupling = next(matrices, None)
-        if coupling is not None and path in evidence.activations:
+        if coupling is not None and path in calibration_stats.activations:
             found.append((path, coupling))
     return found
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.candidate import Candidate, Precision
-from autocompress.compression.evidence import Evidence
+from autocompress.compression.calibration_stats import CalibrationStats
 from autocompress.compression.importance import criterion_named, least_important
 from autocompress.compression.low_rank.choose import choose_splits
 from autocompress.compression.low_rank.matrices import gone_slots
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph
-from autocompress.ranks import Split
+from autocompress.space.candidate import Candidate, Precision
+from autocompress.space.ranks import Split
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def resolve(
     graph: ModelGraph,
     candidate: Candidate,
     importance: str = "l2",
-    evidence: Evidence | None = None,
+    calibration_stats: CalibrationStats | None = None,
     activation_aware: bool = True,
 ) -> Recipe:
     """Turns ratios into integers: the least important channels, ranks relative to the pruned layer's largest rank.
@@ -86,7 +86,7 @@ def resolve(
         graph: of the model.
         candidate: what is asked.
         importance: name of the criterion, see `CRITERIA`.
-        evidence: of the model, kept from candidate to candidate; None where the weights alone decide.
+        calibration_stats: of the model, kept from candidate to candidate; None where the weights alone decide.
         activation_aware: whether a rank that is asked for by energy keeps that of the output on the calibration data,
             or, as it does without such data, that of the weight.
 
@@ -96,15 +96,17 @@ def resolve(
     """
     _check_names(graph, candidate)
     criterion = criterion_named(importance)
-    evidence = evidence if evidence is not None else Evidence(model, graph)
+    calibration_stats = calibration_stats if calibration_stats is not None else CalibrationStats(model, graph)
     gone = {path for branch in graph.branches if branch.name in candidate.drop for path in branch.layers}
     removed = {}
     for group in graph.groups:
         n_removed = group.nearest(round(candidate.prune_ratio.get(group.name, 0.0) * group.n_channels))
         if n_removed and not gone.issuperset(group.producers):
-            removed[group.name] = least_important(evidence, group, n_removed, criterion)
+            removed[group.name] = least_important(calibration_stats, group, n_removed, criterion)
     gone_tensors = gone_slots(graph, removed)
-    ranks, kept_dense = choose_splits(model, graph, candidate, gone_tensors, gone, evidence.low_rank, activation_aware)
+    ranks, kept_dense = choose_splits(
+        model, graph, candidate, gone_tensors, gone, calibration_stats.low_rank, activation_aware
+    )
     bits = {path: width for path, width in candidate.weight_bits.items() if path not in gone}
     sparsity = {path: level for path, level in candidate.sparsity.items() if path not in gone}
     return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, kept_dense, sparsity)

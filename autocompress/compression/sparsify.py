@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.candidate import kept_of_block
 from autocompress.compression.low_rank.layers import weight_paths
 from autocompress.compression.quantize import stored_bits
 from autocompress.errors import CompressionError
+from autocompress.space.candidate import kept_of_block
 
 SPARSE = "_autocompress_sparse"
 """Attribute of a layer whose zeros stay zero in a fine-tune; a zero of any other layer is a value like others."""

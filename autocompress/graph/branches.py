@@ -25,7 +25,7 @@ ACTIVATIONS = {
 """Functions after a residual sum that a torch.nn module without arguments stands for."""
 
 
-PASSING = frozenset({"aten.to", "aten._to_copy", "aten.contiguous", "aten.clone", "aten.alias", "aten.detach"})
+KEEP_FRACTION = frozenset({"aten.to", "aten._to_copy", "aten.contiguous", "aten.clone", "aten.alias", "aten.detach"})
 """Ops that hand on their argument, where its type stays the same."""
 
 
@@ -206,7 +206,7 @@ class _Walk:
         """Whether a node hands on what it is given: a conversion to the same type, a ReLU of what is never negative."""
         if rule_key(node) == "aten.relu" and not before.steps:
             return all(_is_nonnegative(item) for item in self._region.inputs)
-        return rule_key(node) in PASSING and source.meta["val"].dtype == node.meta["val"].dtype
+        return rule_key(node) in KEEP_FRACTION and source.meta["val"].dtype == node.meta["val"].dtype
 
 
 def _can_nest(steps: tuple[str, ...]) -> bool:

@@ -7,16 +7,16 @@ from torch import Tensor, fx, nn
 from autocompress.graph.additions import find_additions
 from autocompress.graph.attributes import attribute_variants
 from autocompress.graph.branches import find_cuts, find_regions, innermost, merge_cuts
-from autocompress.graph.by_number import find_groups_by_number, settle_sizes
 from autocompress.graph.flow import Flow, find_head_axes, propagate
 from autocompress.graph.groups import ALONE, Place, find_groups
 from autocompress.graph.layers import count_macs, find_layers
 from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
 from autocompress.graph.rules import RULES
-from autocompress.graph.together import join_groups
+from autocompress.graph.size_constrained_groups import find_size_constrained_groups, resolve_sizes
+from autocompress.graph.tied_groups import join_groups
 from autocompress.graph.trace import ExampleInputs, Trace, UntraceableError, share_parameters, trace_model
 from autocompress.graph.untraced import untraced_graph
-from autocompress.graph.verify import Rehearsal, settle_attributes, settle_cuts, sift
+from autocompress.graph.verify import PruningVerifier, partition, resolve_attributes, verified_cuts
 
 
 def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, verify: bool = True) -> ModelGraph:
@@ -47,7 +47,7 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
     branches = tuple(cut.branch for cut in innermost(cuts))
     frozen_branches: dict[str, str] = {}
     if verify:
-        branches, frozen_branches = settle_cuts(Rehearsal(probe, example_inputs, flow), cuts)
+        branches, frozen_branches = verified_cuts(PruningVerifier(probe, example_inputs, flow), cuts)
     return ModelGraph(
         layers=layers,
         groups=groups,
@@ -77,23 +77,23 @@ def _find_channels(
         if not verify:
             return flow, groups, frozen
         variants, views = attribute_variants(probe, flow, groups)
-        rehearsal = Rehearsal(probe, example_inputs, flow)
-        chosen, reasons = settle_attributes(rehearsal, variants)
+        verifier = PruningVerifier(probe, example_inputs, flow)
+        chosen, reasons = resolve_attributes(verifier, variants)
         if not views.keys() & reasons.keys():
             left = [chosen.get(group.name, group) for group in groups if group.name not in reasons]
-            good, bad = sift(left, rehearsal.groups_failure)
+            good, bad = partition(left, verifier.groups_failure)
             reasons |= {group.name: why for group, why in bad.items()}
             if not views.keys() & reasons.keys():
-                good, reasons = join_groups(rehearsal, groups, good, reasons)
+                good, reasons = join_groups(verifier, groups, good, reasons)
                 frozen += tuple(Frozen(name, "channels", why) for name, why in reasons.items())
-                return flow, *_with_groups_by_number(probe, example_inputs, flow, good, frozen, alone)
+                return flow, *_with_size_constrained_groups(probe, example_inputs, flow, good, frozen, alone)
         failed = frozenset().union(*(views[name] for name in reasons if name in views))
         if failed <= blocks:
             axes = {node: place for node, place in axes.items() if node not in failed}
         blocks = blocks - failed if failed <= blocks else blocks | failed
 
 
-def _with_groups_by_number(
+def _with_size_constrained_groups(
     probe: nn.Module,
     example_inputs: Tensor | ExampleInputs,
     strict: Flow,
@@ -106,11 +106,11 @@ def _with_groups_by_number(
     if not stuck:
         return tuple(groups), frozen
     flow = propagate(strict.trace, RULES, strict.head_axes, strict.blocks, by_number=True)
-    rehearsal = Rehearsal(probe, example_inputs, flow)
-    for group in find_groups_by_number(probe, example_inputs, flow, stuck):
-        settled = settle_sizes(rehearsal, group)
+    verifier = PruningVerifier(probe, example_inputs, flow)
+    for group in find_size_constrained_groups(probe, example_inputs, flow, stuck):
+        settled = resolve_sizes(verifier, group)
         if isinstance(settled, ChannelGroup):
-            why = rehearsal.groups_failure([*groups, settled])
+            why = verifier.groups_failure([*groups, settled])
             settled = settled if why is None else f"together with others, {why}"
         left = tuple(item for item in frozen if not (item.name == group.name and item.reason == ALONE))
         if isinstance(settled, ChannelGroup):

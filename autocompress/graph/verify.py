@@ -25,7 +25,7 @@ TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference relative to the largest output, where it is not 1e-4."""
 
 
-class Rehearsal:
+class PruningVerifier:
     """Runs changed copies of a model, and the original with the same parts masked, on the example inputs.
 
     Args:
@@ -96,7 +96,7 @@ class Rehearsal:
             return masked.outputs(states, inputs)
 
 
-def sift(
+def partition(
     items: Sequence[Item], failure_of: Callable[[Sequence[Item]], str | None]
 ) -> tuple[list[Item], dict[Item, str]]:
     """The items that hold together, and the reason of each that does not.
@@ -110,8 +110,8 @@ def sift(
     if len(items) == 1:
         return [], {items[0]: failure}
     middle = len(items) // 2
-    first, reasons = sift(items[:middle], failure_of)
-    second, more = sift(items[middle:], failure_of)
+    first, reasons = partition(items[:middle], failure_of)
+    second, more = partition(items[middle:], failure_of)
     reasons |= more
     if not (first and second) or failure_of(first + second) is None:
         return first + second, reasons
@@ -125,20 +125,20 @@ def sift(
     return kept, reasons
 
 
-def settle_attributes(
-    rehearsal: Rehearsal, variants: Mapping[str, Sequence[ChannelGroup]]
+def resolve_attributes(
+    verifier: PruningVerifier, variants: Mapping[str, Sequence[ChannelGroup]]
 ) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
     """The variant that holds of each group, by name, and the reason of each group of which none does.
 
     Args:
-        rehearsal: of the model.
+        verifier: of the model.
         variants: group name -> the same group with other attributes of the user's modules, tried in order; groups with
             the same sets of attributes (the heads of equal blocks) get the same choice, made for the first of them.
     """
     chosen: dict[str, ChannelGroup] = {}
     reasons: dict[str, str] = {}
     for alike in _alike(variants):
-        place, why = _first_that_holds(rehearsal, variants[alike[0]])
+        place, why = _first_that_holds(verifier, variants[alike[0]])
         for name in alike:
             if why is None:
                 chosen[name] = variants[name][place]
@@ -156,18 +156,18 @@ def _alike(variants: Mapping[str, Sequence[ChannelGroup]]) -> list[list[str]]:
     return list(kinds.values())
 
 
-def _first_that_holds(rehearsal: Rehearsal, items: Sequence[ChannelGroup]) -> tuple[int, str | None]:
+def _first_that_holds(verifier: PruningVerifier, items: Sequence[ChannelGroup]) -> tuple[int, str | None]:
     """Place of the first variant that holds and None, or the reason why the first one does not."""
     reasons = []
     for place, item in enumerate(items):
-        why = rehearsal.groups_failure([item])
+        why = verifier.groups_failure([item])
         if why is None:
             return place, None
         reasons.append(why)
     return 0, reasons[0]
 
 
-def settle_cuts(rehearsal: Rehearsal, cuts: list[Cut]) -> tuple[tuple[ResidualBranch, ...], dict[str, str]]:
+def verified_cuts(verifier: PruningVerifier, cuts: list[Cut]) -> tuple[tuple[ResidualBranch, ...], dict[str, str]]:
     """The branches that hold, and the reason of each that does not, by name.
 
     Where an inner block fails, the block around it is tried, and what is named as tried instead; a cut that fails is
@@ -175,7 +175,7 @@ def settle_cuts(rehearsal: Rehearsal, cuts: list[Cut]) -> tuple[tuple[ResidualBr
     """
     left, reasons = list(cuts), dict[Cut, str]()
     while True:
-        good, bad = sift(innermost(left), rehearsal.cuts_failure)
+        good, bad = partition(innermost(left), verifier.cuts_failure)
         if not bad:
             covered = {node for cut in good for node in cut.sums}
             failed = {cut.branch.name: why for cut, why in reasons.items() if covered.isdisjoint(cut.sums)}

@@ -11,11 +11,11 @@ from torch import Tensor
 from autocompress.latency.clock import PairedTiming, time_pair
 from autocompress.latency.cuda_clock import timer_of
 from autocompress.latency.loading import load_latency_model
+from autocompress.latency.measurement_lock import MeasurementLock
 from autocompress.latency.model import LatencyModel
 from autocompress.latency.plan import batch_size
 from autocompress.latency.profiling import profile
 from autocompress.latency.roofline import Estimate
-from autocompress.latency.turns import Turns
 from autocompress.runtimes import Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
@@ -23,8 +23,8 @@ __all__ = [
     "Estimate",
     "LatencyModel",
     "Measurement",
+    "MeasurementLock",
     "PairedTiming",
-    "Turns",
     "batch_size",
     "load_latency_model",
     "measure_latency",
@@ -98,7 +98,7 @@ def time_sessions(
     reference: Session,
     inputs: Inputs,
     n_rounds: int = 9,
-    turns: Turns | None = None,
+    measurement_lock: MeasurementLock | None = None,
     quiet_ms: float | None = None,
 ) -> PairedTiming:
     """As `measure_paired`, for files that are loaded already.
@@ -112,7 +112,7 @@ def time_sessions(
         reference: what it is paired with.
         inputs: of the exported shapes.
         n_rounds: see `time_pair`.
-        turns: counts the time spent waiting.
+        measurement_lock: counts the time spent waiting.
         quiet_ms: the reference's latency on the quiet machine, milliseconds; None measures once.
 
     Raises:
@@ -121,7 +121,7 @@ def time_sessions(
     fed, reference_fed = candidate.prepare(inputs), reference.prepare(inputs)
     timings: list[PairedTiming] = []
     while len(timings) < (1 if quiet_ms is None else _MAX_REPEATS):
-        with (turns or Turns()).measure():
+        with (measurement_lock or MeasurementLock()).measure():
             runs = (lambda: candidate.run(fed)), (lambda: reference.run(reference_fed))
             timings.append(time_pair(*runs, n_rounds, timer_of(candidate)))
         if quiet_ms is not None and timings[-1].reference_ms <= _BUSY * quiet_ms:

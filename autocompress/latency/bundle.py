@@ -21,6 +21,6 @@ def write_script(folder: Path) -> Path:
         (Path(scratch) / "autocompress" / "latency" / "__init__.py").touch()
         script = folder / SCRIPT
         zipapp.create_archive(
-            scratch, script, interpreter="/usr/bin/env python3", main="autocompress.latency.device:main"
+            scratch, script, interpreter="/usr/bin/env python3", main="autocompress.latency.on_device:main"
         )
     return script

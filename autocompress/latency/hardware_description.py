@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from autocompress.candidate import FULL_BITS, Precision, bits_number
 from autocompress.config import read_yaml_mapping, refuse_unknown_keys
 from autocompress.errors import InputError
+from autocompress.space.candidate import FULL_BITS, Precision, bits_number
 
 _FOLDER = Path(__file__).parent / "hardware"
 _COMPUTED = (32, 16, 8)

@@ -6,11 +6,11 @@ import math
 import re
 from dataclasses import dataclass
 
-from autocompress.candidate import Precision, bits_number
 from autocompress.graph import Layer
-from autocompress.latency.structure import LayerShape
-from autocompress.rank_choice import RANK_GRID, parse_rank
-from autocompress.ranks import factor_shapes, parts, ranks_of_ratio, split_of
+from autocompress.latency.candidate_encoder import LayerShape
+from autocompress.space.candidate import Precision, bits_number
+from autocompress.space.rank_choice import RANK_GRID, parse_rank
+from autocompress.space.ranks import factor_shapes, parts, ranks_of_ratio, split_of
 
 _GATES = {"lstm": 4, "gru": 3}
 

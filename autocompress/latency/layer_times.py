@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autocompress.latency.turns import Turns
-from autocompress.node_times import LayerTimes, NodeTime
+from autocompress.latency.measurement_lock import MeasurementLock
+from autocompress.results.node_times import LayerTimes, NodeTime
 from autocompress.runtimes import runtime_named
 from autocompress.runtimes.node_names import module_of, modules_of_values
 from autocompress.task import Inputs
@@ -45,7 +45,7 @@ def measure_layer_times(file: Path, inputs: Inputs, runtime: str, n_threads: int
         return None
     session = runtime_named(runtime).load(file, n_threads)
     fed = session.prepare(inputs)
-    with Turns().measure():
+    with MeasurementLock().measure():
         n_runs, nodes = profiler(file, inputs, n_threads)
         run_ms = _run_ms(lambda: session.run(fed))
     return LayerTimes(runtime, n_runs, run_ms, sum(node.ms for node in nodes), _without_profiler(nodes, run_ms))
@@ -64,7 +64,7 @@ def _profile_onnxruntime(
 ) -> tuple[int, list[NodeTime]]:
     import onnxruntime as ort
 
-    from autocompress.runtimes.cpu_session import CpuSession, session_options
+    from autocompress.runtimes.onnxruntime_backend import CpuSession, session_options
 
     options = session_options(n_threads)
     options.enable_profiling = True
@@ -86,7 +86,7 @@ def _profile_onnxruntime(
 
 
 def _profile_openvino(file: Path, inputs: Inputs, n_threads: int) -> tuple[int, list[NodeTime]]:
-    from autocompress.runtimes.compiled_session import CompiledSession, compile_file
+    from autocompress.runtimes.openvino_backend import CompiledSession, compile_file
 
     session = CompiledSession(compile_file(file, n_threads, PERF_COUNT=True))
     fed = session.prepare(inputs)

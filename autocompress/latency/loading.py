@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autocompress.latency.device import read_json
 from autocompress.latency.model import LatencyModel
+from autocompress.latency.on_device import read_json
 from autocompress.latency.roofline import Estimate
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from autocompress.candidate import FULL_BITS, PRECISIONS, Candidate
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph
-from autocompress.latency.device import write_json
+from autocompress.latency.layer_table import LayerLatencyTable
+from autocompress.latency.on_device import write_json
 from autocompress.latency.table import Table, read_table, require_same_model
-from autocompress.latency.units import LayerTimes
+from autocompress.space.candidate import FULL_BITS, PRECISIONS, Candidate
 
 Floats = NDArray[np.float64]
 LEVEL = 0.96
@@ -48,7 +48,7 @@ class LatencyModel:
         measured = self.measured
         used = {FULL_BITS, *(bits for candidate, _ in measured for bits in candidate.weight_bits.values())}
         precisions = [precision for precision in PRECISIONS if precision in used]
-        self._times = LayerTimes(self.table.shape, self.table.pieces, precisions)
+        self._times = LayerLatencyTable(self.table.shape, self.table.pieces, precisions)
         self._fit: _Fit | None = None
 
     @property

@@ -13,16 +13,16 @@ from typing import Any
 import onnx
 from torch import nn
 
-from autocompress.candidate import INT8_BITS, Candidate
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.latency.cutting import Cutter
-from autocompress.latency.device import PLAN, read_json, write_json
-from autocompress.latency.pieces import covering, describe_model, piece_keys, quick_student
+from autocompress.latency.candidate_encoder import ModelShape
+from autocompress.latency.layer_extraction import LayerExtractor
+from autocompress.latency.layer_profiles import covering, describe_model, layer_keys, quick_student
+from autocompress.latency.on_device import PLAN, read_json, write_json
 from autocompress.latency.shared_weights import WEIGHTS_FILE, write_shared
-from autocompress.latency.structure import ModelShape
 from autocompress.runtimes import Runtime, runtime_named
-from autocompress.space import Knob, SearchSpace
+from autocompress.space.candidate import INT8_BITS, Candidate
+from autocompress.space.search_space import Knob, SearchSpace
 from autocompress.task import Inputs, Task, as_inputs
 
 N_CANDIDATES = 50  # the fewest whose residuals have the quantile of a 96 % interval, with one to spare
@@ -72,7 +72,7 @@ def write_plan(
         space = SearchSpace.load(space, graph)
     shape = describe_model(model, graph, inputs)
     candidates = draw_candidates(space, n_candidates, seed)
-    known = sorted(set(known) - set(piece_keys(shape, [Candidate()])[0]))
+    known = sorted(set(known) - set(layer_keys(shape, [Candidate()])[0]))
     extra = _covering(shape, space, candidates, set(known))
     writer = _Writer(target, folder, shape, graph)
     reference = writer.write(_REFERENCE, Candidate(), model, inputs)
@@ -132,7 +132,7 @@ def _uneven(space: SearchSpace, rng: random.Random) -> Candidate:
 def _covering(shape: ModelShape, space: SearchSpace, candidates: list[Candidate], known: set[str]) -> list[Candidate]:
     """A few more candidates, which are only cut into layers, for layers of the space that are in none of these."""
     drawn = [space.sample(i) for i in range(_N_DRAWS)]
-    keys = piece_keys(shape, [Candidate(), *candidates, *drawn])
+    keys = layer_keys(shape, [Candidate(), *candidates, *drawn])
     have = known | {key for row in keys[: len(candidates) + 1] for key in row if key is not None}
     return [drawn[i] for i in covering(keys[len(candidates) + 1 :], have, MAX_EXTRA)]
 
@@ -184,9 +184,9 @@ class _Writer:
 
     def _cut(self, model: onnx.ModelProto, candidate: Candidate) -> dict[str, str]:
         """Writes the layers that are new; key -> file."""
-        keys, done = piece_keys(self._shape, [candidate])[0], self.pieces()
+        keys, done = layer_keys(self._shape, [candidate])[0], self.pieces()
         new = {key: j for j, key in enumerate(keys) if key is not None and key not in done}
-        cutter, pieces = Cutter(model), {}
+        cutter, pieces = LayerExtractor(model), {}
         for key, j in new.items():
             layer = self._graph.layers[j]
             integer = layer.kind.startswith("conv") and candidate.weight_bits.get(layer.path) == INT8_BITS

@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.latency.bundle import write_script
-from autocompress.latency.device import (
+from autocompress.latency.candidate_encoder import ModelShape
+from autocompress.latency.layer_cache import LayerStore, reused_times
+from autocompress.latency.measurement_lock import MeasurementLock
+from autocompress.latency.model import LatencyModel
+from autocompress.latency.on_device import (
     MEASURED,
     clock_drift,
+    converged,
     measure_folder,
     read_json,
     repeatability,
-    settled,
     show_progress,
     write_json,
 )
-from autocompress.latency.model import LatencyModel
 from autocompress.latency.plan import N_CANDIDATES, batch_size, write_plan
-from autocompress.latency.store import LayerStore, reused_times
-from autocompress.latency.structure import ModelShape
 from autocompress.latency.table import Table
-from autocompress.latency.turns import Turns
-from autocompress.space import SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, as_inputs, load_task
 
 _FEWEST = 12
@@ -89,7 +89,7 @@ def profile(
             known=list(stored),
             listener=_show_written if show else None,
         )
-        with Turns().measure():
+        with MeasurementLock().measure():
             results = measure_folder(
                 place,
                 place / MEASURED,
@@ -143,7 +143,7 @@ def model_of(
     """
     if results.get("plan") != plan["digest"]:
         raise InputError(f"the results are of plan {results.get('plan')!r}, but this is plan {plan['digest']!r}")
-    ratios = settled(results)
+    ratios = converged(results)
     candidates = tuple(
         (Candidate.from_dict(asked), ratios[file]) for file, asked in plan["candidates"].items() if file in ratios
     )

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import PRECISIONS, Candidate, Precision
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.latency.device import read_json, write_json
+from autocompress.latency.candidate_encoder import Encoder, ModelShape
 from autocompress.latency.hardware_description import Hardware
 from autocompress.latency.layer_costs import layer_cost
-from autocompress.latency.pieces import describe_model
+from autocompress.latency.layer_profiles import describe_model
+from autocompress.latency.on_device import read_json, write_json
 from autocompress.latency.plan import batch_size
 from autocompress.latency.schema import DamageError, check_positive, check_type
-from autocompress.latency.structure import Encoder, ModelShape
 from autocompress.latency.table import measured_pairs, require_same_model, shape_of
-from autocompress.space import SearchSpace
+from autocompress.space.candidate import PRECISIONS, Candidate, Precision
+from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, as_inputs
 
 Floats = NDArray[np.float64]

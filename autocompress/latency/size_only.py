@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autocompress.candidate import Candidate
 from autocompress.latency.model import LatencyModel
-from autocompress.space import Choice, SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import Choice, SearchSpace
 
 
 def label_slower_ranks(space: SearchSpace, profile: LatencyModel) -> SearchSpace:

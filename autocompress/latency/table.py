@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph
-from autocompress.latency.device import read_json, runtime_version
+from autocompress.latency.candidate_encoder import Encoder, ModelShape
+from autocompress.latency.on_device import read_json, runtime_version
 from autocompress.latency.schema import DamageError, check_positive, check_type
-from autocompress.latency.structure import Encoder, ModelShape
 from autocompress.machine import describe_machine
+from autocompress.space.candidate import Candidate
 
 SCHEMA_VERSION = 1
 _HEAD: dict[str, Any] = {

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.artifact import read_manifest
-from autocompress.candidate import Candidate
-from autocompress.records import FileNumbers
+from autocompress.publishing.artifact import read_manifest
+from autocompress.publishing.standalone import EXAMPLES, RUNNABLE
 from autocompress.report.interval import interval_of
 from autocompress.report.point_files import example_answers
 from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text
-from autocompress.walkaway import EXAMPLES, RUNNABLE
+from autocompress.results.records import FileNumbers
+from autocompress.space.candidate import Candidate
 
 CARD = "README.md"
 UNKNOWN_LICENSE = "unknown"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from autocompress.records import TrialRecord
-from autocompress.run_folder import Run
+from autocompress.results.records import TrialRecord
+from autocompress.results.run_folder import Run
 
 
 def commands(record: TrialRecord, run: Run) -> dict[str, str]:

@@ -8,14 +8,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.candidate import Candidate
 from autocompress.errors import InputError
-from autocompress.records import Latency, TrialRecord
 from autocompress.report.interval import interval_of
 from autocompress.report.point_files import PointFiles, read_point_files
 from autocompress.report.why import why_not_faster
 from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text
-from autocompress.run_folder import Run
+from autocompress.results.records import Latency, TrialRecord
+from autocompress.results.run_folder import Run
+from autocompress.space.candidate import Candidate
 
 Cell = Callable[[TrialRecord], str]
 

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from autocompress.candidate import FULL_BITS, Candidate
-from autocompress.pareto import ratio, score
-from autocompress.records import FileNumbers, Latency, TrialRecord
 from autocompress.report.commands import commands
 from autocompress.report.history import hypervolume_history
 from autocompress.report.interval import interval_of
@@ -17,7 +14,10 @@ from autocompress.report.sensitivity import sensitivity_map
 from autocompress.report.time_shares import time_shares
 from autocompress.report.why import why_not_faster
 from autocompress.report.wording import candidate_text, is_number, is_share, reason_text, stopped_text
-from autocompress.run_folder import Run, RunInfo
+from autocompress.results.pareto import ratio, score
+from autocompress.results.records import FileNumbers, Latency, TrialRecord
+from autocompress.results.run_folder import Run, RunInfo
+from autocompress.space.candidate import FULL_BITS, Candidate
 
 Json = dict[str, Any]
 

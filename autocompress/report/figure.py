@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autocompress.errors import InputError, MissingExtraError
-from autocompress.pareto import ratio, score
-from autocompress.records import TrialRecord
 from autocompress.report.wording import is_number, is_share, reason_text
-from autocompress.run_folder import Run
+from autocompress.results.pareto import ratio, score
+from autocompress.results.records import TrialRecord
+from autocompress.results.run_folder import Run
 
 Point = tuple[float, float]
 WIDTH, HEIGHT = 720, 460
@@ -170,8 +170,8 @@ def _mark(canvas: Canvas, at: Point, kind: str) -> None:
     elif kind == "baseline":
         canvas.shape([(x - 5, y - 5), (x + 5, y - 5), (x + 5, y + 5), (x - 5, y + 5)], INK, "#ffffff")
     elif kind == "trial":
-        turns = [2 * math.pi * i / 20 for i in range(20)]
-        canvas.shape([(x + 3.5 * math.cos(turn), y + 3.5 * math.sin(turn)) for turn in turns], None, QUIET)
+        measurement_lock = [2 * math.pi * i / 20 for i in range(20)]
+        canvas.shape([(x + 3.5 * math.cos(turn), y + 3.5 * math.sin(turn)) for turn in measurement_lock], None, QUIET)
     else:
         canvas.line([(x - 3, y - 3), (x + 3, y + 3)], QUIET, 1.2)
         canvas.line([(x - 3, y + 3), (x + 3, y - 3)], QUIET, 1.2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autocompress.columns import describe
 from autocompress.report.page import page
-from autocompress.run_folder import Run
+from autocompress.results.columns import describe
+from autocompress.results.run_folder import Run
 
 SCHEMA_VERSION = 1
 
@@ -29,7 +29,7 @@ def write_front_table(run: Run) -> Path:
     return _write(run.folder.table, frame.to_csv(index=False))
 
 
-def write_report(run: Run) -> Path:
+def write_report_page(run: Run) -> Path:
     """Writes the report as `report.html`: one page that needs neither a network nor a server."""
     return _write(run.folder.report, page(run))
 

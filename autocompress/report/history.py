@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from autocompress.pareto import hypervolume
-from autocompress.records import TrialRecord
 from autocompress.report.wording import is_number
+from autocompress.results.pareto import hypervolume
+from autocompress.results.records import TrialRecord
 
 
 def hypervolume_history(

@@ -8,10 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.candidate import PRECISIONS
 from autocompress.graph import ModelGraph
 from autocompress.runtimes import Runtime
-from autocompress.space import Choice, Knob, SearchSpace
+from autocompress.space.candidate import PRECISIONS
+from autocompress.space.search_space import Choice, Knob, SearchSpace
 
 
 def graph_tables(graph: ModelGraph) -> Iterator[Table]:

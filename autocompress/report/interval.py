@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from autocompress.records import FileNumbers
 from autocompress.report.wording import is_share
+from autocompress.results.records import FileNumbers
 
 Z_95 = 1.959963984540054
 

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from autocompress.report.page import page
-from autocompress.run_folder import RunFolder
+from autocompress.results.run_folder import RunFolder
 
 HOST = "127.0.0.1"
 

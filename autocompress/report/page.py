@@ -11,7 +11,7 @@ from string import Template
 from typing import Any
 
 from autocompress.report.data import page_data
-from autocompress.run_folder import Run
+from autocompress.results.run_folder import Run
 
 SCRIPTS = ("draw.js", "plot.js", "details.js", "layers.js", "search.js", "page.js")
 

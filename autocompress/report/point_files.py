@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.node_times import LayerTimes
-from autocompress.run_folder import LAYER_TIMES
+from autocompress.results.node_times import LayerTimes
+from autocompress.results.run_folder import LAYER_TIMES
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 _WEIGHT = re.compile(r"(?P<path>.+?)(\.\d+)?\.weight(_[ih]h_l\d+(_reverse)?)?")

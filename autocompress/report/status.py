@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.pareto import score
-from autocompress.run_folder import Run, RunFolder
+from autocompress.results.pareto import score
+from autocompress.results.run_folder import Run, RunFolder
 
 _ENDS = {"complete", "stopped", "failed", "unusable"}
 _MAX_SHOWN = 8

@@ -6,10 +6,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.pareto import score
-from autocompress.records import TrialRecord
 from autocompress.report.wording import NOTHING, budget_text, candidate_text, is_number, metric_text
-from autocompress.run_folder import Run
+from autocompress.results.pareto import score
+from autocompress.results.records import TrialRecord
+from autocompress.results.run_folder import Run
 
 
 def front_table(run: Run) -> Table:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from autocompress.node_times import LayerTimes
+from autocompress.results.node_times import LayerTimes
 
 _CONVERSIONS = frozenset(
     ("Cast", "Convert", "DequantizeLinear", "DynamicQuantizeLinear", "FakeQuantize", "QuantizeLinear")

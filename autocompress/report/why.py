@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from autocompress.candidate import FULL_BITS, Candidate
 from autocompress.report.point_files import PointFiles
 from autocompress.report.time_shares import TimeShares, time_shares
+from autocompress.space.candidate import FULL_BITS, Candidate
 
 _NAMED = 4
 _WORTH_TELLING = 0.05  # share of the run below which a cause is not worth a sentence

@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
-from autocompress.candidate import Candidate, bits_number
-from autocompress.pareto import ratio, score
-from autocompress.records import TrialRecord
+from autocompress.results.pareto import ratio, score
+from autocompress.results.records import TrialRecord
+from autocompress.space.candidate import Candidate, bits_number
 
 NOTHING = "–"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from autocompress.candidate import PRECISIONS, Precision
 from autocompress.runtimes.capabilities import Capability, is_executed
 from autocompress.runtimes.parity import Parity, check_parity
 from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, rounds_before_sums, runtime_named
+from autocompress.space.candidate import PRECISIONS, Precision
 from autocompress.task import Inputs, as_inputs
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autocompress.candidate import Precision
+from autocompress.space.candidate import Precision
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from autocompress.runtimes.proto_graph import ProtoGraph
+from autocompress.runtimes.onnx_graph import ProtoGraph
 
 _Array = NDArray[Any]
 _BIAS_LIMIT = 2.0**30  # in int32, with room for the sum of products

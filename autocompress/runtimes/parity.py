@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autocompress.compression.quantize import RoundedLayer
+from autocompress.compression.quantize import QuantizedLayer
 from autocompress.errors import ExportError
 from autocompress.runtimes.node_names import module_of
 from autocompress.runtimes.registry import Session
@@ -29,7 +29,7 @@ ROUNDED_TOLERANCE = 0.15
 
 def tolerance_of(student: nn.Module) -> float:
     """The relative error up to which a file of this student is accepted."""
-    return ROUNDED_TOLERANCE if any(isinstance(m, RoundedLayer) for m in student.modules()) else TOLERANCE
+    return ROUNDED_TOLERANCE if any(isinstance(m, QuantizedLayer) for m in student.modules()) else TOLERANCE
 
 
 @dataclass(frozen=True)

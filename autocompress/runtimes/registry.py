@@ -62,14 +62,14 @@ def rounds_before_sums(runtime: Runtime) -> bool:
 
 
 RUNTIMES: dict[str, str] = {
-    "onnxruntime": "autocompress.runtimes.cpu_session:OnnxRuntime",
-    "onnxruntime-cuda": "autocompress.runtimes.cpu_session:OnnxRuntimeCuda",
-    "onnxruntime-tensorrt": "autocompress.runtimes.cpu_session:OnnxRuntimeTensorRT",
-    "openvino": "autocompress.runtimes.compiled_session:OpenVino",
-    "torch": "autocompress.runtimes.aten_session:TorchEager",
-    "torch-compile": "autocompress.runtimes.aten_session:TorchCompiled",
-    "torch-cuda": "autocompress.runtimes.aten_session:TorchCuda",
-    "torch-cuda-compile": "autocompress.runtimes.aten_session:TorchCudaCompiled",
+    "onnxruntime": "autocompress.runtimes.onnxruntime_backend:OnnxRuntime",
+    "onnxruntime-cuda": "autocompress.runtimes.onnxruntime_backend:OnnxRuntimeCuda",
+    "onnxruntime-tensorrt": "autocompress.runtimes.onnxruntime_backend:OnnxRuntimeTensorRT",
+    "openvino": "autocompress.runtimes.openvino_backend:OpenVino",
+    "torch": "autocompress.runtimes.torch_backend:TorchEager",
+    "torch-compile": "autocompress.runtimes.torch_backend:TorchCompiled",
+    "torch-cuda": "autocompress.runtimes.torch_backend:TorchCuda",
+    "torch-cuda-compile": "autocompress.runtimes.torch_backend:TorchCudaCompiled",
 }
 """Name -> `module:Class`, imported when it is asked for."""
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import autocompress as ac
-from autocompress.candidate import Candidate
 from autocompress.graph import ModelGraph
+from autocompress.space.candidate import Candidate
 
 SHARE = 0.3
 """Of the channels of every group, rounded up; at least one stays."""

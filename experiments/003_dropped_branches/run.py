@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import autocompress as ac
-from autocompress.candidate import Candidate
 from autocompress.latency import measure_paired
 from autocompress.machine import describe_machine
+from autocompress.space.candidate import Candidate
 
 DROPPED = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (2, 4, 6, 8)]
 RUNTIMES = ("onnxruntime", "openvino")

@@ -22,19 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from autocompress.automl.bench import n_macs
-from autocompress.candidate import Candidate
-from autocompress.compression import Evidence, compress, rebuild, resolve
+from autocompress.compression import CalibrationStats, compress, rebuild, resolve
 from autocompress.compression.low_rank.decomposition import compose
 from autocompress.compression.low_rank.matrices import matrices_of
 from autocompress.compression.low_rank.moments import collect_moments, windows
 from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.compression.recipe import Recipe
+from autocompress.execution.trial import n_macs
 from autocompress.graph import Layer, inspect_model
 from autocompress.latency import measure_paired
 from autocompress.machine import describe_machine, describe_versions
-from autocompress.ranks import Split, cost, largest_ranks, reason_against
 from autocompress.runtimes import runtime_named
+from autocompress.space.candidate import Candidate
+from autocompress.space.ranks import Split, cost, largest_ranks, reason_against
 from autocompress.task import Inputs, as_inputs, call_model, load_task
 
 HERE = Path(__file__).parent
@@ -182,8 +182,8 @@ def models() -> None:
     """Accuracy of whole models, every layer at half of its MACs, without any fine-tune; up to 1,000 test samples."""
     for name in sys.argv[2:] or MODELS:
         case = Case(name)
-        evidence = Evidence(case.model, case.graph, case.calibration)
-        evidence.__dict__["low_rank"] = case.source
+        calibration_stats = CalibrationStats(case.model, case.graph, case.calibration)
+        calibration_stats.__dict__["low_rank"] = case.source
         record_model(case, "none", 1.0, None, case.model)
         for scheme in SCHEMES:
             ranks = {layer.path: ranks_within(layer, scheme, HALF) for layer in case.layers()}
@@ -196,7 +196,7 @@ def models() -> None:
                     case.graph,
                     Recipe(ranks=splits),
                     case.calibration[:4],  # for the norms' statistics
-                    evidence=evidence,
+                    calibration_stats=calibration_stats,
                     activation_aware=aware,
                 )
                 record_model(case, scheme, HALF, aware, student)
@@ -227,16 +227,16 @@ def inputs() -> None:
     """After pruning: second moments of the uncompressed model's inputs, or of the pruned student's own."""
     case = Case("resnet20")
     images, labels = case.test_samples(1000)
-    evidence = Evidence(case.model, case.graph, case.calibration)
-    evidence.__dict__["low_rank"] = case.source
+    calibration_stats = CalibrationStats(case.model, case.graph, case.calibration)
+    calibration_stats.__dict__["low_rank"] = case.source
     for prune_ratio in (0.25, 0.5):
         groups = [group for group in case.graph.groups if group.name.endswith("conv1") and group.name != "conv1"]
         candidate = Candidate(prune_ratio={group.name: prune_ratio for group in groups})
-        pruned = resolve(case.model, case.graph, candidate, evidence=evidence)
+        pruned = resolve(case.model, case.graph, candidate, calibration_stats=calibration_stats)
         bare = rebuild(case.model, case.graph, pruned, case.calibration[:4], reconstruct=True)
         ranks = {layer.path: "spatial:0.25" for layer in case.layers()}
         both = Candidate(prune_ratio=candidate.prune_ratio, rank_ratio=ranks)
-        recipe = resolve(case.model, case.graph, both, evidence=evidence)
+        recipe = resolve(case.model, case.graph, both, calibration_stats=calibration_stats)
         own = LowRankSource(case.model, case.graph, case.calibration)
         own.__dict__["moments"] = collect_moments(bare, list(recipe.ranks), case.calibration)
         for kind, source in (("pruned only", None), ("uncompressed model's", case.source), ("student's own", own)):
@@ -257,17 +257,17 @@ def inputs() -> None:
 
 def _with_source(case: Case, recipe: Recipe, source: LowRankSource, pruned_inputs: bool) -> nn.Module:
     """`rebuild` with these second moments; those of a pruned student are of the kept channels already."""
-    evidence = Evidence(case.model, case.graph, case.calibration)
-    evidence.__dict__["low_rank"] = source
+    calibration_stats = CalibrationStats(case.model, case.graph, case.calibration)
+    calibration_stats.__dict__["low_rank"] = source
     if not pruned_inputs:
-        return rebuild(case.model, case.graph, recipe, case.calibration[:4], True, evidence)
+        return rebuild(case.model, case.graph, recipe, case.calibration[:4], True, calibration_stats)
     from autocompress.compression.low_rank import matrices
     from autocompress.compression.low_rank import source as module
 
-    whole = matrices.seconds_of
+    whole = matrices.second_moments_of
     setattr(module, "seconds_of", lambda moments, layer, scheme, gone: [moments[layer.path]])  # noqa: B010
     try:
-        return rebuild(case.model, case.graph, recipe, case.calibration[:4], True, evidence)
+        return rebuild(case.model, case.graph, recipe, case.calibration[:4], True, calibration_stats)
     finally:
         setattr(module, "seconds_of", whole)  # noqa: B010
 
@@ -281,9 +281,9 @@ def shows() -> None:
         rank_ratio={target: "spatial:0.25"},
         weight_bits={layer.path: 8 for layer in case.graph.layers},
     )
-    evidence = Evidence(case.model, case.graph, case.calibration)
-    recipe = resolve(case.model, case.graph, candidate, evidence=evidence)
-    student = rebuild(case.model, case.graph, recipe, case.calibration[:4], True, evidence)
+    calibration_stats = CalibrationStats(case.model, case.graph, case.calibration)
+    recipe = resolve(case.model, case.graph, candidate, calibration_stats=calibration_stats)
+    student = rebuild(case.model, case.graph, recipe, case.calibration[:4], True, calibration_stats)
     runtime = runtime_named("onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         session = runtime.load(runtime.export(student, as_inputs(case.task.example_inputs()), Path(folder)))
@@ -365,8 +365,8 @@ def timings() -> None:
         for layer in case.graph.layers:
             case.source.decompositions(layer, "channel")
         found[f"{name}: channel decompositions of all {len(paths)} layers, s"] = time.perf_counter() - begin
-        Evidence(case.model, case.graph, case.calibration).low_rank.moments  # noqa: B018
-        seconds, _ = timed(lambda: Evidence(case.model, case.graph, case.calibration).low_rank.moments)  # noqa: B023
+        CalibrationStats(case.model, case.graph, case.calibration).low_rank.moments  # noqa: B018
+        seconds, _ = timed(lambda: CalibrationStats(case.model, case.graph, case.calibration).low_rank.moments)  # noqa: B023
         found[f"{name}: moments found on disk, digest of model and data included, s"] = seconds
         for scheme in SCHEMES if name == "resnet56" else ("channel",):
             ranks_of = {layer: ranks_within(layer, scheme, HALF) for layer in case.layers()}

@@ -23,15 +23,15 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.config import DistillSettings
 from autocompress.distillation import FineTune, Teacher
 from autocompress.graph import inspect_model
 from autocompress.latency import time_sessions
 from autocompress.runtimes import Runtime, check_parity, runtime_named
-from autocompress.runtimes.compiled_session import compile_file
-from autocompress.runtimes.cpu_session import session_options
+from autocompress.runtimes.onnxruntime_backend import session_options
+from autocompress.runtimes.openvino_backend import compile_file
+from autocompress.space.candidate import Candidate
 from autocompress.task import Batch, Inputs, Predict, call_model
 from autocompress.tasks.data import data_folder
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.errors import ExportError
 from autocompress.graph import inspect_model
 from autocompress.runtimes import check_parity, runtime_named
+from autocompress.space.candidate import Candidate
 from autocompress.task import load_task
 
 task = load_task("cifar10:resnet20")

@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate, Precision
 from autocompress.compression import compress
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import time_sessions
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.runtimes import Session, check_parity, is_executed, rounds_before_sums, runtime_named
+from autocompress.space.candidate import Candidate, Precision
 from autocompress.task import Inputs, call_model, load_task
 
 HERE = Path(__file__).parent

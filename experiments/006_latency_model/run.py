@@ -18,10 +18,10 @@ from typing import Any
 
 import onnx
 
-from autocompress.candidate import Candidate
 from autocompress.graph import inspect_model
-from autocompress.latency.check import check_by_leaving_out, check_on
-from autocompress.latency.device import (
+from autocompress.latency.layer_profiles import quick_student
+from autocompress.latency.model import LatencyModel
+from autocompress.latency.on_device import (
     measure_folder,
     read_json,
     repeatability,
@@ -30,14 +30,14 @@ from autocompress.latency.device import (
     summary,
     write_json,
 )
-from autocompress.latency.model import LatencyModel
-from autocompress.latency.pieces import quick_student
 from autocompress.latency.plan import N_CANDIDATES, batch_size, draw_candidates, write_plan
 from autocompress.latency.profiling import model_of
 from autocompress.latency.shared_weights import WEIGHTS_FILE, write_shared
+from autocompress.latency.validation import check_by_leaving_out, check_on
 from autocompress.machine import describe_versions
 from autocompress.runtimes import runtime_named
-from autocompress.space import SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from autocompress.task import as_inputs, load_task
 
 HERE = Path(__file__).parent

@@ -7,19 +7,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress.automl.planning import Foresight, enqueue_solved, n_solved, planner_of
-from autocompress.automl.sensitivity import Sensitivity
-from autocompress.candidate import Candidate
+from autocompress.execution.planning import (
+    OnlineLatencyPredictor,
+    enqueue_knapsack_front,
+    n_knapsack_candidates,
+    planner_of,
+)
+from autocompress.execution.sensitivity import Sensitivity
 from autocompress.graph import ModelGraph
-from autocompress.pareto import hypervolume, ratio
-from autocompress.proposing.early_stopping import ParetoStopping
-from autocompress.proposing.predictor import LaunchModel
-from autocompress.proposing.proposals import uniform_candidates
-from autocompress.proposing.replay import EarlyStopping, Evaluation, replay
-from autocompress.proposing.samplers import planned, sampler_named
-from autocompress.proposing.study import SearchStudy
-from autocompress.records import Latency, TrialRecord
-from autocompress.space import SearchSpace
+from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.results.pareto import hypervolume, ratio
+from autocompress.results.records import Latency, TrialRecord
+from autocompress.sampling.early_stopping import ParetoEarlyStopping
+from autocompress.sampling.initial_candidates import uniform_candidates
+from autocompress.sampling.replay import EarlyStopping, Evaluation, replay
+from autocompress.sampling.samplers import planned, sampler_named
+from autocompress.sampling.study import SearchStudy
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 
 STOCK = ("tpe", "nsga2", "random")
 SAMPLERS = ("solver", "solver only", "random", "nsga2", "uniform", "tpe")
@@ -52,9 +57,12 @@ def search(
             solver's front alone; "solver": the default.
     """
     space, ours = problem.space, who.startswith("solver")
-    foresight = Foresight(LaunchModel(problem.graph, 1.0))
+    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(problem.graph, 1.0))
     study = Learning(
-        space, sampler_named(who if who in STOCK else "random", seed), problem.corner[1], foresight if ours else None
+        space,
+        sampler_named(who if who in STOCK else "random", seed),
+        problem.corner[1],
+        latency_predictor if ours else None,
     )
     study.add(baseline_record(problem))
     if who == "uniform":
@@ -62,9 +70,9 @@ def search(
         study.enqueue(grid, "uniform")
         n_trials = min(n_trials, len(grid))
     elif ours:
-        study.use(planned(planner_of(study, problem.sensitivity, foresight), seed))
-        n_first = n_trials if who == "solver only" else n_solved(n_trials)
-        enqueue_solved(study, problem.sensitivity, foresight, n_first)
+        study.use(planned(planner_of(study, problem.sensitivity, latency_predictor), seed))
+        n_first = n_trials if who == "solver only" else n_knapsack_candidates(n_trials)
+        enqueue_knapsack_front(study, problem.sensitivity, latency_predictor, n_first)
     records = replay(study, problem.evaluate, n_trials, n_workers, stopping)
     return [r for r in records if r.origin in ("uniform", "solver")] if who == "solver only" else records
 
@@ -72,10 +80,12 @@ def search(
 class Learning(SearchStudy):
     """A study in memory whose latency model learns from each trial, as the driver's does."""
 
-    def __init__(self, space: SearchSpace, sampler, floor: float, foresight: Foresight | None) -> None:
-        predict = None if foresight is None else foresight.screened
+    def __init__(
+        self, space: SearchSpace, sampler, floor: float, latency_predictor: OnlineLatencyPredictor | None
+    ) -> None:
+        predict = None if latency_predictor is None else latency_predictor.screening_ratio
         super().__init__(None, space, sampler, "accuracy", None, floor, predict=predict)
-        self._foresight = foresight
+        self._foresight = latency_predictor
 
     def tell(self, record: TrialRecord) -> None:
         super().tell(record)
@@ -101,21 +111,21 @@ def curve(problem: Problem, records: list[TrialRecord], n: int) -> np.ndarray:
     return np.array(areas + areas[-1:] * (n - len(areas)))[:n]
 
 
-def saved_and_kept(orders: Sequence[Sequence[Evaluation]], corner: tuple[float, float], passing: float) -> dict:
+def saved_and_kept(orders: Sequence[Sequence[Evaluation]], corner: tuple[float, float], keep_fraction: float) -> dict:
     """What early stopping does to trials in these orders, against finishing all of them.
 
     Args:
         orders: evaluations with all their rungs, one order for each repeat.
         corner: reference point (latency ratio, accuracy).
-        passing: share that goes on at each rung.
+        keep_fraction: share that goes on at each rung.
     """
     savings, kept = [], []
     for order in orders:
-        rule, steps, points, full = ParetoStopping(None, passing), 0, [], []
+        rule, steps, points, full = ParetoEarlyStopping(None, keep_fraction), 0, [], []
         for own in order:
             for n, rung in enumerate(own.rungs, start=1):
                 last = n == len(own.rungs)
-                if last or not rule.goes_on(
+                if last or not rule.should_continue(
                     own.candidate.digest, rung.steps, rung.metrics["accuracy"], own.latency.ratio
                 ):
                     break

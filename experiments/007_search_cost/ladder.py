@@ -19,8 +19,8 @@ from ablation import Problem, curve, saved_and_kept, search
 from resnets import FLOOR, Evaluator, sensitivity
 
 from autocompress.machine import describe_machine, describe_versions
-from autocompress.proposing.early_stopping import PASSING, ParetoStopping
-from autocompress.proposing.replay import write_table
+from autocompress.sampling.early_stopping import KEEP_FRACTION, ParetoEarlyStopping
+from autocompress.sampling.replay import write_table
 
 HERE = Path(__file__).parent
 RUNGS = (0, 10, 30, 90)
@@ -47,15 +47,15 @@ def stop(folder: Path, seeds: int, n_trials: int) -> None:
     result: dict = {"command": f"python ladder.py stop FOLDER --seeds {seeds} --trials {n_trials}"}
     finished = [search(problem, "solver", seed, n_trials) for seed in range(seeds)]
     orders = [[evaluator(record.candidate) for record in records] for records in finished]
-    for passing in (0.6, PASSING, 0.3):
+    for keep_fraction in (0.6, KEEP_FRACTION, 0.3):
         shuffled = [random.Random(i).sample(order, len(order)) for order in orders for i in range(5)]
-        result[f"{passing} go on"] = {
-            "as the searches went": saved_and_kept(orders, problem.corner, passing),
-            "shuffled": saved_and_kept(shuffled, problem.corner, passing),
+        result[f"{keep_fraction} go on"] = {
+            "as the searches went": saved_and_kept(orders, problem.corner, keep_fraction),
+            "shuffled": saved_and_kept(shuffled, problem.corner, keep_fraction),
         }
     result["searches"] = []
     for seed, full in enumerate(finished):
-        stopped = search(problem, "solver", seed, n_trials, stopping=ParetoStopping(None))
+        stopped = search(problem, "solver", seed, n_trials, stopping=ParetoEarlyStopping(None))
         steps = [sum(record.rungs[-1].steps for record in records) for records in (full, stopped)]
         curves = [curve(problem, records, len(records)) for records in (full, stopped)]
         areas = [float(areas[-1]) for areas in curves]

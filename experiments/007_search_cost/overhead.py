@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from autocompress.automl.planning import Foresight, planner_of
-from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
+from autocompress.execution.planning import OnlineLatencyPredictor, planner_of
+from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.graph import inspect_model
-from autocompress.proposing.predictor import LaunchModel
-from autocompress.proposing.samplers import planned
-from autocompress.proposing.solver import knapsack
-from autocompress.proposing.study import SearchStudy
-from autocompress.records import Latency, TrialRecord
-from autocompress.space import SearchSpace
+from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.results.records import Latency, TrialRecord
+from autocompress.sampling.knapsack import knapsack
+from autocompress.sampling.samplers import planned
+from autocompress.sampling.study import SearchStudy
+from autocompress.space.search_space import SearchSpace
 from autocompress.task import load_task
 
 
@@ -35,40 +35,40 @@ def sampler_ms() -> dict[int, float]:
     space = SearchSpace.load("resnet_cifar", graph)
     rng = np.random.default_rng(0)
     single = tuple(ChoiceLoss(k.kind, k.target, c, float(rng.random())) for k, c, _ in single_choices(space))
-    foresight = Foresight(LaunchModel(graph, 1.0))
-    study = SearchStudy(None, space, planned(None, 0), "accuracy", 0.5, None, None, foresight.screened)
-    study.use(planned(planner_of(study, Sensitivity(0.1, single), foresight), 0))
+    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(graph, 1.0))
+    study = SearchStudy(None, space, planned(None, 0), "accuracy", 0.5, None, None, latency_predictor.screening_ratio)
+    study.use(planned(planner_of(study, Sensitivity(0.1, single), latency_predictor), 0))
     times, result = [], {}
     for i in range(1, 1001):
         if i % 250 >= 240 or i % 250 == 0:
             begin = time.process_time()
-            ask_and_tell(study, foresight, rng)
+            ask_and_tell(study, latency_predictor, rng)
             times.append(time.process_time() - begin)
             if i % 250 == 0:
                 result[i] = round(1000 * float(np.mean(times)), 1)
                 times = []
         else:
-            add_random(study, foresight, rng, i)
+            add_random(study, latency_predictor, rng, i)
     return result
 
 
-def ask_and_tell(study: SearchStudy, foresight: Foresight, rng: np.random.Generator) -> None:
+def ask_and_tell(study: SearchStudy, latency_predictor: OnlineLatencyPredictor, rng: np.random.Generator) -> None:
     number, candidate, origin = study.ask() or (0, study.space.baseline(), "")
-    tell(study, foresight, number, candidate, origin, rng)
+    tell(study, latency_predictor, number, candidate, origin, rng)
 
 
-def add_random(study: SearchStudy, foresight: Foresight, rng: np.random.Generator, i: int) -> None:
+def add_random(study: SearchStudy, latency_predictor: OnlineLatencyPredictor, rng: np.random.Generator, i: int) -> None:
     """A trial that nobody had to think about."""
     candidate = study.space.sample(i)
-    latency = Latency(float(foresight.ratios([candidate])[0]), 0.0, 1.0, 9)
+    latency = Latency(float(latency_predictor.ratios([candidate])[0]), 0.0, 1.0, 9)
     study.add(TrialRecord(i - 1, "complete", "x", candidate, {"accuracy": float(rng.random())}, latency))
 
 
-def tell(study, foresight, number, candidate, origin, rng) -> None:
-    latency = Latency(float(foresight.ratios([candidate])[0]), 0.0, 1.0, 9)
+def tell(study, latency_predictor, number, candidate, origin, rng) -> None:
+    latency = Latency(float(latency_predictor.ratios([candidate])[0]), 0.0, 1.0, 9)
     record = TrialRecord(number, "complete", origin, candidate, {"accuracy": float(rng.random())}, latency)
     study.tell(record)
-    foresight.learn(record)
+    latency_predictor.learn(record)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autocompress.automl.bench import n_macs
-from autocompress.candidate import Candidate
-from autocompress.compression import Evidence, rebuild, resolve
+from autocompress.compression import CalibrationStats, rebuild, resolve
 from autocompress.config import DistillSettings
 from autocompress.distillation import FineTune, Teacher
+from autocompress.execution.trial import n_macs
 from autocompress.graph import inspect_model
 from autocompress.latency.clock import time_pair
 from autocompress.runtimes import runtime_named
-from autocompress.space import Choice, SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import Choice, SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, load_task, predict_all
 
 HERE = Path(__file__).parent
@@ -82,7 +82,7 @@ class Recorder:
         self.space = space_of(name, self.task)
         self.teacher = Teacher(self.model)
         self.calibration = [as_inputs(batch) for batch in self.task.calibration_batches()]
-        self.evidence = Evidence(self.model, self.graph, self.calibration, self.task)
+        self.calibration_stats = CalibrationStats(self.model, self.graph, self.calibration, self.task)
         self.runtime = runtime_named("onnxruntime")
         (folder / "files").mkdir(parents=True, exist_ok=True)
 
@@ -105,7 +105,7 @@ class Recorder:
     def evaluate(self, candidate: Candidate) -> dict[str, object]:
         torch.manual_seed(0)
         begin = time.process_time()
-        recipe = resolve(self.model, self.graph, candidate, "l2", self.evidence)
+        recipe = resolve(self.model, self.graph, candidate, "l2", self.calibration_stats)
         student = rebuild(self.model, self.graph, recipe, self.calibration, True)
         tune = FineTune(student, self.teacher, self.task, DistillSettings(rungs=RUNGS[self.name]), 0)
         file = self.folder / "files" / f"{candidate.digest}.onnx"

@@ -23,18 +23,18 @@ import torch
 from ablation import SAMPLERS, Problem, curve, search
 from torch import nn
 
-from autocompress.automl.fisher import fisher_sensitivity
-from autocompress.automl.sensitivity import Probe, Sensitivity, measure_sensitivity
-from autocompress.candidate import Candidate
-from autocompress.compression import Evidence, rebuild, resolve
+from autocompress.compression import CalibrationStats, rebuild, resolve
 from autocompress.config import DistillSettings, SearchSettings
 from autocompress.distillation import FastMode, FineTune, Teacher
 from autocompress.errors import AutocompressError
+from autocompress.execution.fisher import fisher_sensitivity
+from autocompress.execution.sensitivity import Sensitivity, SensitivityProbe, measure_sensitivity
 from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel
-from autocompress.proposing.replay import Evaluation, write_table
-from autocompress.records import Latency, Rung, TrialRecord
-from autocompress.space import SearchSpace
+from autocompress.results.records import Latency, Rung, TrialRecord
+from autocompress.sampling.replay import Evaluation, write_table
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from autocompress.task import Batch, as_inputs, call_model, load_task
 from autocompress.tasks import cifar10
 from autocompress.tasks.cifar10_data import load_images, split_indices
@@ -117,7 +117,7 @@ class Tools:
     def __init__(self, evaluator: Evaluator) -> None:
         self._of = evaluator
         self._calibration = [as_inputs(i) for i in evaluator.task.calibration_batches()][:N_CALIBRATION]
-        self._evidence = Evidence(evaluator.model, evaluator.graph, self._calibration, evaluator.task)
+        self._calibration_stats = CalibrationStats(evaluator.model, evaluator.graph, self._calibration, evaluator.task)
         self._teacher = Teacher(evaluator.model, FAST)
         images, labels = load_images("test")
         members = split_indices("selection")[: evaluator.n_judged]
@@ -130,8 +130,8 @@ class Tools:
         torch.manual_seed(0)
         begin = time.process_time()
         try:
-            recipe = resolve(of.model, of.graph, candidate, "l2", self._evidence)
-            student = rebuild(of.model, of.graph, recipe, self._calibration, True, self._evidence)
+            recipe = resolve(of.model, of.graph, candidate, "l2", self._calibration_stats)
+            student = rebuild(of.model, of.graph, recipe, self._calibration, True, self._calibration_stats)
             tune = FineTune(student, self._teacher, Short(of.name), DistillSettings(rungs=of.rungs), 0)
             rungs = []
             for steps in of.rungs if of.rungs != RUNGS else RUNGS[1:]:
@@ -162,7 +162,7 @@ def sensitivity(evaluator: Evaluator, folder: Path, cheap: bool) -> Sensitivity:
     path = HERE / f"{evaluator.name}_sensitivity.json"
     if not path.exists():
         begin, processor = time.perf_counter(), time.process_time()
-        probe = Probe(evaluator.task, evaluator.model, evaluator.graph, SearchSettings())
+        probe = SensitivityProbe(evaluator.task, evaluator.model, evaluator.graph, SearchSettings())
         if cheap:
             of = evaluator
             found = fisher_sensitivity(of.space, of.task, of.model, of.graph, list(probe.labelled))

@@ -16,16 +16,16 @@ import numpy as np
 from ablation import SAMPLERS, Problem, curve, first_at, saved_and_kept, search
 from scipy.stats import spearmanr
 
-from autocompress.automl.sensitivity import Probe, measure_sensitivity
-from autocompress.candidate import Candidate
 from autocompress.config import SearchSettings
+from autocompress.execution.sensitivity import SensitivityProbe, measure_sensitivity
 from autocompress.graph import inspect_model
 from autocompress.machine import describe_machine, describe_versions
-from autocompress.pareto import hypervolume
-from autocompress.proposing.early_stopping import PASSING, ParetoStopping, expected_score
-from autocompress.proposing.replay import Evaluation, read_table, write_table
-from autocompress.records import Latency, Rung, TrialRecord
-from autocompress.space import SearchSpace
+from autocompress.results.pareto import hypervolume
+from autocompress.results.records import Latency, Rung, TrialRecord
+from autocompress.sampling.early_stopping import KEEP_FRACTION, ParetoEarlyStopping, expected_score
+from autocompress.sampling.replay import Evaluation, read_table, write_table
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from autocompress.task import as_inputs, load_task
 
 HERE = Path(__file__).parent
@@ -84,7 +84,7 @@ def problem_parts() -> tuple[SearchSpace, tuple]:
 def load(cache: Path) -> tuple[Problem, dict[str, Evaluation]]:
     space, (task, model, graph) = problem_parts()
     table = read_table(TABLE)
-    sensitivity = measure_sensitivity(space, Probe(task, model, graph, SearchSettings()), cache)
+    sensitivity = measure_sensitivity(space, SensitivityProbe(task, model, graph, SearchSettings()), cache)
     return Problem(space, graph, lambda candidate: table[candidate.digest], sensitivity, CORNER), table
 
 
@@ -121,13 +121,13 @@ def recorded(records: list[TrialRecord]) -> list[TrialRecord]:
 def stopping(table: dict[str, Evaluation], area: float) -> dict:
     """Candidates in a random order, each stopped or not: compute and hypervolume against finishing all of them."""
     return {
-        f"{n} trials, {passing} go on": saved_and_kept(
+        f"{n} trials, {keep_fraction} go on": saved_and_kept(
             [[table[digest] for digest in random.Random(seed).sample(sorted(table), n)] for seed in SEEDS],
             CORNER,
-            passing,
+            keep_fraction,
         )
         for n in (60, len(table))
-        for passing in (0.6, PASSING, 0.3)
+        for keep_fraction in (0.6, KEEP_FRACTION, 0.3)
     }
 
 
@@ -135,7 +135,7 @@ def told(table: dict[str, Evaluation]) -> dict:
     """Error of what a stopped trial is told as, against what it really reached, and of its value at the stop."""
     errors, orders = defaultdict(list), defaultdict(list)
     for seed in SEEDS:
-        rule, ended = ParetoStopping(None), []
+        rule, ended = ParetoEarlyStopping(None), []
         order = sorted(table)
         random.Random(seed).shuffle(order)
         truth, ours, raw = [], [], []
@@ -145,7 +145,7 @@ def told(table: dict[str, Evaluation]) -> dict:
                 (
                     i + 1
                     for i, r in enumerate(own.rungs[:-1])
-                    if not rule.goes_on(digest, r.steps, r.metrics["accuracy"], own.latency.ratio)
+                    if not rule.should_continue(digest, r.steps, r.metrics["accuracy"], own.latency.ratio)
                 ),
                 len(own.rungs),
             )
@@ -172,7 +172,7 @@ def told(table: dict[str, Evaluation]) -> dict:
 def searches_with_stopping(problem: Problem, area: float) -> dict:
     """The default sampler with and without early stopping: hypervolume, worker-seconds and steps of 60 trials."""
     result = {}
-    for name, make in (("all finish", lambda: None), ("early stopping", lambda: ParetoStopping(None))):
+    for name, make in (("all finish", lambda: None), ("early stopping", lambda: ParetoEarlyStopping(None))):
         shares, seconds, steps = [], [], []
         for seed in SEEDS:
             records = recorded(search(problem, "solver", seed, 60, 1, make()))
@@ -190,7 +190,7 @@ def searches_with_stopping(problem: Problem, area: float) -> dict:
 
 def write_stopped_trial(problem: Problem, table: dict[str, Evaluation]) -> None:
     """stopped_trial.json: the last trial of a search that was stopped at its second rung, and what it was told as."""
-    records = recorded(search(problem, "solver", 0, 60, 1, ParetoStopping(None)))
+    records = recorded(search(problem, "solver", 0, 60, 1, ParetoEarlyStopping(None)))
     record = [item for item in records if item.state == "stopped" and len(item.rungs) == 2][-1]
     before = [item for item in records if item.number < record.number]
     own = table[record.candidate.digest]

@@ -14,11 +14,11 @@ import numpy as np
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from scale import BUDGET, HERE, World, add, record_of
 
-from autocompress.pareto import hypervolume
-from autocompress.proposing.repeatable import Generations, Repeatable, View, Window
-from autocompress.proposing.samplers import ChoicesTPE
-from autocompress.proposing.study import SearchStudy
-from autocompress.records import TrialRecord
+from autocompress.results.pareto import hypervolume
+from autocompress.results.records import TrialRecord
+from autocompress.sampling.reseeded_sampler import BestAndRecentView, GenerationsView, ReseededSampler, StudyView
+from autocompress.sampling.samplers import ChoicesTPE
+from autocompress.sampling.study import SearchStudy
 
 FLOOR = 0.5  # accuracy that is worth nothing
 LOOKS = (50, 100, 200, 400, 800)
@@ -40,13 +40,13 @@ def _nsga2(seed: int) -> BaseSampler:
     return NSGAIISampler(population_size=12, seed=seed)
 
 
-VARIANTS: dict[str, tuple[Callable[[int], BaseSampler], Callable[..., View] | None]] = {
-    "tpe": (_choices, partial(Window, n=64)),
-    "tpe, window of 128": (_choices, Window),
+VARIANTS: dict[str, tuple[Callable[[int], BaseSampler], Callable[..., StudyView] | None]] = {
+    "tpe": (_choices, partial(BestAndRecentView, n=64)),
+    "tpe, window of 128": (_choices, BestAndRecentView),
     "tpe, all trials": (_choices, None),
-    "tpe, ordered choices": (_ordered, partial(Window, n=64)),
+    "tpe, ordered choices": (_ordered, partial(BestAndRecentView, n=64)),
     "tpe, one by one, all trials": (_one_by_one, None),
-    "nsga2": (_nsga2, Generations),
+    "nsga2": (_nsga2, GenerationsView),
     "nsga2, all trials": (_nsga2, None),
     "random": (lambda seed: RandomSampler(seed=seed), None),
 }
@@ -67,7 +67,7 @@ def main() -> None:
 def searched(world: World, name: str, n_trials: int, seed: int) -> dict[str, object]:
     """One search without a latency model, in memory; the hypervolume (in thousandths) after so many trials."""
     make, view = VARIANTS[name]
-    study = SearchStudy(None, world.space, Repeatable(make, seed, view), "accuracy", BUDGET)
+    study = SearchStudy(None, world.space, ReseededSampler(make, seed, view), "accuracy", BUDGET)
     found: dict[str, object] = {}
     begin = time.process_time()
     for i in range(1, n_trials + 1):

@@ -28,25 +28,25 @@ from ray.tune.experiment import Experiment, Trial
 from ray.tune.registry import register_trainable
 from ray.tune.search import SearchGenerator
 
-from autocompress.automl.asker import StudySearcher
-from autocompress.automl.bench import Outcome
-from autocompress.automl.keeper import Keeper
-from autocompress.automl.planning import Foresight, planner_of
-from autocompress.automl.progress import SearchProgress
-from autocompress.automl.retries import Retries
-from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity, single_choices
-from autocompress.automl.stop import Stop
-from autocompress.automl.worker import Worker
-from autocompress.candidate import Candidate
+from autocompress.execution.abort_stopper import AbortStopper
+from autocompress.execution.checkpoint_callback import CheckpointCallback
+from autocompress.execution.optuna_searcher import OptunaSearcher
+from autocompress.execution.planning import OnlineLatencyPredictor, planner_of
+from autocompress.execution.progress import SearchProgress
+from autocompress.execution.retry_callback import RetryCallback
+from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
+from autocompress.execution.trial import Outcome
+from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
-from autocompress.proposing.early_stopping import ParetoStopping
-from autocompress.proposing.predictor import LaunchModel
-from autocompress.proposing.replay import Evaluation, replay
-from autocompress.proposing.samplers import PLANNED, planned, sampler_named
-from autocompress.proposing.study import SearchStudy
-from autocompress.records import Latency, Rung, TrialRecord
-from autocompress.run_folder import RunFolder
-from autocompress.space import SearchSpace
+from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.results.records import Latency, Rung, TrialRecord
+from autocompress.results.run_folder import RunFolder
+from autocompress.sampling.early_stopping import ParetoEarlyStopping
+from autocompress.sampling.replay import Evaluation, replay
+from autocompress.sampling.samplers import PLANNED, planned, sampler_named
+from autocompress.sampling.study import SearchStudy
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from autocompress.tasks.cifar10 import CifarResNet
 
 HERE = Path(__file__).parent
@@ -61,7 +61,7 @@ class World:
     def __init__(self) -> None:
         self.graph = inspect_model(CifarResNet(3).eval(), (torch.zeros(1, 3, 32, 32),))
         self.space = SearchSpace.load("default", self.graph)
-        self._model = LaunchModel(self.graph, 2.0)
+        self._model = LaunchLatencyModel(self.graph, 2.0)
         rng = random.Random(0)
         self._increase = {(k.kind, k.target, c): rng.uniform(0, 0.02) for k, c, _ in single_choices(self.space)}
 
@@ -84,10 +84,10 @@ class World:
 class TuneTrials:
     """Ray Tune's own trials, made by its generator and kept until the search ends, as its controller keeps them."""
 
-    def __init__(self, searcher: StudySearcher, folder: Path) -> None:
+    def __init__(self, searcher: OptunaSearcher, folder: Path) -> None:
         register_trainable("worker", Worker)
         self._generator = SearchGenerator(searcher)
-        self._keeper = Keeper(RunFolder(folder), Stop(), Retries(searcher.given_up))
+        self._keeper = CheckpointCallback(RunFolder(folder), AbortStopper(), RetryCallback(searcher.on_trial_lost))
         self._folder = folder
         self._trials: dict[int, Trial] = {}
         experiment = Experiment(
@@ -147,13 +147,15 @@ class Driver:
     metric = "accuracy"
 
     def __init__(self, world: World, folder: Path, sampler: str) -> None:
-        self._world, self._foresight = world, Foresight(LaunchModel(world.graph, 2.0))
-        screened = self._foresight.screened
+        self._world, self._foresight = world, OnlineLatencyPredictor(LaunchLatencyModel(world.graph, 2.0))
+        screening_ratio = self._foresight.screening_ratio
         first = sampler_named("random", 0)
-        self.study = SearchStudy(folder / "study.journal", world.space, first, "accuracy", BUDGET, None, None, screened)
+        self.study = SearchStudy(
+            folder / "study.journal", world.space, first, "accuracy", BUDGET, None, None, screening_ratio
+        )
         self.use(sampler)
         self._progress = SearchProgress([], 10**6, None, "accuracy", BUDGET, 2.0, None)
-        searcher = StudySearcher(self.study, folder / "trials.jsonl", lambda: 0.0, self._finished)
+        searcher = OptunaSearcher(self.study, folder / "trials.jsonl", lambda: 0.0, self._finished)
         self.tune = TuneTrials(searcher, folder)
         self.judged = self.study.judged
         self.seconds: list[tuple[float, float]] = []
@@ -201,7 +203,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="solver")
     parser.add_argument("--early-stopping", action="store_true")
     args = parser.parse_args()
-    {"busy": busy, "cost": cost, "reopen": reopen, "plot": lambda _: plot()}[args.what](args)
+    {"busy": busy, "cost": cost, "reopen": open_run, "plot": lambda _: plot()}[args.what](args)
 
 
 def busy(args: argparse.Namespace) -> None:
@@ -210,7 +212,7 @@ def busy(args: argparse.Namespace) -> None:
         world = World()
         driver = Driver(world, Path(name), args.sampler)
         cpu = time.process_time()
-        stopping = ParetoStopping(BUDGET) if args.early_stopping else None
+        stopping = ParetoEarlyStopping(BUDGET) if args.early_stopping else None
         records = replay(driver, world.evaluate, args.trials, args.workers, stopping, driver_counts=True)  # type: ignore[arg-type]
         cpu = time.process_time() - cpu
         journal = (Path(name) / "study.journal").stat().st_size
@@ -277,7 +279,7 @@ def cost(args: argparse.Namespace) -> None:
         _reopen(Path(name))
 
 
-def reopen(args: argparse.Namespace) -> None:
+def open_run(args: argparse.Namespace) -> None:
     """A study of so many trials is opened again, as `resume` does; in a process of its own, as memory only grows."""
     with tempfile.TemporaryDirectory() as name:
         world = World()

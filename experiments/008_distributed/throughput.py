@@ -27,13 +27,13 @@ import psutil
 import torch
 import world
 
-from autocompress.automl import run_new
-from autocompress.automl.bench import Bench, Trial
-from autocompress.automl.preparation import prepare
+from autocompress.api import run_new
 from autocompress.config import SearchSettings
-from autocompress.records import read_records
+from autocompress.execution.preparation import prepare
+from autocompress.execution.trial import Trial, WorkerContext
 from autocompress.report.status import events_of
-from autocompress.run_folder import RunFolder
+from autocompress.results.records import read_records
+from autocompress.results.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 N_TRIALS, N_PLAIN = 25, 12
@@ -134,17 +134,17 @@ def _in_turn(core: int, steps: int, begin: Any, ends: Any) -> None:
     warnings.simplefilter("ignore")
     task = world.World(pause=0.0)
     space = world.space_of(task.build_model())
-    bench = Bench(prepare(task, space, settings(1, steps), None).job)
+    worker_context = WorkerContext(prepare(task, space, settings(1, steps), None).context)
     for seed in range(N_PLAIN + 2):
         if seed == 2:
             begin.wait()
             began = time.time()
-        trial = Trial(bench, space.sample(seed))
+        trial = Trial(worker_context, space.sample(seed))
         while not trial.done:
             trial.step()
         trial.files()
     ends.put(time.time() - began)
-    bench.close()
+    worker_context.close()
 
 
 def settings(n_workers: int, steps: int) -> SearchSettings:

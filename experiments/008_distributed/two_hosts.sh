@@ -8,7 +8,7 @@ work=$(mktemp -d /tmp/hosts-XXXX)
 a=ac-a-$$ b=ac-b-$$
 token=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d " \n") # of this cluster alone
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$token
-export RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 PYTHONPATH=$root:$root/tests/automl/chaos
+export RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 PYTHONPATH=$root:$root/tests/execution/chaos
 
 end() {
     for name in "$a" "$b"; do
@@ -46,7 +46,7 @@ on() { # on NAMESPACE HOSTNAME CMD...: with a hostname, a /tmp for scratch and a
     sleep "${WAIT:-15}"
     on "$a" host-a ray status --address=10.77.0.1:6399 2>/dev/null | sed -n '/Node status/,/Pending/p'
     begin=$(date +%s)
-    on "$a" host-a python "$root/tests/automl/chaos/world.py" "$work/run" 10.77.0.1:6399 24
+    on "$a" host-a python "$root/tests/execution/chaos/world.py" "$work/run" 10.77.0.1:6399 24
     echo "driver on host-a ended with $? after $(($(date +%s) - begin)) s"
     echo "trials that ended on each host, from events.jsonl:"
     python - "$work/run" <<'PYTHON'

@@ -8,12 +8,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from autocompress.candidate import Candidate
 from autocompress.config import SearchSettings
-from autocompress.node_times import LayerTimes, NodeTime
-from autocompress.records import TrialRecord, write_records
-from autocompress.report.files import write_front_table, write_report
-from autocompress.run_folder import LAYER_TIMES, RunFolder, RunInfo
+from autocompress.report.files import write_front_table, write_report_page
+from autocompress.results.node_times import LayerTimes, NodeTime
+from autocompress.results.records import TrialRecord, write_records
+from autocompress.results.run_folder import LAYER_TIMES, RunFolder, RunInfo
+from autocompress.space.candidate import Candidate
 from tests.report.searches import REFERENCE_MS, complete, exported, failed, hostile_records
 
 N_TRIALS, N_LAYERS = 2000, 60
@@ -93,7 +93,7 @@ def main(folder: Path) -> None:
         begin = time.perf_counter()
         read = run.read()
         write_front_table(read)
-        write_report(read)
+        write_report_page(read)
         print(f"{name}: {time.perf_counter() - begin:.2f} s, {run.report.stat().st_size / 1e6:.2f} MB", flush=True)
 
 

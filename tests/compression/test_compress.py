@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress, rebuild, resolve
 from autocompress.compression.low_rank.matrices import gone_slots, pruned_layer
 from autocompress.compression.norms import reestimate_norms_
 from autocompress.compression.recipe import Recipe
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.space import SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from autocompress.tasks.digits import DigitsNet
 
 INPUTS = (torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)),)

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
+from autocompress.compression import calibration_stats as evidence_module
 from autocompress.compression import compress, resolve
-from autocompress.compression import evidence as evidence_module
-from autocompress.compression.evidence import Evidence
+from autocompress.compression.calibration_stats import CalibrationStats
 from autocompress.compression.importance import CRITERIA, criterion_named, least_important
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import ChannelGroup, inspect_model
 from autocompress.graph.shrink import tensor_at
+from autocompress.space.candidate import Candidate
 from autocompress.task import Batch, Inputs, SupervisedTask
 from tests.graph.nets import CNNS, PlainNet, Recurrent, Transformer, pad_resnet, randomize
 
@@ -29,7 +29,7 @@ N_BINS = 32
 
 
 class Case:
-    """A random net in float64 with two batches; `evidence` has everything that a criterion can ask for."""
+    """A random net in float64 with two batches; `calibration_stats` has everything that a criterion can ask for."""
 
     def __init__(self, model: nn.Module, size: Sequence[int], seed: int = 0) -> None:
         self.model = randomize(model, seed).eval().double()
@@ -40,11 +40,11 @@ class Case:
             shape = self.model(x)[:, 0].shape  # a class for each sample, or for each of its pixels
             self.batches.append(((x,), torch.randint(2, shape, generator=source)))
         self.graph = inspect_model(self.model, self.batches[0][0])
-        self.evidence = self.evidence_of(self.model)
+        self.calibration_stats = self.evidence_of(self.model)
 
-    def evidence_of(self, model: nn.Module) -> Evidence:
+    def evidence_of(self, model: nn.Module) -> CalibrationStats:
         task = SupervisedTask(model, self.batches, self.batches, self.batches)
-        return Evidence(model, self.graph, [inputs for inputs, _ in self.batches], task)
+        return CalibrationStats(model, self.graph, [inputs for inputs, _ in self.batches], task)
 
 
 def plain(seed: int = 0) -> Case:
@@ -74,7 +74,7 @@ def test_magnitudes_are_each_layers_share(seed: int, power: int) -> None:
                 for weight, dim, slots in couplings(case, group)
             ]
         )
-        found = CRITERIA[f"l{power}"](case.evidence, group).numpy()
+        found = CRITERIA[f"l{power}"](case.calibration_stats, group).numpy()
         np.testing.assert_allclose(found, expected ** (1 / power), rtol=1e-9)
 
 
@@ -87,7 +87,7 @@ def test_fpgm_sums_the_distances_to_all_other_channels(seed: int) -> None:
         for weight, dim, slots in couplings(case, group):
             rows = [weight.numpy().take(slot, axis=dim).ravel() for slot in slots]
             layers.append([sum(math.dist(one, other) for other in rows) for one in rows])
-        np.testing.assert_allclose(CRITERIA["fpgm"](case.evidence, group).numpy(), shares(layers), rtol=1e-6)
+        np.testing.assert_allclose(CRITERIA["fpgm"](case.calibration_stats, group).numpy(), shares(layers), rtol=1e-6)
 
 
 def test_fpgm_removes_what_others_can_stand_in_for() -> None:
@@ -98,8 +98,8 @@ def test_fpgm_removes_what_others_can_stand_in_for() -> None:
         for weight in (weakened.get_submodule("hidden").weight, weakened.get_submodule("head").weight.T):  # type: ignore[union-attr,operator]
             weight[4] = weight.mean(0)  # type: ignore[index,union-attr,operator]
             weight[7] = 0.01 * weight[7]  # type: ignore[index,operator]
-    evidence = case.evidence_of(weakened)
-    assert 4 in least_important(evidence, group, 2, CRITERIA["fpgm"])
+    calibration_stats = case.evidence_of(weakened)
+    assert 4 in least_important(calibration_stats, group, 2, CRITERIA["fpgm"])
     large = copy.deepcopy(weakened)
     with torch.no_grad():
         for weight in (large.get_submodule("hidden").weight, large.get_submodule("head").weight.T):  # type: ignore[union-attr,operator]
@@ -126,7 +126,7 @@ def test_taylor_is_the_squared_slope_of_the_loss_by_finite_differences(make: typ
             return F.cross_entropy(scaled(*batch[0]), batch[1]).item()
 
     for group in case.graph.groups:
-        found = CRITERIA["taylor"](case.evidence, group)
+        found = CRITERIA["taylor"](case.calibration_stats, group)
         for channel in (0, group.n_channels - 1):
             slopes = [
                 (loss(group, channel, 1 + step, batch) - loss(group, channel, 1 - step, batch)) / (2 * step)
@@ -153,44 +153,46 @@ def test_activation_and_entropy_of_what_producers_give() -> None:
         group = case.graph.group(name)
         values = output.detach().reshape(len(output), group.n_channels, -1).numpy()
         magnitude = np.abs(values).mean((0, 2))
-        np.testing.assert_allclose(CRITERIA["activation"](case.evidence, group), magnitude / magnitude.sum(), rtol=1e-9)
+        np.testing.assert_allclose(
+            CRITERIA["activation"](case.calibration_stats, group), magnitude / magnitude.sum(), rtol=1e-9
+        )
         pooled = values.mean(2)
         entropies = []
         for channel in range(group.n_channels):
             counts, _ = np.histogram(pooled[:, channel], N_BINS)
             p = counts[counts > 0] / counts.sum()
             entropies.append(-(p * np.log(p)).sum())
-        np.testing.assert_allclose(CRITERIA["entropy"](case.evidence, group), entropies, rtol=1e-9)
+        np.testing.assert_allclose(CRITERIA["entropy"](case.calibration_stats, group), entropies, rtol=1e-9)
 
 
 def test_every_producer_of_a_residual_group_has_an_equal_say() -> None:
     case = Case(pad_resnet(), (3, 8, 8))
     group = case.graph.group("stem.0")
     assert {"stem.0", "blocks.0.conv2"} <= set(group.producers)
-    names = [path for path in group.producers if path in case.evidence.activations]
+    names = [path for path in group.producers if path in case.calibration_stats.activations]
     assert len(names) == len(group.producers)
-    assert CRITERIA["activation"](case.evidence, group).sum().item() == pytest.approx(len(names))
+    assert CRITERIA["activation"](case.calibration_stats, group).sum().item() == pytest.approx(len(names))
 
 
 def test_bn_scale_takes_the_norms_of_the_group_and_falls_back_to_l2() -> None:
     case = Case(pad_resnet(), (3, 8, 8))
     group = case.graph.group("blocks.1.conv1")
     scale = case.model.get_submodule("blocks.1.bn1").weight.detach().abs().numpy()  # type: ignore[union-attr,operator]
-    np.testing.assert_allclose(CRITERIA["bn_scale"](case.evidence, group), scale / scale.sum(), rtol=1e-9)
+    np.testing.assert_allclose(CRITERIA["bn_scale"](case.calibration_stats, group), scale / scale.sum(), rtol=1e-9)
     without = plain()
     hidden = without.graph.group("hidden")
-    found = CRITERIA["bn_scale"](without.evidence, hidden)
-    assert torch.equal(found, CRITERIA["l2"](without.evidence, hidden))
+    found = CRITERIA["bn_scale"](without.calibration_stats, hidden)
+    assert torch.equal(found, CRITERIA["l2"](without.calibration_stats, hidden))
 
 
 def test_random_follows_the_seed_and_the_group() -> None:
     case = plain()
     first, second = case.graph.groups[:2]
-    other = Evidence(case.model, case.graph, seed=1)
+    other = CalibrationStats(case.model, case.graph, seed=1)
     draw = CRITERIA["random"]
-    assert torch.equal(draw(case.evidence, first), draw(case.evidence_of(case.model), first))
-    assert not torch.equal(draw(case.evidence, first), draw(other, first))
-    assert not torch.equal(draw(case.evidence, first)[:4], draw(case.evidence, second)[:4])
+    assert torch.equal(draw(case.calibration_stats, first), draw(case.evidence_of(case.model), first))
+    assert not torch.equal(draw(case.calibration_stats, first), draw(other, first))
+    assert not torch.equal(draw(case.calibration_stats, first)[:4], draw(case.calibration_stats, second)[:4])
 
 
 @pytest.mark.parametrize("name", sorted(set(CRITERIA) - {"random"}))
@@ -209,7 +211,7 @@ def test_importance_moves_with_the_channels(name: str, net: str) -> None:
         x = case.batches[0][0][0]  # type: ignore[index]
         torch.testing.assert_close(moved(x), case.model(x))
         found = CRITERIA[name](case.evidence_of(moved), group)
-        torch.testing.assert_close(found, CRITERIA[name](case.evidence, group)[order], rtol=1e-6, atol=1e-10)
+        torch.testing.assert_close(found, CRITERIA[name](case.calibration_stats, group)[order], rtol=1e-6, atol=1e-10)
 
 
 @pytest.mark.parametrize("net", sorted(CNNS))
@@ -219,7 +221,7 @@ def test_every_criterion_judges_every_group_of_any_net(net: str) -> None:
     assert case.graph.groups
     for group in case.graph.groups:
         for criterion in CRITERIA.values():
-            removed = least_important(case.evidence, group, 1, criterion)
+            removed = least_important(case.calibration_stats, group, 1, criterion)
             assert len(removed) == 1 and 0 <= removed[0] < group.n_channels
 
 
@@ -230,10 +232,10 @@ def test_recurrent_units_and_heads_are_judged_too() -> None:
     for model, inputs in ((recurrent, x), (llama, ids)):
         graph = inspect_model(model, inputs)
         batches: list[Batch] = [(inputs, torch.zeros(len(inputs[0]), dtype=torch.int64))]
-        evidence = Evidence(model, graph, [inputs], SupervisedTask(model, batches, batches, batches))
+        calibration_stats = CalibrationStats(model, graph, [inputs], SupervisedTask(model, batches, batches, batches))
         for group in graph.groups:
             for criterion in CRITERIA.values():
-                assert len(least_important(evidence, group, 1, criterion)) == 1
+                assert len(least_important(calibration_stats, group, 1, criterion)) == 1
 
 
 @pytest.mark.parametrize("name", ["taylor", "activation", "entropy"])
@@ -249,11 +251,11 @@ def test_a_wrong_name_shows_near_ones() -> None:
     assert criterion_named(f"{__name__}:by_index") is by_index
 
 
-def by_index(_evidence: Evidence, group: ChannelGroup) -> Tensor:
+def by_index(_calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     return torch.arange(group.n_channels)
 
 
-def broken(_evidence: Evidence, group: ChannelGroup) -> Tensor:
+def broken(_calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     return torch.full((group.n_channels,), math.nan)
 
 
@@ -283,7 +285,7 @@ def test_evidence_is_collected_once_and_leaves_the_model_alone(monkeypatch: pyte
     for ratio in (0.25, 0.5, 0.75):
         candidate = Candidate(prune_ratio={group.name: ratio for group in case.graph.groups})
         for name in CRITERIA:
-            resolve(case.model, case.graph, candidate, name, case.evidence)
+            resolve(case.model, case.graph, candidate, name, case.calibration_stats)
     assert n_calls == 2 * len(case.batches), "one pass for activations, one for gradients"
     assert all(torch.equal(before[name], value) for name, value in case.model.state_dict().items())
     assert all(parameter.grad is None for parameter in case.model.parameters())

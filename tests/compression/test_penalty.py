@@ -15,7 +15,7 @@ from autocompress.config import DistillSettings
 from autocompress.distillation import distill
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
-from tests.automl.tasks import images, tiny_task, trained_model
+from tests.shared.tasks import images, tiny_task, trained_model
 
 INPUTS = (images(1, 0)[0],)
 

@@ -45,7 +45,7 @@ def observe(quantizer: ActivationQuantizer, x: Tensor) -> None:
     quantizer.calibrating = True
     quantizer(x)
     quantizer.calibrating = False
-    quantizer.settle("minmax")
+    quantizer.compute_qparams("minmax")
 
 
 @given(st.floats(-50, 0), st.floats(0.01, 50), st.integers(0, 99))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
-from autocompress.compression import compress, settle_biases_
+from autocompress.compression import compress, snap_biases_
 from autocompress.runtimes import check_parity, rounds_before_sums, runtime_named
+from autocompress.space.candidate import Candidate
 
 
 class Block(nn.Module):
@@ -76,7 +76,7 @@ def test_biases_are_whole_steps(path: str, grid: str, norm: str | None) -> None:
         shifted.add_(0.01 * torch.rand(len(shifted)))  # type: ignore[union-attr,operator,arg-type]
     moved = steps_of(student, path, grid, norm)
     assert np.abs(moved - np.rint(moved)).max() > 0.1
-    settle_biases_(student)
+    snap_biases_(student)
     settled = steps_of(student, path, grid, norm)
     assert np.abs(settled - np.rint(settled)).max() < 0.01
     assert np.abs(settled - moved).max() <= 0.51, "to the nearest"

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.compression.quantize import RANGES, correct_bias_, learn_scales_
 from autocompress.compression.quantize.rounding import learned_step
-from autocompress.compression.quantize.weights import CodeTable, GroupScales
+from autocompress.compression.quantize.weights import CodebookQuantizer, GroupwiseInt4Quantizer
 from autocompress.errors import CompressionError, InputError
+from autocompress.space.candidate import Candidate
 
 seeds = st.integers(0, 1000)
 
@@ -46,7 +46,7 @@ def test_learned_steps_have_the_gradients_of_the_paper(seed: int, step: float) -
 def test_groups_round_as_numpy_does(seed: int) -> None:
     weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed))
     weight[2] = 0
-    quantizer = GroupScales(5, 40)
+    quantizer = GroupwiseInt4Quantizer(5, 40)
     quantizer.refresh(weight)
     found = quantizer.rounded(weight).numpy()
     for row in range(5):
@@ -63,7 +63,7 @@ def test_groups_round_as_numpy_does(seed: int) -> None:
 def test_a_code_table_beats_the_even_grid_and_keeps_zeros(bits: int) -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)) ** 3
     weight[:, ::4] = 0
-    quantizer = CodeTable(8, bits).eval()
+    quantizer = CodebookQuantizer(8, bits).eval()
     quantizer.refresh(weight)
     found = quantizer.rounded(weight)
     assert len(np.unique(np.round((found / quantizer.scale[:, None]).numpy(), 5))) <= 2**bits

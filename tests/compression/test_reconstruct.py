@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress, resolve
 from autocompress.compression import reconstruct as reconstruct_module
 from autocompress.compression.prune import remove_channels_
 from autocompress.compression.reconstruct import reconstruct_
 from autocompress.errors import CompressionError
 from autocompress.graph import inspect_model
+from autocompress.space.candidate import Candidate
 from autocompress.task import Inputs, call_model
 from autocompress.tasks.digits import DigitsNet, DigitsTask
-from tests.automl.tasks import tiny_task, trained_model
 from tests.graph.masking import some_channels
 from tests.graph.nets import CNNS, Transformer, randomize
+from tests.shared.tasks import tiny_task, trained_model
 
 Array = NDArray[np.float64]
 

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from autocompress.artifact import load_student, save_student
-from autocompress.candidate import Candidate
 from autocompress.compression import compress, rebuild, resolve, sparse_saving_bytes
 from autocompress.compression.sparsify import magnitude_mask, weight_layers
 from autocompress.config import DistillSettings
 from autocompress.distillation import FineTune, Teacher, distill
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
+from autocompress.publishing.artifact import load_student, save_student
 from autocompress.runtimes import export
-from tests.automl.tasks import images, tiny_task, trained_model
+from autocompress.space.candidate import Candidate
+from tests.shared.tasks import images, tiny_task, trained_model
 
 INPUTS = (images(1, 0)[0],)
 CALIBRATION = [(images(32, 9)[0],)]

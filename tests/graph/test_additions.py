@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.compression.drop import drop_branches_
 from autocompress.graph import inspect_model
+from autocompress.space.candidate import Candidate
 from tests.graph.nets import GatedMlp, Transformer, randomize
 
 IDS = torch.randint(0, 20, (2, 7), generator=torch.Generator().manual_seed(1))

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.runtimes import export, runtime_named
+from autocompress.space.candidate import Candidate
 
 transformers = pytest.importorskip("transformers", reason="architectures come from the transformers package")
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.compression.prune import remove_channels_
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.space import SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from tests.graph.masking import masked_copy, some_channels
 from tests.graph.nets import randomize, unit
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.latency.pieces import describe_model, piece_keys
+from autocompress.latency.candidate_encoder import ModelShape
+from autocompress.latency.layer_profiles import describe_model, layer_keys
+from autocompress.latency.layer_table import LayerLatencyTable
 from autocompress.latency.plan import draw_candidates
-from autocompress.latency.structure import ModelShape
 from autocompress.latency.table import Table
-from autocompress.latency.units import LayerTimes
-from autocompress.space import SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 
 INPUTS = (torch.zeros(1, 3, 8, 8),)
 RULES = [
@@ -87,13 +87,13 @@ def made_up_table(n_candidates: int = 60, noise: float = 0.01, n_blocks: int = 3
 
 def made_up_pieces(candidates: list[Candidate], n_blocks: int = 3) -> dict[str, float]:
     """A time alone for each layer of these candidates and of the uncompressed net."""
-    rows = piece_keys(net(n_blocks)[3], [Candidate(), *candidates])
+    rows = layer_keys(net(n_blocks)[3], [Candidate(), *candidates])
     rng = random.Random(0)
     return {key: rng.uniform(0.02, 0.2) for key in sorted({key for row in rows for key in row if key is not None})}
 
 
 def true_ratios(shape: ModelShape, pieces: dict[str, float], candidates: list[Candidate]) -> np.ndarray:
     """The made-up device: a fixed share, integer layers at 0.6 of their time alone, 0.03 for each border."""
-    sums = LayerTimes(shape, pieces, (32, 8)).sums(candidates).features
+    sums = LayerLatencyTable(shape, pieces, (32, 8)).sums(candidates).features
     borders = sums[:, 8:20:2].sum(1)
     return 0.1 + sums[:, 0] + 0.6 * sums[:, 4] + 0.03 * borders

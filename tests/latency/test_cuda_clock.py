@@ -13,8 +13,8 @@ from autocompress.errors import MissingExtraError
 from autocompress.latency import measure_paired
 from autocompress.latency.clock import time_pair, wall_seconds
 from autocompress.latency.cuda_clock import cuda_seconds, timer_of
-from autocompress.latency.device import open_run, runtime_version
 from autocompress.latency.layer_times import measure_layer_times
+from autocompress.latency.on_device import open_run, runtime_version
 from autocompress.runtimes import export
 from tests.latency.nets import INPUTS, net
 
@@ -40,7 +40,7 @@ def test_a_pair_is_timed_by_the_timer_that_is_given() -> None:
 def test_a_device_without_the_provider_is_told_what_to_install(tmp_path: Path) -> None:
     assert runtime_version("onnxruntime-cuda") == runtime_version("onnxruntime")
     with pytest.raises(MissingExtraError, match="must have NoSuchProvider, but has"):
-        from autocompress.latency.device import _open_onnxruntime
+        from autocompress.latency.on_device import _open_onnxruntime
 
         _open_onnxruntime(tmp_path / "x.onnx", 1, "NoSuchProvider")
     with pytest.raises(Exception, match="onnxruntime-cuda"):

@@ -12,11 +12,11 @@ from hypothesis import given
 
 from autocompress.errors import InputError
 from autocompress.latency.layer_times import _without_profiler, measure_layer_times
-from autocompress.node_times import LayerTimes, NodeTime
+from autocompress.results.node_times import LayerTimes, NodeTime
 from autocompress.runtimes.node_names import module_of, modules_of_values
 from autocompress.task import as_inputs
-from tests.automl.tasks import tiny_task
-from tests.walkaway.points import Point
+from tests.shared.points import Point
+from tests.shared.tasks import tiny_task
 
 LAYERS = {"conv1", "conv2", "fc"}
 

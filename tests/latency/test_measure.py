@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autocompress import latency
 from autocompress.errors import ExportError, InputError
-from autocompress.latency import PairedTiming, Turns, measure_latency, measure_paired, time_sessions
+from autocompress.latency import MeasurementLock, PairedTiming, measure_latency, measure_paired, time_sessions
 from autocompress.runtimes import runtime_named
 
 WIDTH = 192
@@ -77,7 +77,7 @@ def test_milliseconds_are_those_of_a_plain_loop(long: Path) -> None:
     assert measured.device
 
 
-class Watched(Turns):
+class Watched(MeasurementLock):
     """Knows whether it is held for a measurement."""
 
     held = False
@@ -91,16 +91,16 @@ class Watched(Turns):
 
 
 def test_every_timed_run_lies_inside_one_turn(short: Path, tmp_path: Path) -> None:
-    session, turns = runtime_named("onnxruntime").load(short), Watched(tmp_path)
+    session, measurement_lock = runtime_named("onnxruntime").load(short), Watched(tmp_path)
     seen: list[bool] = []
     run = session.run
 
     def watched(prepared: object) -> object:
-        seen.append(turns.held)
+        seen.append(measurement_lock.held)
         return run(prepared)
 
     session.run = watched  # type: ignore[method-assign]
-    timing = time_sessions(session, session, (X,), 2, turns)
+    timing = time_sessions(session, session, (X,), 2, measurement_lock)
     assert len(seen) >= 4 * timing.n_runs
     assert all(seen)
 

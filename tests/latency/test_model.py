@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.latency import LatencyModel
 from autocompress.latency.model import _ridge
 from autocompress.latency.plan import draw_candidates
 from autocompress.latency.table import Table
+from autocompress.space.candidate import Candidate
 from tests.latency.nets import HEAD, made_up_pieces, made_up_table, net, true_ratios
 
 

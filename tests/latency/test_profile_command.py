@@ -113,7 +113,7 @@ def test_a_search_refuses_a_profile_of_another_device_unless_forced(
     assert main([*search, "--force-profile"]) == 2
     assert "the profile is of another model" in capsys.readouterr().err, "which no flag makes right"
     asked: list[SearchSettings] = []
-    monkeypatch.setattr("autocompress.automl.run_new", lambda task, settings, run_dir: asked.append(settings))
+    monkeypatch.setattr("autocompress.api.run_new", lambda task, settings, run_dir: asked.append(settings))
     monkeypatch.setattr("autocompress.cli.searching.show", lambda run_dir: None)
     main(search)
     main([*search, "--force-profile"])

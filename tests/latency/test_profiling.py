@@ -19,18 +19,18 @@ import onnx
 import pytest
 import torch
 
-from autocompress.candidate import Candidate
 from autocompress.errors import InputError, MeasurementError
 from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel, PairedTiming, device, plan
 from autocompress.latency.bundle import write_script
-from autocompress.latency.check import check_by_leaving_out, check_on
-from autocompress.latency.cutting import Cutter
-from autocompress.latency.device import clock_drift, measure_folder, read_json, repeatability, settled, write_json
-from autocompress.latency.pieces import covering, piece_keys, quick_student
+from autocompress.latency.layer_extraction import LayerExtractor
+from autocompress.latency.layer_profiles import covering, layer_keys, quick_student
+from autocompress.latency.on_device import clock_drift, measure_folder, read_json, repeatability, settled, write_json
 from autocompress.latency.plan import write_plan
 from autocompress.latency.profiling import model_of, profile_of
+from autocompress.latency.validation import check_by_leaving_out, check_on
 from autocompress.runtimes import export, runtime_named
+from autocompress.space.candidate import Candidate
 from autocompress.task import SupervisedTask
 from tests.latency.nets import INPUTS, made_up_table, net
 
@@ -61,7 +61,7 @@ def test_files_run_share_their_weights_and_cover_the_candidates(folder: Path) ->
     assert len(planned_["candidates"]) == N_CANDIDATES
     keys = {
         key
-        for row in piece_keys(net(1)[3], [Candidate.from_dict(c) for c in planned_["candidates"].values()])
+        for row in layer_keys(net(1)[3], [Candidate.from_dict(c) for c in planned_["candidates"].values()])
         for key in row
         if key is not None
     }
@@ -83,7 +83,7 @@ def test_a_layer_alone_gives_what_it_gives_in_the_model(tmp_path: Path) -> None:
     candidate = space.candidate({"weight_bits:blocks.0.conv1": 8, "rank_ratio:blocks.0.conv2": 0.25})
     student = quick_student(model, graph, candidate, INPUTS)
     file = onnx.load(export(student, INPUTS, tmp_path))
-    cutter = Cutter(file)
+    cutter = LayerExtractor(file)
     x = torch.randn(1, 32, 8, 8).abs()
     block = student.blocks[0]  # type: ignore[index]
     for path, norm, relu, quantized in (
@@ -107,7 +107,7 @@ def test_integer_layers_on_sequences_are_cut_with_the_nodes_between_quantizer_an
     model, inputs = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Linear(32, 8)), (torch.randn(1, 5, 16),)
     graph = inspect_model(model, inputs)
     student = quick_student(model, graph, Candidate(weight_bits={"0": 8, "1": 8}), inputs)
-    part = Cutter(onnx.load(export(student, inputs, tmp_path))).cut("1", None, False, False)
+    part = LayerExtractor(onnx.load(export(student, inputs, tmp_path))).cut("1", None, False, False)
     assert part is not None
     (tmp_path / "part.onnx").write_bytes(part.SerializeToString())
     hidden = student[0](inputs[0])  # type: ignore[index]
@@ -292,5 +292,5 @@ def test_check_reports_and_draws() -> None:
 
 
 def test_the_note_of_a_files_precision_is_read_on_the_device_too() -> None:
-    compiled_session = pytest.importorskip("autocompress.runtimes.compiled_session", reason="openvino is not installed")
+    compiled_session = pytest.importorskip("autocompress.runtimes.openvino_backend", reason="openvino is not installed")
     assert device.PRECISION_NOTE == compiled_session._NOTE

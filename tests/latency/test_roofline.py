@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.automl.planning import Foresight
-from autocompress.candidate import Candidate
 from autocompress.cli import main
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
+from autocompress.execution.planning import OnlineLatencyPredictor
 from autocompress.latency import Estimate, load_latency_model
 from autocompress.latency.hardware_description import Hardware, described_hardware, load_hardware
+from autocompress.space.candidate import Candidate
 from tests.latency.nets import INPUTS, net
 
 HEAD = {"task": "net", "n_threads": 1, "batch": 1}
@@ -131,16 +131,20 @@ def test_a_search_plans_by_it_but_promises_nothing(tmp_path: Path) -> None:
     estimate().save(path)
     settings_ = SearchSettings(latency_model=str(path))
     task = SimpleNamespace(example_inputs=lambda: INPUTS)
-    job: Any = SimpleNamespace(settings=settings_, graph=net(1)[1], task=task, reference_ms=2.0)
-    foresight = Foresight.of(job)
+    context: Any = SimpleNamespace(settings=settings_, graph=net(1)[1], task=task, reference_ms=2.0)
+    latency_predictor = OnlineLatencyPredictor.of(context)
     half = Candidate(prune_ratio={"blocks.0.conv1": 0.5})
-    assert foresight.ratios([half])[0] < 1
-    assert foresight.predicted(half) is None
-    assert foresight.screened(half) < foresight.ratios([half])[0], "the most favourable end while nothing was measured"
+    assert latency_predictor.ratios([half])[0] < 1
+    assert latency_predictor.predicted(half) is None
+    assert latency_predictor.screening_ratio(half) < latency_predictor.ratios([half])[0], (
+        "the most favourable end while nothing was measured"
+    )
     with pytest.raises(InputError, match="of another model"):
-        Foresight.of(SimpleNamespace(**{**vars(job), "graph": net(2)[1]}))  # type: ignore[arg-type]
+        OnlineLatencyPredictor.of(SimpleNamespace(**{**vars(context), "graph": net(2)[1]}))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="for n_threads 1, not 2"):
-        Foresight.of(SimpleNamespace(**{**vars(job), "settings": SearchSettings(latency_model=str(path), n_threads=2)}))  # type: ignore[arg-type]
+        OnlineLatencyPredictor.of(
+            SimpleNamespace(**{**vars(context), "settings": SearchSettings(latency_model=str(path), n_threads=2)})
+        )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", described_hardware())

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocompress.candidate import Candidate
 from autocompress.cli import main
 from autocompress.latency import LatencyModel
-from autocompress.latency.pieces import piece_keys
+from autocompress.latency.layer_profiles import layer_keys
 from autocompress.latency.size_only import label_slower_ranks
-from autocompress.space import SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from tests.latency.nets import RULES, made_up_table, net, true_ratios
 
 TASK = """
@@ -70,7 +70,7 @@ def test_times_are_looked_up_at_the_rank_on_the_grid(grid: int, rank: int) -> No
     _, graph, _, shape = net()
     space = SearchSpace.from_rules(graph, RULES, rank_grid=grid)
     candidate = space.candidate({"rank_ratio:blocks.0.conv1": 0.5})
-    (key,) = [key for key in piece_keys(shape, [candidate])[0] if key is not None and " r0 " not in key]
+    (key,) = [key for key in layer_keys(shape, [candidate])[0] if key is not None and " r0 " not in key]
     assert f" r{rank} " in key
 
 

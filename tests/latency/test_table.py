@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.latency import LatencyModel
+from autocompress.space.candidate import Candidate
 from tests.latency.nets import made_up_table
 
 

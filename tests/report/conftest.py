@@ -10,9 +10,9 @@ from typing import TypeAlias
 import pytest
 
 from autocompress.config import SearchSettings
-from autocompress.pareto import front_of
-from autocompress.records import TrialRecord
-from autocompress.run_folder import Run, RunFolder, RunInfo
+from autocompress.results.pareto import front_of
+from autocompress.results.records import TrialRecord
+from autocompress.results.run_folder import Run, RunFolder, RunInfo
 from tests.report.searches import BUDGET, LAYERS, REFERENCE_MS, exported, records_of_a_search
 
 MakeRun: TypeAlias = Callable[..., Run]

@@ -7,8 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autocompress.candidate import Candidate
-from autocompress.records import FileNumbers, Latency, Rung, TrialRecord
+from autocompress.results.records import FileNumbers, Latency, Rung, TrialRecord
+from autocompress.space.candidate import Candidate
 
 REFERENCE_MS = 0.69
 BUDGET = 0.6

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.candidate import Candidate
-from autocompress.records import TrialRecord
-from autocompress.report.files import write_report
+from autocompress.report.files import write_report_page
 from autocompress.report.wording import metric_text
-from autocompress.run_folder import Run
+from autocompress.results.records import TrialRecord
+from autocompress.results.run_folder import Run
+from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun
 from tests.report.searches import HOSTILE, LAYERS, bad_searches, hostile_records
 
@@ -29,7 +29,7 @@ def opened(run: Run, profile: Path) -> str:
     options = ["--headless=new", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom"]
     if os.geteuid() == 0:
         options.append("--no-sandbox")  # Chromium refuses to run as root with one
-    command = [BROWSER, *options, f"--user-data-dir={profile}", write_report(run).as_uri()]
+    command = [BROWSER, *options, f"--user-data-dir={profile}", write_report_page(run).as_uri()]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     log = done.stderr.decode(errors="replace")
     assert "CONSOLE" not in log, log

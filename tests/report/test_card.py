@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from autocompress.records import FileNumbers
 from autocompress.report.card import write_card
-from tests.walkaway.points import Point
+from autocompress.results.records import FileNumbers
+from tests.shared.points import Point
 
 
 def card(folder: Path, uncompressed: FileNumbers | None = None) -> str:

@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from autocompress.candidate import Candidate
 from autocompress.errors import InputError
 from autocompress.report.comparison import comparison
-from autocompress.run_folder import Run
+from autocompress.results.run_folder import Run
+from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun
 from tests.report.searches import LAYERS, complete
 

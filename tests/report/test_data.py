@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from autocompress.candidate import Candidate
-from autocompress.pareto import front_of
-from autocompress.records import Latency
 from autocompress.report.data import hypervolume_history, page_data
-from autocompress.run_folder import Run
+from autocompress.results.pareto import front_of
+from autocompress.results.records import Latency
+from autocompress.results.run_folder import Run
+from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun
 from tests.report.searches import BUDGET, LAYERS, REFERENCE_MS, complete, failed, records_of_a_search
 

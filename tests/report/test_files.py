@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 
-from autocompress.report.files import write_front_table, write_report
+from autocompress.report.files import write_front_table, write_report_page
 from autocompress.report.page import page
 from tests.report.conftest import MakeRun
 
@@ -26,16 +26,16 @@ def test_front_csv_reads_back_as_the_frame(make_run: MakeRun) -> None:
 
 def test_report_html_is_the_page(make_run: MakeRun) -> None:
     run = make_run()
-    path = write_report(run)
+    path = write_report_page(run)
     assert path == run.folder.report
     assert path.read_text(encoding="utf-8") == page(run)
 
 
 def test_writing_again_replaces_and_leaves_nothing_else(make_run: MakeRun) -> None:
     run, empty = make_run(), make_run([])
-    write_report(run)
+    write_report_page(run)
     write_front_table(run)
-    write_report(empty)
+    write_report_page(empty)
     write_front_table(empty)
     assert empty.folder.report.read_text(encoding="utf-8") == page(empty)
     assert sorted(path.name for path in run.folder.path.iterdir()) == ["front.csv", "front.json", "report.html"]

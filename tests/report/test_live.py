@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.records import append_record, write_records
 from autocompress.report.live import LiveServer
-from autocompress.run_folder import RunFolder
+from autocompress.results.records import append_record, write_records
+from autocompress.results.run_folder import RunFolder
 from tests.report.conftest import MakeRun
 from tests.report.searches import failed
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.candidate import Candidate
-from autocompress.records import TrialRecord
 from autocompress.report.data import page_data
 from autocompress.report.page import embed, page
+from autocompress.results.records import TrialRecord
+from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun
 from tests.report.searches import HOSTILE, bad_searches, complete, hostile_records, records_of_a_search
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.automl.sensitivity import ChoiceLoss, Sensitivity
+from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity
 from autocompress.report.sensitivity import sensitivity_map
 
 CHOICES = [

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.candidate import Candidate
 from autocompress.cli import main
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
-from autocompress.records import Latency, TrialRecord, write_records
 from autocompress.report.status import status_lines
-from autocompress.run_folder import RunFolder, RunInfo
+from autocompress.results.records import Latency, TrialRecord, write_records
+from autocompress.results.run_folder import RunFolder, RunInfo
+from autocompress.space.candidate import Candidate
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 

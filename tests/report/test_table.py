@@ -7,9 +7,9 @@ import math
 
 from rich.console import Console
 
-from autocompress.candidate import Candidate
 from autocompress.report.table import front_table
-from autocompress.run_folder import Run
+from autocompress.results.run_folder import Run
+from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun
 from tests.report.searches import complete, failed
 

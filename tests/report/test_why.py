@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.candidate import Candidate
-from autocompress.node_times import LayerTimes, NodeTime
 from autocompress.report.point_files import PointFiles, read_point_files
 from autocompress.report.time_shares import time_shares
 from autocompress.report.why import Finding, why_not_faster
-from tests.walkaway.points import Point
+from autocompress.results.node_times import LayerTimes, NodeTime
+from autocompress.space.candidate import Candidate
+from tests.shared.points import Point
 
 LAYERS = ["a", "b", "b.c", "d"]
 FULL = {"a": ((16, 3, 3, 3),), "b": ((32, 16, 3, 3),), "d": ((10, 32),)}

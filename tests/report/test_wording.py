@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from autocompress.candidate import Candidate
-from autocompress.records import TrialRecord
 from autocompress.report.wording import candidate_text, failure_text, metric_text, over_budget_text, reason_text
+from autocompress.results.records import TrialRecord
+from autocompress.space.candidate import Candidate
 from tests.report.searches import complete, exported, failed
 
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate, Precision
 from autocompress.compression import compress
 from autocompress.runtimes.integer_biases import store_integer_biases_
-from autocompress.runtimes.model_file import write_onnx
+from autocompress.runtimes.onnx_export import write_onnx
+from autocompress.space.candidate import Candidate, Precision
 
 Array = NDArray[np.float32]
 SIZE = 6

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import PRECISIONS, Candidate, Precision
 from autocompress.compression import compress
 from autocompress.runtimes import check_parity, is_executed, runtime_named
-from autocompress.runtimes.cpu_session import OnnxRuntime, session_options
+from autocompress.runtimes.onnxruntime_backend import OnnxRuntime, session_options
+from autocompress.space.candidate import PRECISIONS, Candidate, Precision
 
 
 class Only(nn.Module):
@@ -77,7 +77,7 @@ def executed_by_onnxruntime(file: Path, kind: str) -> set[Precision]:
 
 def executed_by_openvino(file: Path, kind: str) -> set[Precision]:
     """Precisions of the compute node's inputs and primitive in the compiled graph."""
-    from autocompress.runtimes.compiled_session import compile_file
+    from autocompress.runtimes.openvino_backend import compile_file
 
     def kernel(op: object) -> str:
         return op.get_rt_info()["primitiveType"].astype(str)  # type: ignore[attr-defined,no-any-return]

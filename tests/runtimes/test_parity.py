@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression import compress
 from autocompress.errors import ExportError
 from autocompress.runtimes import RUNTIMES, Session, check_parity, export, runtime_named
+from autocompress.space.candidate import Candidate
 from autocompress.task import Inputs
 
 

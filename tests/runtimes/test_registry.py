@@ -9,7 +9,7 @@ import pytest
 
 from autocompress.errors import AutocompressError, InputError, MissingExtraError
 from autocompress.runtimes import RUNTIMES, runtime_named
-from autocompress.runtimes.cpu_session import OnnxRuntime
+from autocompress.runtimes.onnxruntime_backend import OnnxRuntime
 
 
 @pytest.mark.parametrize("name", sorted(RUNTIMES))
@@ -20,7 +20,7 @@ def test_every_listed_runtime_has_its_own_name(name: str) -> None:
 
 
 def test_a_runtime_by_its_path() -> None:
-    assert type(runtime_named("autocompress.runtimes.cpu_session:OnnxRuntime")) is OnnxRuntime
+    assert type(runtime_named("autocompress.runtimes.onnxruntime_backend:OnnxRuntime")) is OnnxRuntime
 
 
 def test_a_runtime_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from autocompress.errors import InputError, MissingDataError
 from autocompress.graph import inspect_model
-from autocompress.space import SearchSpace
+from autocompress.space.search_space import SearchSpace
 from autocompress.task import call_model, check_task, load_task
 from autocompress.tasks.data import DATA_VARIABLE, data_folder
 from autocompress.tasks.voice_lstm import SpokenDigitNet, VoiceLstmTask, load_recordings

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from autocompress.candidate import Candidate
 from autocompress.compression.low_rank.decomposition import Decomposition, smallest_ranks
 from autocompress.compression.low_rank.matrices import pruned_layer
 from autocompress.compression.low_rank.source import LowRankSource, can_split
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.graph.shrink import GoneSlots
-from autocompress.rank_choice import RankChoice, parse_rank
-from autocompress.ranks import Split, offered_ranks, parts, ranks_of_ratio, split_of
+from autocompress.space.candidate import Candidate
+from autocompress.space.rank_choice import RankChoice, parse_rank
+from autocompress.space.ranks import Split, offered_ranks, parts, ranks_of_ratio, split_of
 
 
 def choose_splits(

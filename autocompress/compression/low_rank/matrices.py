@@ -75,7 +75,7 @@ def _level_matrix(module: nn.RNNBase, path: str, scheme: str, level: int, gone: 
     return torch.cat([weight, torch.eye(weight.shape[1]).to(weight)]) if scheme == "recurrent" else weight
 
 
-def seconds_of(moments: Moments, layer: Layer, scheme: str, gone: GoneSlots) -> list[Tensor]:
+def second_moments_of(moments: Moments, layer: Layer, scheme: str, gone: GoneSlots) -> list[Tensor]:
     """For each of the layer's parts the second moment of the inputs that are left; `layer` is the unpruned one.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from autocompress.compression.low_rank.decomposition import compose
 from autocompress.compression.low_rank.layers import ParallelSum
 from autocompress.compression.low_rank.recurrent import StackedRecurrent
-from autocompress.compression.quantize import RoundedLayer
+from autocompress.compression.quantize import QuantizedLayer
 from autocompress.errors import CompressionError
 
 
@@ -27,7 +27,7 @@ def merge(module: nn.Module) -> nn.Module:
         whole: Any = merge(module.low_rank)
         residual: Any = module.residual
         with torch.no_grad():
-            whole.weight += residual.rounded_weight() if isinstance(residual, RoundedLayer) else residual.weight
+            whole.weight += residual.rounded_weight() if isinstance(residual, QuantizedLayer) else residual.weight
         return whole  # type: ignore[no-any-return]
     row = list(module.children()) if isinstance(module, nn.Sequential) else []
     kinds = {type(layer) for layer in row}

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from autocompress.candidate import Precision
 from autocompress.compression.low_rank.algebra import conditioned, output_energy
 from autocompress.compression.low_rank.decomposition import DECOMPOSITIONS, Factors, compose
-from autocompress.compression.quantize.placing import rounded
-from autocompress.rank_choice import Residual
+from autocompress.compression.quantize.placement import rounded
+from autocompress.space.candidate import Precision
+from autocompress.space.rank_choice import Residual
 
 _N_ROUNDS = 4
 

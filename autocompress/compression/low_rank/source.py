@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compression.low_rank.decomposition import DECOMPOSITIONS, Decomposition, Factors
-from autocompress.compression.low_rank.matrices import is_touched, matrices_of, pruned_layer, seconds_of
+from autocompress.compression.low_rank.matrices import is_touched, matrices_of, pruned_layer, second_moments_of
 from autocompress.compression.low_rank.moment_cache import cached_moments
 from autocompress.compression.low_rank.moments import Moments
 from autocompress.compression.low_rank.residual import factors_and_residual
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.graph.shrink import GoneSlots
-from autocompress.rank_choice import SCHEMES, Residual
-from autocompress.ranks import Split, factor_shapes, parts, reason_against
+from autocompress.space.rank_choice import SCHEMES, Residual
+from autocompress.space.ranks import Split, factor_shapes, parts, reason_against
 from autocompress.task import Inputs
 
 NOTHING_GONE: GoneSlots = {}
@@ -143,7 +143,7 @@ class LowRankSource:
         if not all(bool(torch.isfinite(weight).all()) for weight in weights):
             raise CompressionError(f"the weight of layer {layer.path!r} must be finite to be split, but is not")
         if activation_aware and self._calibration:
-            return weights, seconds_of(self.moments, layer, scheme, gone)
+            return weights, second_moments_of(self.moments, layer, scheme, gone)
         return weights, [None] * len(weights)
 
 

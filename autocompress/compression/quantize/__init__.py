@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from autocompress.compression.quantize.biases import settle_biases_
+from autocompress.compression.quantize.biases import snap_biases_
 from autocompress.compression.quantize.calibration import calibrate_, correct_bias_, is_quantized, learn_scales_
-from autocompress.compression.quantize.layers import RoundedLayer, stored_bits
-from autocompress.compression.quantize.placing import quantize_, rounded
+from autocompress.compression.quantize.layers import QuantizedLayer, stored_bits
+from autocompress.compression.quantize.placement import quantize_, rounded
 from autocompress.compression.quantize.ranges import RANGES
 
 __all__ = [
     "RANGES",
-    "RoundedLayer",
+    "QuantizedLayer",
     "calibrate_",
     "correct_bias_",
     "is_quantized",
     "learn_scales_",
     "quantize_",
     "rounded",
-    "settle_biases_",
+    "snap_biases_",
     "stored_bits",
 ]

@@ -24,7 +24,7 @@ class ActivationQuantizer(nn.Module):
     Args:
         non_negative: clamp the range at zero from below, because a ReLU follows.
 
-    In calibration it takes notes of what it sees, from which `settle` makes the range; in training the range follows
+    In calibration it takes notes of what it sees, from which `compute_qparams` makes the range; in training the range follows
     by a moving average, or the scale is learned (`learn_`); else it is fixed.
 
     Attributes:
@@ -66,7 +66,7 @@ class ActivationQuantizer(nn.Module):
             rounded = round_through(x, self.scale, self.zero_point, N_LEVELS)
         return rounded
 
-    def settle(self, rule: str) -> None:
+    def compute_qparams(self, rule: str) -> None:
         """Makes the range from the notes of calibration; a tensor that no batch reached keeps scale 1."""
         if self._notes:
             lows, highs, samples = (torch.cat(parts) for parts in zip(*self._notes, strict=True))
@@ -118,7 +118,7 @@ class ActivationQuantizer(nn.Module):
         self.zero_point.copy_(torch.round(-self.low / self.scale).clamp(0, N_LEVELS - 1).to(torch.int32))
 
 
-class HalfActivations(nn.Module):
+class BFloat16Activations(nn.Module):
     """Rounds a tensor to bfloat16; while a file is written, the runtime's own kernels do."""
 
     def forward(self, x: Tensor) -> Tensor:

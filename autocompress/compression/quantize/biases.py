@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autocompress.compression.quantize.layers import RoundedLayer
+from autocompress.compression.quantize.layers import QuantizedLayer
 
 _MAX_STEPS = 2.0**30  # beyond, a file takes coarser steps
 
 
-def settle_biases_(model: nn.Module) -> None:
+def snap_biases_(model: nn.Module) -> None:
     """Moves the bias of each 8-bit layer, or the shift of the batch norm behind it, to the nearest step; in place.
 
     Args:
@@ -23,11 +23,11 @@ def settle_biases_(model: nn.Module) -> None:
     """
     with torch.no_grad():
         for layer in model.modules():
-            if isinstance(layer, RoundedLayer) and layer.input_grid:
-                _settle(layer)
+            if isinstance(layer, QuantizedLayer) and layer.input_grid:
+                _snap(layer)
 
 
-def _settle(layer: RoundedLayer) -> None:
+def _snap(layer: QuantizedLayer) -> None:
     (grid,) = layer.input_grid
     step = grid.scale.double() * layer.weight_quantizers["weight"].scale.double()  # type: ignore[operator]
     bias = layer.bias

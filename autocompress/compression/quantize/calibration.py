@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compression.quantize.activations import ActivationQuantizer
-from autocompress.compression.quantize.layers import RoundedLayer
+from autocompress.compression.quantize.layers import QuantizedLayer
 from autocompress.compression.quantize.ranges import RANGES
-from autocompress.compression.quantize.weights import ChannelScales
+from autocompress.compression.quantize.weights import PerChannelInt8Quantizer
 from autocompress.errors import CompressionError, InputError
 from autocompress.task import Inputs, call_model
 
@@ -47,7 +47,7 @@ def calibrate_(model: nn.Module, batches: Iterable[Inputs], rule: str = "minmax"
             "8-bit layers need at least one calibration batch, but got none; pass `calibration=batches`"
         )
     for quantizer in quantizers:
-        quantizer.settle(rule)
+        quantizer.compute_qparams(rule)
 
 
 def correct_bias_(student: nn.Module, before: nn.Module, norms: dict[str, str], batches: Sequence[Inputs]) -> None:
@@ -63,7 +63,7 @@ def correct_bias_(student: nn.Module, before: nn.Module, norms: dict[str, str], 
         norms: layer path -> path of its batch norm.
         batches: of inputs; the first one is used.
     """
-    layers = {path: module for path, module in student.named_modules() if isinstance(module, RoundedLayer)}
+    layers = {path: module for path, module in student.named_modules() if isinstance(module, QuantizedLayer)}
     targets = {path: _shifted(student, module, norms.get(path)) for path, module in layers.items()}
     means: dict[str, Tensor] = {}
 
@@ -93,13 +93,15 @@ def correct_bias_(student: nn.Module, before: nn.Module, norms: dict[str, str], 
 def learn_scales_(model: nn.Module) -> None:
     """Makes the scales of 8-bit layers parameters, so that training learns them (LSQ); in place."""
     for module in model.modules():
-        if isinstance(module, ActivationQuantizer | ChannelScales) and not isinstance(module.scale, nn.Parameter):
+        if isinstance(module, ActivationQuantizer | PerChannelInt8Quantizer) and not isinstance(
+            module.scale, nn.Parameter
+        ):
             module.learn_()
 
 
 def is_quantized(model: nn.Module) -> bool:
     """True when any layer of `model` is rounded."""
-    return any(isinstance(module, RoundedLayer) for module in model.modules())
+    return any(isinstance(module, QuantizedLayer) for module in model.modules())
 
 
 @contextmanager
@@ -113,7 +115,7 @@ def _calibrating(quantizers: list[ActivationQuantizer]) -> Iterator[None]:
             quantizer.calibrating = False
 
 
-def _shifted(student: nn.Module, module: RoundedLayer, norm: str | None) -> tuple[Tensor, int] | None:
+def _shifted(student: nn.Module, module: QuantizedLayer, norm: str | None) -> tuple[Tensor, int] | None:
     """The tensor that a shift goes into, and whether it is added or taken off."""
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor):

@@ -7,11 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.compression.quantize.activations import ActivationQuantizer, HalfActivations
+from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
 from autocompress.compression.quantize.weights import WeightQuantizer
 
 
-class RoundedLayer(nn.Module):
+class QuantizedLayer(nn.Module):
     """What the rounded layers share.
 
     Attributes:
@@ -23,7 +23,7 @@ class RoundedLayer(nn.Module):
         norm: the batch norm behind, if there is one; likewise.
     """
 
-    input_quantizer: ActivationQuantizer | HalfActivations | None
+    input_quantizer: ActivationQuantizer | BFloat16Activations | None
     weight_quantizers: nn.ModuleDict
     output_quantizer: ActivationQuantizer | None
     input_grid: tuple[ActivationQuantizer, ...]
@@ -65,12 +65,12 @@ class RoundedLayer(nn.Module):
 
 def stored_bits(layer: nn.Module) -> int:
     """Bits of one entry of the layer's weight in a file, without scales."""
-    if not isinstance(layer, RoundedLayer):
+    if not isinstance(layer, QuantizedLayer):
         return 8 * int(layer.weight.element_size())  # type: ignore[operator]
     return max(int(quantizer.bits) for quantizer in layer.weight_quantizers.values())  # type: ignore[arg-type]
 
 
-class QuantizedConv1d(RoundedLayer, nn.Conv1d):
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
     """A rounded `Conv1d`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class QuantizedConv1d(RoundedLayer, nn.Conv1d):
         return self.rounded_output(self._conv_forward(self.rounded_input(x), self.rounded_weight(), self.bias))
 
 
-class QuantizedConv2d(RoundedLayer, nn.Conv2d):
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """A rounded `Conv2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class QuantizedConv2d(RoundedLayer, nn.Conv2d):
         return self.rounded_output(self._conv_forward(self.rounded_input(x), self.rounded_weight(), self.bias))
 
 
-class QuantizedLinear(RoundedLayer, nn.Linear):
+class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A rounded `Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class QuantizedLinear(RoundedLayer, nn.Linear):
         return self.rounded_output(F.linear(self.rounded_input(x), self.rounded_weight(), self.bias))
 
 
-class QuantizedEmbedding(RoundedLayer, nn.Embedding):
+class QuantizedEmbedding(QuantizedLayer, nn.Embedding):
     """A rounded `Embedding`; rows are rounded as they are looked up."""
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class QuantizedEmbedding(RoundedLayer, nn.Embedding):
         )
 
 
-class _RoundedRecurrent(RoundedLayer, nn.RNNBase):
+class _QuantizedRecurrent(QuantizedLayer, nn.RNNBase):
     """Computes with rounded weights in place of `_flat_weights`, which is what torch's recurrent layers read."""
 
     def forward(self, x: Any, hx: Any = None) -> Any:
@@ -121,15 +121,15 @@ class _RoundedRecurrent(RoundedLayer, nn.RNNBase):
             self._flat_weights = kept
 
 
-class QuantizedLSTM(_RoundedRecurrent, nn.LSTM):
+class QuantizedLSTM(_QuantizedRecurrent, nn.LSTM):
     """An `LSTM` with rounded weights."""
 
 
-class QuantizedGRU(_RoundedRecurrent, nn.GRU):
+class QuantizedGRU(_QuantizedRecurrent, nn.GRU):
     """A `GRU` with rounded weights."""
 
 
-class RoundedNorm(nn.Module):
+class QuantizedNorm(nn.Module):
     """What batch norms at the end of a rounded unit share: the output is rounded."""
 
     output_quantizer: ActivationQuantizer
@@ -140,15 +140,15 @@ class RoundedNorm(nn.Module):
         return rounded
 
 
-class QuantizedBatchNorm1d(RoundedNorm, nn.BatchNorm1d):
+class QuantizedBatchNorm1d(QuantizedNorm, nn.BatchNorm1d):
     """A `BatchNorm1d` whose output is rounded."""
 
 
-class QuantizedBatchNorm2d(RoundedNorm, nn.BatchNorm2d):
+class QuantizedBatchNorm2d(QuantizedNorm, nn.BatchNorm2d):
     """A `BatchNorm2d` whose output is rounded."""
 
 
-LAYERS: dict[type[nn.Module], type[RoundedLayer]] = {
+LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Conv1d: QuantizedConv1d,
     nn.Conv2d: QuantizedConv2d,
     nn.Linear: QuantizedLinear,
@@ -156,7 +156,7 @@ LAYERS: dict[type[nn.Module], type[RoundedLayer]] = {
     nn.LSTM: QuantizedLSTM,
     nn.GRU: QuantizedGRU,
 }
-NORMS: dict[type[nn.Module], type[RoundedNorm]] = {
+NORMS: dict[type[nn.Module], type[QuantizedNorm]] = {
     nn.BatchNorm1d: QuantizedBatchNorm1d,
     nn.BatchNorm2d: QuantizedBatchNorm2d,
 }

@@ -44,7 +44,7 @@ class WeightQuantizer(nn.Module):
         return replace(weight, self.rounded(weight.detach()))
 
 
-class ChannelScales(WeightQuantizer):
+class PerChannelInt8Quantizer(WeightQuantizer):
     """int8, symmetric, one scale per channel (or one in all: `n_channels=1`)."""
 
     scale: Tensor
@@ -83,7 +83,7 @@ class ChannelScales(WeightQuantizer):
         return scale if scale.numel() == 1 else scale.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-class GroupScales(WeightQuantizer):
+class GroupwiseInt4Quantizer(WeightQuantizer):
     """uint4, asymmetric, one scale and zero point per channel and group of inputs.
 
     Groups are of 32, or of 16 where only that divides the inputs; if neither does, the last one is short.
@@ -121,7 +121,7 @@ class GroupScales(WeightQuantizer):
         return nn.functional.pad(matrix, (0, short)).reshape(matrix.shape[0], -1, self.group_size)
 
 
-class CodeTable(WeightQuantizer):
+class CodebookQuantizer(WeightQuantizer):
     """`bits` bits a weight: an index into a table of 2^bits values, times the channel's peak.
 
     The table is made by k-means (Lloyd 1982, as in Han et al. 2016, arXiv:1510.00149) from quantiles, for the many, and
@@ -168,7 +168,7 @@ def _nearest(table: Tensor, values: Tensor) -> Tensor:
     return torch.bucketize(values, (table[1:] + table[:-1]) / 2)
 
 
-class HalfWeights(WeightQuantizer):
+class BFloat16WeightQuantizer(WeightQuantizer):
     """bfloat16."""
 
     bits = 16

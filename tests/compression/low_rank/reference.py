@@ -13,7 +13,7 @@ from autocompress.compression.factorize import factorize_
 from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.graph import Layer, ModelGraph
 from autocompress.graph.layers import KINDS, geometry, weight_shape
-from autocompress.ranks import Split
+from autocompress.space.ranks import Split
 from autocompress.task import Inputs
 
 Floats = NDArray[np.float64]

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.artifact import load_student, save_student
-from autocompress.candidate import Candidate
-from autocompress.compression import Evidence, compress, rebuild, resolve
+from autocompress.compression import CalibrationStats, compress, rebuild, resolve
 from autocompress.compression.low_rank import source as source_module
 from autocompress.compression.low_rank.moments import windows
 from autocompress.compression.low_rank.recurrent import StackedRecurrent
 from autocompress.compression.recipe import Recipe
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.rank_choice import parse_rank
-from autocompress.ranks import Split, largest_ranks
+from autocompress.publishing.artifact import load_student, save_student
 from autocompress.runtimes import runtime_named
-from autocompress.space import SearchSpace
+from autocompress.space.candidate import Candidate
+from autocompress.space.rank_choice import parse_rank
+from autocompress.space.ranks import Split, largest_ranks
+from autocompress.space.search_space import SearchSpace
 from autocompress.tasks.digits import DigitsNet
 from tests.compression.low_rank.reference import random_inputs
 
@@ -56,8 +56,10 @@ def inputs_of(model: nn.Module, path: str) -> Tensor:
 def test_energy_takes_the_smallest_rank_that_keeps_it(
     model: nn.Module, graph: ModelGraph, scheme: str, energy: float
 ) -> None:
-    evidence = Evidence(model, graph, CALIBRATION)
-    recipe = resolve(model, graph, Candidate(rank_ratio={TARGET: f"{scheme}:energy:{energy}"}), evidence=evidence)
+    calibration_stats = CalibrationStats(model, graph, CALIBRATION)
+    recipe = resolve(
+        model, graph, Candidate(rank_ratio={TARGET: f"{scheme}:energy:{energy}"}), calibration_stats=calibration_stats
+    )
     if recipe.kept_dense:
         assert recipe.kept_dense == (TARGET,) and not recipe.ranks
         return
@@ -65,7 +67,9 @@ def test_energy_takes_the_smallest_rank_that_keeps_it(
     conv = model.get_submodule(TARGET)
 
     def kept(ranks: tuple[int, ...]) -> float:
-        student = rebuild(model, graph, Recipe(ranks={TARGET: Split(scheme, ranks)}), CALIBRATION, evidence=evidence)
+        student = rebuild(
+            model, graph, Recipe(ranks={TARGET: Split(scheme, ranks)}), CALIBRATION, calibration_stats=calibration_stats
+        )
         with torch.no_grad():
             whole = conv(x) if conv.bias is None else conv(x) - conv.bias[:, None, None]
             lost = student.get_submodule(TARGET)(x) - conv(x)
@@ -113,9 +117,9 @@ def test_the_second_moment_of_a_pruned_layer_is_the_part_of_the_kept_channels(
     model: nn.Module, graph: ModelGraph
 ) -> None:
     candidate = Candidate(prune_ratio={"stage2.0.conv1": 0.5}, rank_ratio={TARGET: 0.5})
-    evidence = Evidence(model, graph, CALIBRATION)
-    recipe = resolve(model, graph, candidate, evidence=evidence)
-    student = rebuild(model, graph, recipe, CALIBRATION, evidence=evidence)
+    calibration_stats = CalibrationStats(model, graph, CALIBRATION)
+    recipe = resolve(model, graph, candidate, calibration_stats=calibration_stats)
+    student = rebuild(model, graph, recipe, CALIBRATION, calibration_stats=calibration_stats)
     kept = [i for i in range(64) if i not in recipe.removed["stage2.0.conv1"]]
     conv = nn.Conv2d(32, 64, 3, padding=1)
     rows = windows(conv, inputs_of(model, TARGET)[:, kept])[0].double()
@@ -128,7 +132,7 @@ def test_the_second_moment_of_a_pruned_layer_is_the_part_of_the_kept_channels(
 
 def test_a_rank_that_does_not_pay_after_pruning_leaves_the_layer_whole(model: nn.Module, graph: ModelGraph) -> None:
     candidate = Candidate(rank_ratio={TARGET: 1.0, "stage2.0.conv1": "energy:1.0"})
-    recipe = resolve(model, graph, candidate, evidence=Evidence(model, graph, CALIBRATION))
+    recipe = resolve(model, graph, candidate, calibration_stats=CalibrationStats(model, graph, CALIBRATION))
     assert recipe.ranks == {}
     assert set(recipe.kept_dense) == {TARGET, "stage2.0.conv1"}
 
@@ -154,7 +158,7 @@ def test_every_kind_of_layer_is_split_saved_loaded_and_exported(tmp_path: Path) 
     model = Sequences().eval()
     ids = (torch.randint(0, 40, (4, 9), generator=torch.Generator().manual_seed(0)),)
     graph = inspect_model(model, ids)
-    recipe = resolve(model, graph, Candidate(rank_ratio=MIXED), evidence=Evidence(model, graph, [ids]))
+    recipe = resolve(model, graph, Candidate(rank_ratio=MIXED), calibration_stats=CalibrationStats(model, graph, [ids]))
     assert recipe.ranks.keys() == MIXED.keys()
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     student = rebuild(model, graph, recipe, [ids])
@@ -181,7 +185,7 @@ def test_a_pruned_recurrent_net_is_split_as_it_is_left() -> None:
     names = {group.name for group in graph.groups}
     assert {"conv", "lstm"} <= names
     candidate = Candidate(prune_ratio={"conv": 0.5, "lstm": 0.25}, rank_ratio={"lstm": "energy:0.9", "conv": 0.5})
-    recipe = resolve(model, graph, candidate, evidence=Evidence(model, graph, [ids]))
+    recipe = resolve(model, graph, candidate, calibration_stats=CalibrationStats(model, graph, [ids]))
     student = rebuild(model, graph, recipe, [ids])
     assert student.lstm.hidden_size == 18
     assert student.conv[1].out_channels == 16  # type: ignore[index,union-attr]
@@ -189,13 +193,15 @@ def test_a_pruned_recurrent_net_is_split_as_it_is_left() -> None:
 
 
 def test_a_cached_rank_decomposes_nothing(model: nn.Module, graph: ModelGraph, monkeypatch: pytest.MonkeyPatch) -> None:
-    evidence = Evidence(model, graph, CALIBRATION)
+    calibration_stats = CalibrationStats(model, graph, CALIBRATION)
     one = Recipe(ranks={TARGET: Split("channel", (16,))})
-    rebuild(model, graph, one, CALIBRATION, evidence=evidence)
+    rebuild(model, graph, one, CALIBRATION, calibration_stats=calibration_stats)
     monkeypatch.setattr(source_module, "DECOMPOSITIONS", {})
     monkeypatch.setattr(source_module, "cached_moments", None)
-    other = rebuild(model, graph, Recipe(ranks={TARGET: Split("channel", (8,))}), CALIBRATION, evidence=evidence)
-    fresh = rebuild(model, graph, one, CALIBRATION, evidence=evidence)
+    other = rebuild(
+        model, graph, Recipe(ranks={TARGET: Split("channel", (8,))}), CALIBRATION, calibration_stats=calibration_stats
+    )
+    fresh = rebuild(model, graph, one, CALIBRATION, calibration_stats=calibration_stats)
     assert other.get_submodule(TARGET)[0].out_channels == 8  # type: ignore[index,operator]
     assert fresh.get_submodule(TARGET)[0].out_channels == 16  # type: ignore[index,operator]
 
@@ -245,11 +251,11 @@ def test_ranks_that_a_profile_shows_to_be_slower_are_labelled(graph: ModelGraph)
 
 @pytest.mark.parametrize("grid", [1, 3, 4, 16])
 def test_the_grid_of_a_candidate_is_that_of_its_ranks(model: nn.Module, graph: ModelGraph, grid: int) -> None:
-    evidence = Evidence(model, graph, CALIBRATION)
+    calibration_stats = CalibrationStats(model, graph, CALIBRATION)
     for choice in (0.4, "spatial:0.4", "tucker:0.4", "energy:0.5"):
         candidate = Candidate(rank_ratio={TARGET: choice}, rank_grid=grid)
         assert Candidate.from_dict(candidate.to_dict()) == candidate
-        ranks = resolve(model, graph, candidate, evidence=evidence).ranks[TARGET].ranks
+        ranks = resolve(model, graph, candidate, calibration_stats=calibration_stats).ranks[TARGET].ranks
         assert all(rank % grid == 0 for rank in ranks), (choice, ranks)
         if isinstance(choice, str) and choice.startswith("energy"):
             continue

@@ -14,10 +14,10 @@ from autocompress.compression.low_rank.layers import ParallelSum
 from autocompress.compression.low_rank.residual import factors_and_residual
 from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.compression.quantize import stored_bits as stored_bits_of
-from autocompress.compression.quantize.placing import rounded
+from autocompress.compression.quantize.placement import rounded
 from autocompress.compression.sparsify import sparse_weights
-from autocompress.rank_choice import Residual, parse_rank
-from autocompress.ranks import Split, split_of, stored_bits
+from autocompress.space.rank_choice import Residual, parse_rank
+from autocompress.space.ranks import Split, split_of, stored_bits
 from tests.compression.low_rank.reference import error, graph_of, layer_at, random_inputs, size, split
 
 LAYERS = [nn.Linear(24, 20), nn.Conv2d(8, 12, 3, padding=1, groups=2), nn.Conv1d(8, 12, 3)]

@@ -1,0 +1,1 @@
+"""Runs a search: the loop, Ray Tune, workers, trials, sensitivities."""

@@ -1,0 +1,103 @@
+"""Takes up a run that is on disk again: its task, its model checked, its study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autocompress.errors import InputError
+from autocompress.execution.preparation import make_context
+from autocompress.execution.trial import SearchContext
+from autocompress.graph import inspect_model
+from autocompress.publishing.artifact import model_digest
+from autocompress.results.run_folder import RunFolder, RunInfo
+from autocompress.sampling.samplers import sampler_named
+from autocompress.sampling.study import SearchStudy
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import Knob, SearchSpace
+from autocompress.task import Task, as_inputs, load_task
+
+Predict = Callable[[Candidate], float]
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """What a run was searched with, read again.
+
+    Attributes:
+        context: what the trials share.
+        space: of the search.
+    """
+
+    context: SearchContext
+    space: SearchSpace
+
+
+def task_of(folder: RunFolder, info: RunInfo, task: Task | None) -> Task:
+    """The task that was searched: the given one, else the one that the run names.
+
+    Raises:
+        InputError: the run was given its task as an object, and there is none now.
+    """
+    if task is not None:
+        return task
+    if info.task_spec is None:
+        raise InputError(
+            f"the task of {folder.path} was given as an object; "
+            "call it from Python, as in autocompress.resume(run, task=task)"
+        )
+    return load_task(info.task_spec)
+
+
+def context_of(folder: RunFolder, info: RunInfo, task: Task) -> SearchContext:
+    """What the trials of a run share, read again.
+
+    Raises:
+        InputError: the task's model is another one.
+    """
+    model = task.build_model()
+    if model_digest(model) != info.model_digest:
+        raise InputError(
+            f"{folder.path} searched another model (or other weights) than the task gives now; start a new search"
+        )
+    graph = inspect_model(model, as_inputs(task.example_inputs()))
+    return make_context(task, model, graph, info, folder.reference.read_bytes())
+
+
+def open_run(folder: RunFolder, info: RunInfo, task: Task) -> OpenRun:
+    """Reads the model and the space again, to go on with the study.
+
+    Raises:
+        InputError: the task's model is another one, or the run's files were edited.
+    """
+    context = context_of(folder, info, task)
+    knobs = tuple(
+        Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"], tuple(knob.get("size_only", ())))
+        for knob in info.knobs
+    )
+    space = SearchSpace(knobs, info.settings.space, info.rank_grid)
+    if space.digest != info.space_digest:
+        raise InputError(f"{folder.info} was edited: the knobs do not match their digest; restore the file")
+    return OpenRun(context, space)
+
+
+def study_of(folder: RunFolder, space: SearchSpace, info: RunInfo, predict: Predict | None = None) -> SearchStudy:
+    """The study of a run; made where there is none yet.
+
+    Args:
+        folder: of the run; the caller holds its lock.
+        space: of the search.
+        info: of the run.
+        predict: see `SearchStudy`.
+    """
+    settings = info.settings
+    return SearchStudy(
+        folder.study,
+        space,
+        sampler_named(settings.sampler, settings.seed),
+        info.metric,
+        info.budget_ratio,
+        info.min_score,
+        settings.size_budget_mib,
+        predict,
+    )

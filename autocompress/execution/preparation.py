@@ -1,0 +1,253 @@
+"""Everything that can be known before the first trial: the task works, the space fits, the budget is within reach."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import shlex
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compression import compress, criterion_named
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError
+from autocompress.execution.planning import profile_of_target
+from autocompress.execution.target_device import Device, LocalDevice
+from autocompress.execution.trial import SearchContext, n_macs
+from autocompress.graph import ModelGraph, inspect_model
+from autocompress.latency import LatencyModel
+from autocompress.latency.size_only import label_slower_ranks
+from autocompress.machine import describe_machine, describe_versions
+from autocompress.publishing.artifact import model_digest
+from autocompress.results.pareto import budget_ratios
+from autocompress.results.records import Latency, TrialRecord
+from autocompress.results.run_folder import RunInfo
+from autocompress.runtimes import Session, check_parity, is_executed, runtime_named
+from autocompress.sampling.initial_candidates import strongest_candidates, strongest_text
+from autocompress.sampling.samplers import sampler_named
+from autocompress.space.search_space import SearchSpace
+from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
+
+_BYTES_PER_MIB = 2**20
+_REFERENCE_ROUNDS = 15
+_REACH_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """What is known before any trial.
+
+    Attributes:
+        context: what the trials share.
+        space: of the search.
+        info: of the run.
+        baseline: the uncompressed model's record, trial 0.
+    """
+
+    context: SearchContext
+    space: SearchSpace
+    info: RunInfo
+    baseline: TrialRecord
+
+
+def prepare(
+    task: Task,
+    space: str | SearchSpace,
+    settings: SearchSettings,
+    spec: str | None,
+    target_device: Device | None = None,
+) -> PreparedSearch:
+    """Checks the task, the space and the budget, and measures the uncompressed model; writes nothing.
+
+    Args:
+        task: what is compressed.
+        space: a name, a path, or a space.
+        settings: of the search.
+        spec: text that loads the task again, or None.
+        target_device: the machine that the model is for, when it is another one than this.
+
+    Raises:
+        InputError: whatever does not fit, with the way out.
+        ExportError: the runtime cannot take the uncompressed model, or its file gives something else.
+    """
+    runtime = runtime_named(settings.runtime)
+    sampler_named(settings.sampler, settings.seed)
+    criterion_named(settings.importance)
+    if settings.latency_budget is not None:
+        budget_ratios(settings.latency_budget, 1.0)
+    check_task(task)
+    model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
+    graph = inspect_model(model, inputs)
+    space = _checked_space(space, graph).label_bits(graph, partial(is_executed, runtime.capabilities()))
+    if settings.latency_model is not None:
+        profile = profile_of_target(settings.latency_model, settings, task, graph)
+        space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
+    _check_features(model, settings, space)
+    metrics, metric = _judge(model, task)
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
+        scratch = Path(name)
+        file = runtime.export(model, inputs, scratch)
+        reference = file.read_bytes()
+        device = target_device or LocalDevice(settings.runtime, settings.n_threads)
+        check_parity(model, device.load, file, as_inputs(next(iter(task.calibration_batches()))))
+        session = device.load(file)
+        timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
+        floor = _floor(settings, metrics[metric])
+        info = _info(task, spec, settings, metric, model, graph, space, timing.reference_ms, floor)
+        context = make_context(task, model, graph, info, reference)
+        _check_reachable(context, space, device, session, scratch)
+    baseline = TrialRecord(
+        number=0,
+        state="complete",
+        origin="baseline",
+        candidate=space.baseline(),
+        metrics=metrics,
+        latency=Latency(1.0, timing.spread, timing.reference_ms, timing.n_rounds),
+        feasible=info.budget_ratio is None or info.budget_ratio >= 1.0,
+        n_params=graph.n_params,
+        n_macs=n_macs(model, inputs),
+        size_mib=len(reference) / _BYTES_PER_MIB,
+    )
+    return PreparedSearch(context, space, info, baseline)
+
+
+def make_context(task: Task, model: nn.Module, graph: ModelGraph, info: RunInfo, reference: bytes) -> SearchContext:
+    """What the trials of a run share; `reference` is the uncompressed model's file."""
+    return SearchContext(
+        task=task,
+        model=copy.deepcopy(model).eval(),
+        graph=graph,
+        settings=info.settings,
+        reference=reference,
+        reference_ms=info.reference_ms,
+        budget=info.budget_ratio,
+        metric=info.metric,
+        min_score=info.min_score,
+    )
+
+
+def _checked_space(space: str | SearchSpace, graph: ModelGraph) -> SearchSpace:
+    if isinstance(space, str):
+        space = SearchSpace.load(space, graph)
+    if not space.knobs:
+        raise InputError(
+            f"the space {space.name!r} leaves nothing to search in this model; "
+            "offer more choices (channel counts are multiples of channel_grid), or look at `autocompress inspect`"
+        )
+    return space
+
+
+def _floor(settings: SearchSettings, baseline: float) -> float | None:
+    """The smallest useful value of the metric: given, or half of the uncompressed model's where that is positive."""
+    if settings.min_accuracy is not None:
+        return settings.min_accuracy
+    return baseline / 2 if baseline > 0 else None
+
+
+def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpace) -> None:
+    if not settings.distill.feature_layers and any(knob.name == "fine_tune:feature_weight" for knob in space.knobs):
+        raise InputError("a space that offers feature_weight needs feature_layers in `distill`, but there are none")
+    paths = dict(model.named_modules())
+    for path in settings.distill.feature_layers:
+        if path not in paths:
+            near = difflib.get_close_matches(path, paths, n=3)
+            raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
+
+
+def _judge(model: nn.Module, task: Task) -> tuple[dict[str, float], str]:
+    """The uncompressed model's metrics on the selection split, and the name of the one to maximise."""
+
+    def predict(inputs: Inputs) -> Tensor:
+        with torch.no_grad():
+            outputs: Tensor = call_model(model, inputs)
+        return outputs
+
+    metrics = check_metrics(task.evaluate(predict, "selection"), "selection")
+    metric = next(iter(getattr(task, "objectives", ()) or metrics))
+    if metric not in metrics:
+        raise InputError(
+            f"the task's objectives must be figures that evaluate gives, but {metric!r} is not in {sorted(metrics)}"
+        )
+    return metrics, metric
+
+
+def _info(
+    task: Task,
+    spec: str | None,
+    settings: SearchSettings,
+    metric: str,
+    model: nn.Module,
+    graph: ModelGraph,
+    space: SearchSpace,
+    reference_ms: float,
+    min_score: float | None,
+) -> RunInfo:
+    budget = None if settings.latency_budget is None else budget_ratios(settings.latency_budget, reference_ms)[0]
+    group_of = {path: group.name for group in graph.groups for path in group.producers}
+    branch_of = {path: branch.name for branch in graph.branches for path in branch.layers}
+    layers = tuple(
+        {
+            "path": layer.path,
+            "kind": layer.kind,
+            "n_params": layer.n_params,
+            "n_macs": layer.n_macs,
+            "group": group_of.get(layer.path),
+            "branch": branch_of.get(layer.path),
+        }
+        for layer in graph.layers
+    )
+    return RunInfo(
+        task=spec or str(getattr(task, "name", type(task).__name__)),
+        task_spec=spec,
+        settings=replace(settings, space=space.name) if settings.space != space.name else settings,
+        metric=metric,
+        model_digest=model_digest(model),
+        space_digest=space.digest,
+        reference_ms=reference_ms,
+        budget_ratio=budget,
+        min_score=min_score,
+        layers=layers,
+        knobs=tuple(asdict(knob) for knob in space.knobs),
+        frozen=tuple({"name": f.name, "what": f.what, "reason": f.reason} for f in graph.frozen),
+        machine=describe_machine(),
+        versions=describe_versions(),
+        command=shlex.join([_program(), *sys.argv[1:]]),
+        started=datetime.now(UTC).isoformat(),
+        rank_grid=space.rank_grid,
+    )
+
+
+def _program() -> str:
+    """What was typed: `autocompress`, however it was started, or the user's own script."""
+    name = Path(sys.argv[0]).name
+    return "autocompress" if name == "__main__.py" else name
+
+
+def _check_reachable(
+    context: SearchContext, space: SearchSpace, device: Device, reference: Session, scratch: Path
+) -> None:
+    """Builds and times the strongest candidates, untrained; one within the budget is enough."""
+    if context.budget is None:
+        return
+    runtime, inputs = runtime_named(context.settings.runtime), as_inputs(context.task.example_inputs())
+    calibration = [as_inputs(batch) for batch in context.task.calibration_batches()][:1]
+    fastest = float("inf")
+    for candidate in strongest_candidates(space):
+        student = compress(context.model, candidate, inputs, calibration, graph=context.graph, reconstruct=False)
+        session = device.load(runtime.export(student, inputs, scratch))
+        fastest = min(fastest, device.time(session, reference, inputs, _REACH_ROUNDS).ratio)
+        if fastest <= min(budget_ratios(str(context.settings.latency_budget), context.reference_ms)):
+            return
+    raise InputError(
+        f"the budget {context.settings.latency_budget} is out of reach: of the strongest candidates of space "
+        f"{space.name!r} the fastest takes {fastest:.3g}x ({fastest * context.reference_ms:.3g}ms) of the uncompressed "
+        f"{context.reference_ms:.3g}ms; these knobs bind, as the strongest that is offered: {strongest_text(space)}; "
+        "raise the budget or offer stronger choices"
+    )

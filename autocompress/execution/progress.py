@@ -1,0 +1,113 @@
+"""The live line of a search: trials done, best feasible metric, front size, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from autocompress.config import ALL_THAT_FIT
+from autocompress.results.pareto import front_of, score
+from autocompress.results.records import TrialRecord
+
+
+class SearchProgress:
+    """Shows how a search stands; a context manager, told of each finished trial.
+
+    Args:
+        records: of trials that finished before (a resumed run).
+        n_trials: how many there will be.
+        minutes: time limit, or None.
+        metric: name of the metric to maximise.
+        budget: largest feasible latency ratio, or None.
+        reference_ms: latency of the uncompressed model, milliseconds.
+        console: where to draw; None draws nothing.
+        min_score: smallest useful value of the metric, or None.
+    """
+
+    def __init__(
+        self,
+        records: list[TrialRecord],
+        n_trials: int,
+        minutes: float | None,
+        metric: str,
+        budget: float | None,
+        reference_ms: float,
+        console: Console | None,
+        min_score: float | None = None,
+    ) -> None:
+        self._n_trials, self._minutes = n_trials, minutes
+        self._metric, self._budget, self._reference_ms = metric, budget, reference_ms
+        self._min_score = min_score
+        self._n_before = self._n_done = len(records)
+        self._n_failed = sum(record.state == "failed" for record in records)
+        self._front = self._front_with(records)
+        self._begin = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("trials"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=console,
+            disable=console is None,
+            refresh_per_second=4,
+        )
+        self._bar = self._progress.add_task(
+            "trials",
+            total=None if n_trials == ALL_THAT_FIT else n_trials,
+            completed=len(records),
+            status=self.status(),
+            left="?",
+        )
+
+    def __enter__(self) -> SearchProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def finished(self, record: TrialRecord) -> None:
+        """Adds one finished trial."""
+        self._n_done += 1
+        self._n_failed += record.state == "failed"
+        self._front = self._front_with([*self._front, record])
+        self._progress.update(self._bar, completed=self._n_done, status=self.status(), left=_clock(self.seconds_left()))
+
+    def status(self) -> str:
+        """For example `best accuracy 0.9312 within budget, front 5, failed 1`."""
+        parts = []
+        if self._front:
+            best = max(score(point, self._metric) for point in self._front)
+            parts.append(f"best {self._metric} {best:.4f}" + (" within budget" if self._budget is not None else ""))
+        else:
+            parts.append("none within budget yet")
+        parts.append(f"front {len(self._front)}")
+        if self._n_failed:
+            parts.append(f"failed {self._n_failed}")
+        return ", ".join(parts)
+
+    def _front_with(self, records: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+        """The feasible front; of the front so far and a new record it is that of all, at a cost that does not grow."""
+        front = front_of(records, self._metric, self._budget, self._reference_ms, self._min_score)
+        return () if front.reason else front.points
+
+    def seconds_left(self) -> float:
+        """By the mean rate of this start, cut at the time limit."""
+        elapsed = time.monotonic() - self._begin
+        n_done = max(1, self._n_done - self._n_before)
+        left = elapsed / n_done * max(0, self._n_trials - self._n_done)
+        return left if self._minutes is None else max(0.0, min(left, 60 * self._minutes - elapsed))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,32 @@
+"""Early stopping on Pareto rank as a scheduler of Ray Tune."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from autocompress.sampling.early_stopping import ParetoEarlyStopping
+
+
+class ParetoScheduler(FIFOScheduler):
+    """See `ray.tune.schedulers.TrialScheduler`; asks the rule after each rung.
+
+    Args:
+        stopping: the rule.
+        metric: to be maximised.
+    """
+
+    def __init__(self, stopping: ParetoEarlyStopping, metric: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stopping = stopping
+        self._maximised = metric  # not `_metric`: Tune would look for it in every report
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Continue or stop. A trial that is done, or that reports no rung, ends by itself."""
+        if result.get("done") or "latency_ratio" not in result:
+            return TrialScheduler.CONTINUE
+        value = result[f"metrics/{self._maximised}"]  # Tune flattens what is nested
+        on = self._stopping.should_continue(trial.trial_id, result["steps"], value, result["latency_ratio"])
+        return TrialScheduler.CONTINUE if on else TrialScheduler.STOP

@@ -1,0 +1,293 @@
+"""The loss increase of each single choice of a space: measured on calibration data, in parallel, cached, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.util import ActorPool
+from torch import nn
+
+from autocompress.compression import CalibrationStats, rebuild, resolve
+from autocompress.config import SearchSettings
+from autocompress.errors import AutocompressError, InputError
+from autocompress.graph import ModelGraph
+from autocompress.latency import MeasurementLock
+from autocompress.publishing.artifact import model_digest
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import AS_IT_IS, Choice, Knob, SearchSpace
+from autocompress.task import Batch, Inputs, Task, as_batch, as_inputs, call_model
+
+SCHEMA_VERSION = 1
+UNIT = "calibration loss increase"
+N_SAMPLES = 128
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class ChoiceLoss:
+    """One choice of one knob, everything else unchanged.
+
+    Attributes:
+        knob: its kind, a field of `Candidate`.
+        name: the channel group, branch or layer.
+        value: the choice.
+        loss_increase: against the uncompressed model; NaN where the choice cannot be applied.
+    """
+
+    knob: str
+    name: str
+    value: Choice
+    loss_increase: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All single choices of a space that change something.
+
+    Attributes:
+        baseline_loss: of the uncompressed model.
+        choices: in the space's order.
+        unit: of the increases.
+    """
+
+    baseline_loss: float
+    choices: tuple[ChoiceLoss, ...]
+    unit: str = UNIT
+
+    def increases(self, space: SearchSpace) -> dict[str, dict[Choice, float]]:
+        """Knob name -> choice -> loss increase, 0 for the choice that changes nothing, infinite where it fails."""
+        known = {(item.knob, item.name, item.value): item.loss_increase for item in self.choices}
+        table: dict[str, dict[Choice, float]] = {}
+        for knob in space.knobs:
+            values = {choice: known.get((knob.kind, knob.target, choice), 0.0) for choice in knob.choices}
+            table[knob.name] = {choice: math.inf if math.isnan(value) else value for choice, value in values.items()}
+        return table
+
+    def write(self, path: Path) -> None:
+        """Writes `sensitivity.json`; NaN becomes null."""
+        choices = [
+            {**asdict(item), "loss_increase": None if math.isnan(item.loss_increase) else item.loss_increase}
+            for item in self.choices
+        ]
+        data = {"schema": SCHEMA_VERSION, "unit": self.unit, "baseline_loss": self.baseline_loss, "choices": choices}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Sensitivity:
+        """The inverse of `write`.
+
+        Raises:
+            InputError: missing, damaged, or of another schema.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["schema"] != SCHEMA_VERSION:
+                raise InputError(f"{path} was written by another version; remove it and it is measured again")
+            choices = tuple(
+                ChoiceLoss(
+                    item["knob"],
+                    item["name"],
+                    item["value"],
+                    math.nan if item["loss_increase"] is None else float(item["loss_increase"]),
+                )
+                for item in data["choices"]
+            )
+            return cls(float(data["baseline_loss"]), choices, data["unit"])
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{path} must hold sensitivities, but: {error}; remove it to measure again") from error
+
+
+class SensitivityProbe:
+    """Judges candidates on a little labelled data, without training.
+
+    Args:
+        task: what is compressed.
+        model: the uncompressed model.
+        graph: of the model.
+        settings: how candidates are compressed.
+        n_samples: samples of the calibration and of the labelled training batches; whole batches are taken.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        graph: ModelGraph,
+        settings: SearchSettings,
+        n_samples: int = N_SAMPLES,
+    ) -> None:
+        self._task, self._model, self._graph, self._settings = task, model.eval(), graph, settings
+        self._calibration = list(_first_samples(map(as_inputs, task.calibration_batches()), n_samples, _n_inputs))
+        self._labelled = list(_first_samples(map(as_batch, task.train_batches(_SEED)), n_samples, _n_batch))
+        self._calibration_stats = CalibrationStats(model, graph, self._calibration, task, _SEED)
+        self._turns = MeasurementLock()
+
+    @property
+    def labelled(self) -> Sequence[Batch]:
+        """The labelled batches on which losses are judged."""
+        return self._labelled
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that change with the model, the data and the way of compressing."""
+        settings = self._settings
+        way = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
+        digest = hashlib.sha256(f"{model_digest(self._model)}{way}".encode())
+        for inputs in (*self._calibration, *(inputs for inputs, _ in self._labelled)):
+            for value in inputs.values() if isinstance(inputs, dict) else inputs:
+                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:12]
+
+    def loss(self, candidate: Candidate) -> float:
+        """Mean loss of the compressed, untrained candidate; NaN where it cannot be built."""
+        with self._turns.compute():
+            try:
+                student = self._student(candidate)
+            except AutocompressError:
+                return math.nan
+            total = sum(self._one(student, batch) * _n_batch(batch) for batch in self._labelled)
+        return total / sum(map(_n_batch, self._labelled))
+
+    def _student(self, candidate: Candidate) -> nn.Module:
+        model, graph, calibration_stats, how = self._model, self._graph, self._calibration_stats, self._settings
+        recipe = resolve(model, graph, candidate, how.importance, calibration_stats, how.activation_aware)
+        return rebuild(
+            model,
+            graph,
+            recipe,
+            self._calibration,
+            how.reconstruct,
+            calibration_stats,
+            how.activation_aware,
+            how.quantize,
+        )
+
+    def _one(self, student: nn.Module, batch: Batch) -> float:
+        with torch.no_grad():
+            return float(self._task.loss(call_model(student, batch[0]), batch))
+
+
+def single_choices(space: SearchSpace) -> Iterator[tuple[Knob, Choice, Candidate]]:
+    """Each choice that changes the model, alone."""
+    for knob in space.knobs:
+        if knob.kind == "fine_tune":
+            continue
+        for choice in knob.choices:
+            if choice != AS_IT_IS[knob.kind]:
+                yield knob, choice, space.candidate({knob.name: choice})
+
+
+def measure_sensitivity(
+    space: SearchSpace,
+    probe: SensitivityProbe,
+    cache: Path,
+    make_probe: Callable[[], SensitivityProbe] | None = None,
+    n_workers: int = 1,
+    on_choice: Callable[[int, int], None] = lambda done, total: None,
+) -> Sensitivity:
+    """Measures every single choice that the cache does not know; may be stopped and called again at any point.
+
+    Args:
+        space: of the search.
+        probe: on this process; judges what is left when there is one worker.
+        cache: folder of the losses known so far, one file for each model, data and way of compressing.
+        make_probe: makes the probe again on a Ray worker; None judges on this process.
+        n_workers: Ray workers at the same time.
+        on_choice: told how many of how many are known, after each.
+
+    Raises:
+        InputError: the uncompressed model's loss is not finite.
+    """
+    path = cache / f"{probe.digest}.jsonl"
+    known = _known(path)
+    wanted = {candidate.digest: candidate for _, _, candidate in single_choices(space)}
+    wanted[Candidate().digest] = Candidate()
+    missing = [candidate for digest, candidate in wanted.items() if digest not in known]
+    cache.mkdir(parents=True, exist_ok=True)
+    parallel = make_probe is not None and n_workers > 1 and len(missing) > n_workers
+    losses = _on_workers(make_probe, missing, n_workers) if parallel and make_probe else _here(probe, missing)
+    with path.open("a", encoding="utf-8") as file:
+        for i, (digest, loss) in enumerate(losses):
+            known[digest] = loss
+            file.write(json.dumps({"candidate": digest, "loss": None if math.isnan(loss) else loss}) + "\n")
+            file.flush()
+            on_choice(len(wanted) - len(missing) + i + 1, len(wanted))
+    baseline = known[Candidate().digest]
+    if not math.isfinite(baseline):
+        raise InputError(f"the uncompressed model's loss on training batches must be finite, but is {baseline}")
+    return Sensitivity(
+        baseline,
+        tuple(
+            ChoiceLoss(knob.kind, knob.target, choice, known[candidate.digest] - baseline)
+            for knob, choice, candidate in single_choices(space)
+        ),
+    )
+
+
+def _known(path: Path) -> dict[str, float]:
+    """Losses by digest of the candidate; half a line at the end, of a killed run, is left out."""
+    losses = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        losses[item["candidate"]] = math.nan if item["loss"] is None else float(item["loss"])
+    return losses
+
+
+def _here(probe: SensitivityProbe, candidates: Iterable[Candidate]) -> Iterator[tuple[str, float]]:
+    for candidate in candidates:
+        yield candidate.digest, probe.loss(candidate)
+
+
+class _Prober:
+    """A Ray actor with a probe of its own, made at its first call and again after it died."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self._probe: SensitivityProbe | None = None
+
+    def loss(self, make_probe: list[Any], text: str) -> tuple[str, float]:
+        if self._probe is None:
+            self._probe = ray.get(make_probe[0])()
+        candidate = Candidate.from_dict(json.loads(text))
+        return candidate.digest, self._probe.loss(candidate)
+
+
+def _on_workers(
+    make_probe: Callable[[], SensitivityProbe], candidates: Sequence[Candidate], n_workers: int
+) -> Iterator[tuple[str, float]]:
+    remote = ray.remote(num_cpus=1, max_restarts=1, max_task_retries=1)(_Prober)
+    shared = [ray.put(make_probe)]  # in a list, so that Ray passes the reference on and each actor reads it once
+    pool = ActorPool([remote.remote() for _ in range(n_workers)])
+    texts = [candidate.to_json() for candidate in candidates]
+    yield from pool.map_unordered(lambda actor, text: actor.loss.remote(shared, text), texts)
+
+
+def _first_samples(batches: Iterable[Any], n: int, size: Callable[[Any], int]) -> Iterator[Any]:
+    taken = 0
+    for batch in batches:
+        yield batch
+        taken += size(batch)
+        if taken >= n:
+            return
+
+
+def _n_inputs(inputs: Inputs) -> int:
+    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
+    return int(first.shape[0])
+
+
+def _n_batch(batch: Batch) -> int:
+    return _n_inputs(batch[0])

@@ -1,0 +1,131 @@
+"""The Ray Tune trainable: one trial at a time on a bench that outlives them, one rung per Tune step."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import platform
+import traceback
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from ray import tune
+
+from autocompress.execution.time_limit import TimeLimit, TimeLimitError
+from autocompress.execution.trial import SearchContext, Trial, WorkerContext
+from autocompress.space.candidate import Candidate
+
+FILES, STATE = "files", "state"
+
+
+class UnusableWorkerError(Exception):
+    """This machine cannot run any trial, whatever the candidate."""
+
+
+class Worker(tune.Trainable):
+    """See `tune.Trainable`; reused from trial to trial, so the teacher and the data are loaded once per process.
+
+    The config of a trial has `number`, `name` and `candidate` (canonical JSON). A step reports
+
+    - after each rung, the trial's `progress`, its outcome `so_far`, under `STATE` the bytes from which another process
+      can go on, and under `FILES` the compressed model's files by name, if the trial may be stopped early;
+    - after the last, its `outcome` and `FILES`;
+    - `failed`, the traceback of a trial that raised or took too long: that does not kill the process;
+    - `unusable`, one line, when this machine cannot run any trial (no data, a full disk).
+
+    Files and states travel to the driver in the report: a worker shares no disk with it.
+    """
+
+    def setup(self, config: dict[str, Any], context: SearchContext | None = None) -> None:
+        """Called once per process; the bench is made by the first step, whose report can say what failed."""
+        assert context is not None
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(max(1, int(context.settings.cpus_per_trial)))
+        self._worker_context: WorkerContext | None = None
+        self._state: bytes | None = None
+        self._context = context
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Called for each further trial."""
+        self._start(new_config)
+        return True
+
+    def restore_state(self, state: bytes) -> None:
+        """Called before the first step of a trial that another process began."""
+        self._state = state
+
+    def step(self) -> dict[str, Any]:
+        """One rung."""
+        try:
+            with self._limit.running():
+                return self._step(self._ready_context())
+        except UnusableWorkerError as error:
+            return {"unusable": str(error), "done": True}
+        except (Exception, TimeLimitError):
+            return {"failed": traceback.format_exc(), "done": True}
+
+    def cleanup(self) -> None:
+        """Called when the process ends."""
+        if self._worker_context is not None:
+            self._worker_context.close()
+
+    def _start(self, config: dict[str, Any]) -> None:
+        self._candidate = Candidate.from_dict(json.loads(config["candidate"]))
+        self._limit = TimeLimit(self._context.settings.trial_minutes)
+        self._trial: Trial | None = None
+        self._state = None
+
+    def _ready_context(self) -> WorkerContext:
+        if self._worker_context is None:
+            try:
+                self._worker_context = WorkerContext(self._context)
+            except Exception as error:
+                raise _unusable(error) from error
+        return self._worker_context
+
+    def _step(self, worker_context: WorkerContext) -> dict[str, Any]:
+        try:
+            if self._trial is None:
+                self._trial = self._new_trial(worker_context)
+            trial = self._trial
+            trial.step()
+            # a rung's report has the files too: the driver decides only then whether it is the last one
+            files = trial.files() if trial.done or self._context.settings.early_stopping else {}
+            if not trial.done:
+                state = _to_bytes(trial.state_dict())
+                return {**trial.progress, "so_far": _outcome(trial), STATE: state, FILES: files, "done": False}
+            return {**trial.progress, "outcome": _outcome(trial), FILES: files, "done": True}
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise _unusable(error) from error
+            raise
+
+    def _new_trial(self, worker_context: WorkerContext) -> Trial:
+        torch.manual_seed(self._context.settings.seed)
+        trial = Trial(worker_context, self._candidate)
+        if self._state is not None:
+            trial.load_state_dict(torch.load(io.BytesIO(self._state), weights_only=True))
+            self._state = None
+        return trial
+
+
+def _outcome(trial: Trial) -> str:
+    return json.dumps(asdict(trial.outcome()))
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    """Tensors, numbers and text; read back with `weights_only=True`."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _unusable(error: Exception) -> UnusableWorkerError:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UnusableWorkerError(f"the worker on {platform.node()} cannot run trials: {line}")

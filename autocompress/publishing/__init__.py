@@ -1,0 +1,1 @@
+"""Writes what leaves a search: compressed models, the front's folders, a runner beside each."""

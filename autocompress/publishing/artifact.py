@@ -1,0 +1,165 @@
+"""Writes and reads a compressed model: manifest, safetensors, and the runtime's file. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from autocompress.compression import Recipe, rebuild
+from autocompress.errors import CompressionError, InputError
+from autocompress.graph import ModelGraph, inspect_model
+from autocompress.results.records import TrialRecord
+from autocompress.task import Task, as_inputs
+
+SCHEMA_VERSION = 1
+MANIFEST, RECIPE, WEIGHTS = "manifest.json", "recipe.json", "weights.safetensors"
+
+
+def model_digest(model: nn.Module) -> str:
+    """12 hex digits that change when the names, shapes or values of a model's tensors change."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def save_student(folder: Path, student: nn.Module, recipe: Recipe) -> None:
+    """Writes `weights.safetensors` and `recipe.json` into `folder` (made if missing); whole files or none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"{WEIGHTS}.tmp"
+    save_model(student, str(weights))
+    weights.replace(folder / WEIGHTS)
+    _write_json(folder / RECIPE, recipe.to_dict())
+
+
+def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.Module, Recipe]:
+    """The compressed model that `save_student` wrote: the recipe replayed on the uncompressed model, then its weights.
+
+    Args:
+        folder: holds `weights.safetensors` and `recipe.json`, or a `manifest.json` with a recipe.
+        model: the uncompressed model; not touched. Only its structure matters.
+        graph: of the model.
+
+    Raises:
+        InputError: a file is missing or damaged, or is not of this model.
+    """
+    manifest = folder / MANIFEST
+    recipe_data = read_manifest(folder)["recipe"] if manifest.is_file() else _read_json(folder / RECIPE)
+    try:
+        recipe = Recipe.from_dict(recipe_data)
+        student = rebuild(model, graph, recipe)
+    except CompressionError as error:
+        raise InputError(f"the recipe in {folder} does not fit this model: {error}") from error
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise InputError(f"a compressed model's folder holds {WEIGHTS}, but {folder} does not")
+    try:
+        load_model(student, str(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"{weights} must hold the weights of this model, compressed by its recipe, but: {error}"
+        ) from error
+    return student.eval(), recipe
+
+
+def load(folder: str | Path, task: Task) -> nn.Module:
+    """The compressed model in a front point's folder, as a plain module in evaluation mode.
+
+    Args:
+        folder: for example `runs/x/front/trial_0042`.
+        task: the one that was searched; gives the uncompressed model's structure.
+
+    Raises:
+        InputError: not such a folder, damaged, or of another model.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+    model = task.build_model()
+    n_expected, n_given = manifest["uncompressed"]["n_params"], sum(p.numel() for p in model.parameters())
+    if n_expected != n_given:
+        raise InputError(
+            f"{path} was compressed from a model of {n_expected} parameters, but the task's model has {n_given}; "
+            f"give the task that was searched ({manifest['task']})"
+        )
+    student, _ = load_student(path, model, inspect_model(model, as_inputs(task.example_inputs())))
+    return student
+
+
+def write_manifest(
+    folder: Path,
+    record: TrialRecord,
+    recipe: Recipe,
+    file: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes `manifest.json`: what was done, what was measured from which file, and where it came from.
+
+    Args:
+        folder: of the front point.
+        record: with the numbers of its file.
+        recipe: replayed on load.
+        file: the runtime's file, in `folder`.
+        facts: of the run: task, runtime, n_threads, uncompressed model, versions, machine.
+    """
+    data = {
+        "schema": SCHEMA_VERSION,
+        **facts,
+        "trial": record.number,
+        "candidate": record.candidate.to_dict(),
+        "recipe": recipe.to_dict(),
+        "files": {name.name: _sha256(name) for name in (file, folder / WEIGHTS)},
+        "runtime_file": file.name,
+        "numbers": asdict(record.file) if record.file is not None else None,
+        "search": {"metrics": dict(record.metrics), "latency": asdict(record.latency) if record.latency else None},
+    }
+    _write_json(folder / MANIFEST, data)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a front point.
+
+    Raises:
+        InputError: missing, damaged, or of another schema version.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise InputError(
+            f"a compressed model's folder holds {MANIFEST}, but {folder} does not; name a folder in RUN/front/"
+        )
+    data = _read_json(manifest)
+    if data.get("schema") != SCHEMA_VERSION:
+        raise InputError(f"{manifest} has schema {data.get('schema')!r}, but this version reads {SCHEMA_VERSION}")
+    missing = [key for key in ("task", "uncompressed", "recipe", "numbers") if key not in data]
+    if missing:
+        raise InputError(f"{manifest} is damaged: it has no {', '.join(missing)}")
+    return data
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _write_json(file: Path, data: Mapping[str, Any]) -> None:
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    temporary.replace(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file} must be readable JSON, but: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{file} must hold a JSON object, but holds {type(data).__name__}")
+    return data

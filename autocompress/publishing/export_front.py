@@ -1,0 +1,141 @@
+"""Turns the front into files: exports each point, times it with the workers idle, judges the file on every split."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from autocompress.errors import AutocompressError
+from autocompress.execution.target_device import Device
+from autocompress.execution.trial import SearchContext
+from autocompress.publishing.artifact import load_student, read_manifest
+from autocompress.publishing.export_point import ExportTarget, export_point
+from autocompress.report.card import UNKNOWN_LICENSE, write_card
+from autocompress.report.files import write_front_table, write_report_page
+from autocompress.results.pareto import ParetoFront, front_of
+from autocompress.results.records import FileNumbers, TrialRecord, write_records
+from autocompress.results.run_folder import RunFolder, RunInfo
+from autocompress.task import Task
+
+
+def export_front(
+    records: Sequence[TrialRecord],
+    context: SearchContext,
+    folder: RunFolder,
+    info: RunInfo,
+    target_device: Device | None = None,
+) -> tuple[list[TrialRecord], ParetoFront]:
+    """Measures the front's files, and writes the records, the tables and the report; see `measure_front`."""
+    facts = facts_of(info, context.task, context.graph.n_params)
+    measured, front = measure_front(records, context, folder, facts, target_device=target_device)
+    write_records(folder.records, measured)
+    run = folder.read()
+    write_front_table(run)
+    write_report_page(run)
+    return measured, front
+
+
+def facts_of(info: RunInfo, task: Task, n_params: int) -> dict[str, Any]:
+    """What every manifest of a run says."""
+    return {
+        "task": info.task,
+        "metric": info.metric,
+        "license": str(getattr(task, "license", UNKNOWN_LICENSE)),
+        "runtime": info.settings.runtime,
+        "n_threads": info.settings.n_threads,
+        "uncompressed": {"digest": info.model_digest, "n_params": n_params, "latency_ms": info.reference_ms},
+        "machine": dict(info.machine),
+        "versions": dict(info.versions),
+    }
+
+
+def measure_front(
+    records: Sequence[TrialRecord],
+    context: SearchContext,
+    folder: RunFolder,
+    facts: Mapping[str, Any],
+    on_point: Callable[[str], None] = lambda name: None,
+    target_device: Device | None = None,
+) -> tuple[list[TrialRecord], ParetoFront]:
+    """Gives every front point, and the uncompressed model, numbers measured from its file.
+
+    A point that turns out slower than the budget, or beyond that of size or memory, leaves the front and its successor
+    is measured, until all points of the front have files.
+
+    Args:
+        records: of all trials.
+        context: of the search.
+        folder: of the run; points go to `front/`, and points no longer on the front are removed.
+        facts: for the manifests.
+        on_point: told the name of each point before it is measured.
+        target_device: the machine that the model is for, when it is another one than this.
+
+    Returns:
+        All records, those with files updated, and the front.
+    """
+    by_number = {record.number: _with_known_file(record, folder) for record in records}
+    while True:
+        limits = (context.settings.size_budget_mib, context.settings.memory_budget_mib)
+        front = front_of(
+            list(by_number.values()), context.metric, context.budget, context.reference_ms, context.min_score, *limits
+        )
+        wanted = [*front.points, *([front.baseline] if front.baseline is not None else [])]
+        missing = [record for record in wanted if record.file is None]
+        if not missing:
+            break
+        for record in missing:
+            on_point(record.name)
+            by_number[record.number] = _measure(record, context, folder, facts, target_device)
+    for record in wanted:
+        write_card(folder.point(record.name), None if front.baseline is None else front.baseline.file)
+    kept = {record.name for record in wanted}
+    for path in folder.front.iterdir() if folder.front.is_dir() else ():
+        if path.name not in kept:
+            shutil.rmtree(path)
+    return list(by_number.values()), front
+
+
+def _with_known_file(record: TrialRecord, folder: RunFolder) -> TrialRecord:
+    """Takes numbers that an earlier start of this run measured from a file that is still there."""
+    point = folder.point(record.name)
+    if record.file is not None or not (point / "manifest.json").is_file():
+        return record
+    manifest = read_manifest(point)
+    if "examples" not in manifest:  # written by an earlier version, without what a folder holds now
+        return record
+    return record.with_file(FileNumbers.from_dict(manifest["numbers"]))
+
+
+def _measure(
+    record: TrialRecord,
+    context: SearchContext,
+    folder: RunFolder,
+    facts: Mapping[str, Any],
+    target_device: Device | None,
+) -> TrialRecord:
+    try:
+        return _measured(record, context, folder, facts, target_device)
+    except AutocompressError as error:
+        # the trial's weights or its file are unusable: it leaves the front with the reason, the search goes on
+        return replace(record, state="failed", error=f"while its file was measured: {error}")
+
+
+def _measured(
+    record: TrialRecord,
+    context: SearchContext,
+    folder: RunFolder,
+    facts: Mapping[str, Any],
+    target_device: Device | None,
+) -> TrialRecord:
+    student, recipe = load_student(folder.trial(record.name), context.model, context.graph)
+    partial = folder.front / f".{record.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    target = ExportTarget(
+        context.settings.runtime, context.settings.n_threads, folder.reference, context.reference_ms, target_device
+    )
+    measured = export_point(partial, record, student, recipe, context.task, target, facts)
+    shutil.rmtree(folder.point(record.name), ignore_errors=True)
+    partial.rename(folder.point(record.name))
+    return measured

@@ -1,0 +1,134 @@
+"""One point as a folder to walk away with: the runtime's file, and everything that is measured from it."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from autocompress.compression import Recipe, sparse_saving_bytes
+from autocompress.execution.target_device import Device, LocalDevice
+from autocompress.latency.layer_times import measure_layer_times
+from autocompress.publishing.artifact import RECIPE, save_student, write_manifest
+from autocompress.publishing.standalone import RUNNABLE, choose_examples, measure_memory, write_examples, write_runner
+from autocompress.results.records import FileNumbers, Latency, TrialRecord
+from autocompress.results.run_folder import LAYER_TIMES
+from autocompress.runtimes import Session, check_parity, runtime_named
+from autocompress.task import Inputs, Task, as_inputs, check_metrics
+
+SPLITS = ("selection", "test")
+_FINAL_ROUNDS = 25
+_BYTES_PER_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What a point is written for and timed against.
+
+    Attributes:
+        runtime: name of the runtime.
+        n_threads: threads that it may use.
+        reference: the uncompressed model's file for it.
+        reference_ms: latency of that file, milliseconds.
+        target_device: the machine that the model is for, when it is another one than this.
+    """
+
+    runtime: str
+    n_threads: int
+    reference: Path
+    reference_ms: float
+    target_device: Device | None = None
+
+    @property
+    def device(self) -> Device:
+        """Where files are loaded and timed."""
+        return self.target_device or LocalDevice(self.runtime, self.n_threads)
+
+
+def export_point(
+    folder: Path,
+    record: TrialRecord,
+    student: nn.Module,
+    recipe: Recipe,
+    task: Task,
+    target: ExportTarget,
+    facts: Mapping[str, Any],
+) -> TrialRecord:
+    """Exports the student, measures its file, and writes a folder that needs nothing else to be run.
+
+    Args:
+        folder: new; made here.
+        record: of the trial.
+        student: the compressed model, with its weights.
+        recipe: of the student.
+        task: judges the file on every split.
+        target: the runtime.
+        facts: for the manifest.
+
+    Returns:
+        The record with the numbers of the file.
+
+    Raises:
+        ExportError: the student cannot be written, or the file gives something else; names the layer where they part.
+    """
+    save_student(folder, student, recipe)
+    (folder / RECIPE).unlink()  # the manifest holds it
+    inputs = as_inputs(task.example_inputs())
+    file = runtime_named(target.runtime).export(student, inputs, folder)
+    samples = as_inputs(next(iter(task.calibration_batches())))
+    parity = check_parity(student, target.device.load, file, samples)
+    session = target.device.load(file)
+    examples = choose_examples(samples)
+    facts = {**facts, "examples": write_examples(folder, examples, session.predict(examples))}
+    metrics, n_samples = _judge(session, task)
+    size = file.stat().st_size
+    saved = sparse_saving_bytes(student, recipe.sparse_layers)
+    numbers = FileNumbers(
+        metrics=metrics,
+        n_samples=n_samples,
+        latency=_time(session, target, inputs),
+        size_mib=size / _BYTES_PER_MIB,
+        sparse_size_mib=(size - saved) / _BYTES_PER_MIB if recipe.sparse_layers else None,
+        zip_size_mib=len(zlib.compress(file.read_bytes())) / _BYTES_PER_MIB,
+        max_abs_diff=parity.max_abs_diff,
+        agreement=parity.agreement,
+    )
+    measured = record.with_file(numbers)
+    write_manifest(folder, measured, recipe, file, facts)
+    if target.runtime in RUNNABLE:
+        write_runner(folder)
+    if not target.device.is_here:
+        return measured  # layer times and memory would be this machine's
+    layer_times = measure_layer_times(file, inputs, target.runtime, target.n_threads)
+    if layer_times is not None:
+        layer_times.write(folder / LAYER_TIMES)
+    if target.runtime in RUNNABLE:
+        measured = record.with_file(replace(numbers, memory_mib=measure_memory(folder)))
+        write_manifest(folder, measured, recipe, file, facts)
+    return measured
+
+
+def _time(session: Session, target: ExportTarget, inputs: Inputs) -> Latency:
+    reference = target.device.load(target.reference)
+    timing = target.device.time(session, reference, inputs, _FINAL_ROUNDS, quiet_ms=target.reference_ms)
+    return Latency(timing.ratio, timing.spread, timing.ratio * target.reference_ms, timing.n_rounds)
+
+
+def _judge(session: Session, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Metrics of the file on every split, and how many samples it was asked for."""
+    metrics: dict[str, dict[str, float]] = {}
+    counted: Counter[str] = Counter()
+    for split in (*SPLITS, *getattr(task, "further_splits", ())):
+
+        def predict(inputs: Inputs, split: str = split) -> Tensor:
+            outputs = session.predict(inputs)
+            counted[split] += outputs.shape[0]
+            return outputs
+
+        metrics[split] = check_metrics(task.evaluate(predict, split), split)
+    return metrics, dict(counted)

@@ -1,0 +1,235 @@
+"""The folder of a search: where each file lies, and reading a run back as data.
+
+run.json          RunInfo: settings, task, machine, versions, reference latency
+study.journal     the study, the one source of truth
+trials.jsonl      a TrialRecord per line, rewritten from the study on resume
+states/           from which cut-off trials go on, by candidate; empty when the search is done
+events.jsonl      what happened to each trial: a line per start, rung, restart and end
+trials/           trial_0042/weights.safetensors and recipe.json of each trial that did not fail
+front.csv         the front as a table
+front/            trial_0042/: manifest.json, weights.safetensors, the runtime's file, layer_times.json, examples.npz,
+                  run.py, README.md
+front.json        the same table as JSON
+sensitivity.json  what each single choice costs, where the search measured it
+report.html       the report
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autocompress.config import SearchSettings
+from autocompress.errors import InputError
+from autocompress.results.pareto import ParetoFront, front_of
+from autocompress.results.records import TrialRecord, read_records
+from autocompress.space.rank_choice import RANK_GRID
+
+SCHEMA_VERSION = 1
+LAYER_TIMES = "layer_times.json"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a run besides its trials.
+
+    Attributes:
+        task: what the user typed for the task, or its class name when given from Python.
+        task_spec: the text that loads the task again; None when it was given as an object.
+        settings: of the search.
+        metric: the metric that is maximised, on the selection split.
+        model_digest, space_digest: of the uncompressed weights' shapes and names, and of the space's knobs.
+        reference_ms: latency of the uncompressed model, milliseconds.
+        budget_ratio: the budget as a share of `reference_ms`; None without one.
+        layers: network order; path, kind, n_params, n_macs of each layer.
+        knobs: names and choices of the space.
+        frozen: name, what, reason of everything that is left as it is.
+        machine, versions: of the driver.
+        command: what was typed.
+        started: ISO 8601 time of the first start.
+        min_score: smallest useful value of the metric; None for no limit.
+        rank_grid: of the space; see `SearchSpace`.
+    """
+
+    task: str
+    task_spec: str | None
+    settings: SearchSettings
+    metric: str
+    model_digest: str
+    space_digest: str
+    reference_ms: float
+    budget_ratio: float | None
+    layers: tuple[Mapping[str, Any], ...] = ()
+    knobs: tuple[Mapping[str, Any], ...] = ()
+    frozen: tuple[Mapping[str, str], ...] = ()
+    machine: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    started: str = ""
+    min_score: float | None = None
+    rank_grid: int = RANK_GRID
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back from its folder."""
+
+    folder: RunFolder
+    info: RunInfo
+    records: tuple[TrialRecord, ...]
+    front: ParetoFront
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def info(self) -> Path:
+        """Settings and facts of the run."""
+        return self.path / "run.json"
+
+    @property
+    def study(self) -> Path:
+        """The study, the one source of truth."""
+        return self.path / "study.journal"
+
+    @property
+    def records(self) -> Path:
+        """A trial record per line."""
+        return self.path / "trials.jsonl"
+
+    @property
+    def table(self) -> Path:
+        """The front as a table."""
+        return self.path / "front.csv"
+
+    @property
+    def table_json(self) -> Path:
+        """The front as a table, with the meaning and unit of each column."""
+        return self.path / "front.json"
+
+    @property
+    def sensitivity(self) -> Path:
+        """What each single choice costs; not every search measures it."""
+        return self.path / "sensitivity.json"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def front(self) -> Path:
+        """A folder for each point of the front."""
+        return self.path / "front"
+
+    @property
+    def reference(self) -> Path:
+        """The uncompressed model's file for the runtime."""
+        return self.path / "reference.file"
+
+    @property
+    def states(self) -> Path:
+        """States from which cut-off trials go on."""
+        return self.path / "states"
+
+    @property
+    def events(self) -> Path:
+        """An event per line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the driver."""
+        return self.path / ".lock"
+
+    def trial(self, name: str) -> Path:
+        """Where the weights of a trial lie that did not fail."""
+        return self.path / "trials" / name
+
+    def point(self, name: str) -> Path:
+        """Where a front point's artifact lies."""
+        return self.front / name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One driver a run; the kernel drops the lock of a killed one.
+
+        Raises:
+            InputError: another driver holds it; the message names its process and host.
+        """
+        with self.lock.open("a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"{self.path} is in use by another search ({self._noted_driver()}); wait for it, or stop it"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.flush()
+            yield
+
+    def driver(self) -> str | None:
+        """The process and host of the driver that holds the run at this moment; None when there is none."""
+        if not self.lock.is_file():
+            return None
+        with self.lock.open(encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return self._noted_driver()
+        return None
+
+    def _noted_driver(self) -> str:
+        return self.lock.read_text(encoding="utf-8") or "process unknown"
+
+    def write_info(self, info: RunInfo) -> None:
+        """Writes `run.json`."""
+        text = json.dumps({"schema": SCHEMA_VERSION, **asdict(info)}, indent=1)
+        temporary = self.info.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.info)
+
+    def read_info(self) -> RunInfo:
+        """Reads `run.json`.
+
+        Raises:
+            InputError: missing, damaged, or of another schema.
+        """
+        if not self.info.is_file():
+            raise InputError(f"a run folder holds run.json, but {self.path} does not; name the folder of a search")
+        try:
+            data = json.loads(self.info.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise InputError(f"{self.info} is damaged: it holds no JSON object")
+            if data.pop("schema") != SCHEMA_VERSION:
+                raise InputError(f"{self.info} was written by another version; use that version to read it")
+            data["settings"] = SearchSettings.from_dict(data["settings"])
+            for key in ("layers", "knobs", "frozen"):
+                data[key] = tuple(data[key])
+            return RunInfo(**data)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{self.info} is damaged: {error}") from error
+
+    def read(self) -> Run:
+        """The whole run as data.
+
+        Raises:
+            InputError: not a run folder, or a damaged file.
+        """
+        info = self.read_info()
+        records = read_records(self.records) if self.records.exists() else []
+        limits = (info.settings.size_budget_mib, info.settings.memory_budget_mib)
+        front = front_of(records, info.metric, info.budget_ratio, info.reference_ms, info.min_score, *limits)
+        return Run(self, info, tuple(records), front)

@@ -1,0 +1,103 @@
+"""Writes a PyTorch model as an ONNX file with integer weights where layers are quantized."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from autocompress.errors import ExportError
+from autocompress.runtimes.divergence import failing_place
+from autocompress.runtimes.fake_quant_export import marked_copy
+from autocompress.runtimes.integer_biases import store_integer_biases_
+from autocompress.runtimes.node_names import name_nodes_by_module_
+from autocompress.runtimes.onnx_weights import store_weights_
+from autocompress.task import Inputs
+
+
+def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Traces the model in evaluation mode at the shapes of `example_inputs` and writes one self-contained ONNX file.
+
+    Args:
+        student: the model.
+        example_inputs: of the shapes that the file will take.
+        file: is written.
+        notes: metadata of the file.
+
+    Raises:
+        ExportError: the exporter cannot write some op; names it and its module, and the exporter's own words follow.
+    """
+    marked, weights = marked_copy(student)
+    args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (example_inputs, None)
+    try:
+        with _quiet(), _uncollected(), torch.no_grad():
+            program = torch.onnx.export(marked, args, kwargs=kwargs, dynamo=True, verbose=False)
+    except Exception as error:
+        place = failing_place(error, marked)
+        raise ExportError(
+            f"{place} cannot be written as ONNX: {_first_lines(error)}; replace it by ops that can, or use the runtime "
+            "'torch'"
+        ) from error
+    if program is None:
+        raise ExportError("the model cannot be written as ONNX: the exporter returned nothing")
+    proto = program.model_proto
+    name_nodes_by_module_(proto)
+    store_weights_(proto, weights)
+    store_integer_biases_(proto)
+    _strip_notes_(proto)
+    onnx.helper.set_model_props(proto, dict(notes or {}))
+    onnx.checker.check_model(proto)
+    onnx.save(proto, file)
+
+
+def _strip_notes_(model: onnx.ModelProto) -> None:
+    """Removes documentation and metadata that the exporter wrote; they name local files and double small models."""
+    graph = model.graph
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's notes from the terminal: optional packages, deprecations, constants it cannot fold."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collects no garbage meanwhile: the exporter makes so many objects that it would take a fifth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _first_lines(error: BaseException) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return " ".join(str(cause).split())[:500] or type(cause).__name__

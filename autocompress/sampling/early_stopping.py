@@ -1,0 +1,149 @@
+"""Which trials are worth the next rung: MO-ASHA, and what a stopped one would probably have reached."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.results.pareto import Floats, ratio, score
+from autocompress.results.records import TrialRecord
+
+KEEP_FRACTION = 0.45
+"""Share of the trials at a rung that go on to the next one."""
+
+_MIN_PAIRS = 5
+_N_WARMUP_TRIALS = 5
+"""The first trials go to their end: there is nothing to rank them among, and they show what training gains."""
+_LATEST = 1024  # trials at a rung that another is compared with, so that a decision costs the same in a long search
+
+
+class ParetoEarlyStopping:
+    """Successive halving with several objectives (MO-ASHA, Schmucker et al. 2021, arXiv:2106.12639), asynchronous.
+
+    At each rung a trial goes on if it is among the best of the trials that were judged there so far, of the latest
+    1,024 in a long search. Their order: those within the budget first, then front after front (non-dominated sorting),
+    and within a front those that add more hypervolume. The latency is that of the finished model, measured before the
+    first rung. A trial that is stopped stays a point with what it has reached.
+
+    Args:
+        budget: largest feasible latency ratio, or None.
+        keep_fraction: share of the trials that go on.
+    """
+
+    def __init__(self, budget: float | None, keep_fraction: float = KEEP_FRACTION) -> None:
+        self._budget, self._keep_fraction = budget, keep_fraction
+        self._costs: dict[int, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=_LATEST))
+        self._warmup_trials: set[str] = set()
+        self.stopped: set[str] = set()
+
+    def learn(self, records: Iterable[TrialRecord], metric: str) -> None:
+        """Takes in the rungs of trials that ended in an earlier start of the run."""
+        for record in records:
+            if len(record.rungs) > 1 and len(self._warmup_trials) < _N_WARMUP_TRIALS:
+                self._warmup_trials.add(record.name)
+            for rung in record.rungs:
+                self._costs[rung.steps].append((ratio(record), -rung.metrics.get(metric, math.nan)))
+
+    def should_continue(self, trial: str, steps: int, score: float, ratio: float) -> bool:
+        """Whether a trial is worth the next rung.
+
+        Args:
+            trial: its name; remembered in `stopped` if not.
+            steps: of fine-tuning after which it was judged, which name the rung.
+            score: the metric there, to be maximised; NaN never goes on.
+            ratio: its latency ratio.
+        """
+        costs = self._costs[steps]
+        costs.append((ratio, -score))
+        if len(self._warmup_trials) < _N_WARMUP_TRIALS:
+            self._warmup_trials.add(trial)
+        place = pareto_order(np.array(costs), self._budget)[-1]
+        is_high = place < max(1, math.ceil(len(costs) * self._keep_fraction))
+        if math.isnan(score) or not (is_high or trial in self._warmup_trials):
+            self.stopped.add(trial)
+            return False
+        return True
+
+
+def pareto_order(costs: Floats, budget: float | None) -> NDArray[np.intp]:
+    """The place of each point, 0 the best, shape (n,).
+
+    Args:
+        costs: (latency ratio, minus the metric), both minimised, shape (n, 2). Points with NaN come last.
+        budget: points beyond it come after all others, by how far.
+    """
+    excess = np.zeros(len(costs)) if budget is None else np.maximum(0.0, costs[:, 0] - budget)
+    fronts = front_numbers(costs)
+    gain = np.zeros(len(costs))
+    for front in np.unique(fronts[fronts < len(costs)]):
+        members = np.flatnonzero(fronts == front)
+        gain[members] = _contributions(costs[members])
+    order = np.lexsort((-gain, fronts, excess))
+    places = np.empty(len(costs), dtype=np.intp)
+    places[order] = np.arange(len(costs))
+    return places
+
+
+def front_numbers(costs: Floats) -> NDArray[np.intp]:
+    """Non-dominated sorting of two objectives in O(n log n): 0 for the front, 1 for that of the rest, and so on.
+
+    Args:
+        costs: to be minimised, shape (n, 2). Points with NaN get the number n.
+    """
+    numbers = np.full(len(costs), len(costs), dtype=np.intp)
+    lowest: list[float] = []  # of the second objective in each front; rises from front to front
+    before = -1
+    for i in np.lexsort((costs[:, 1], costs[:, 0])):
+        if np.isnan(costs[i]).any():
+            continue
+        if before >= 0 and (costs[i] == costs[before]).all():
+            numbers[i] = numbers[before]
+        else:
+            numbers[i] = bisect.bisect_right(lowest, costs[i, 1])
+            lowest[numbers[i] : numbers[i] + 1] = [float(costs[i, 1])]
+        before = int(i)
+    return numbers
+
+
+def _contributions(front: Floats) -> Floats:
+    """Hypervolume that each point of a front alone adds, in units of the front's extent; the two ends come first."""
+    spread = np.maximum(np.ptp(front, axis=0), 1e-12)
+    scaled = (front - front.min(axis=0)) / spread
+    order = np.lexsort((scaled[:, 1], scaled[:, 0]))
+    x, y = scaled[order].T
+    gains = np.empty(len(front))
+    gains[order] = (np.append(x[1:], 2.0) - x) * (np.append(2.0, y[:-1]) - y)
+    return gains
+
+
+def expected_score(record: TrialRecord, others: Iterable[TrialRecord], metric: str) -> float:
+    """What a stopped trial would probably have reached: a line through the trials that went on from its last rung.
+
+    The line's slope is kept in [0, 1] (what is worse has more to gain) and its value at least at what was reached.
+    With fewer than five trials to go by, it is what was reached.
+    """
+    reached = score(record, metric)
+    if record.state != "stopped" or not record.rungs:
+        return reached
+    last = len(record.rungs) - 1
+    pairs = [
+        (other.rungs[last].metrics[metric], score(other, metric))
+        for other in others
+        if other.state == "complete" and len(other.rungs) > last + 1
+    ]
+    if len(pairs) < _MIN_PAIRS:
+        return reached
+    return max(reached, final_score(record.rungs[last].metrics[metric], pairs))
+
+
+def final_score(at: float, pairs: Sequence[tuple[float, float]]) -> float:
+    """On the line through (metric at a rung, metric at the end) of finished trials, its slope kept in [0, 1]."""
+    early, final = np.array(pairs).T
+    variance = float(np.var(early))
+    slope = float(np.clip(np.cov(early, final, bias=True)[0, 1] / variance, 0.0, 1.0)) if variance > 0 else 1.0
+    return float(final.mean() + slope * (at - early.mean()))

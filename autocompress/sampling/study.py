@@ -1,0 +1,277 @@
+"""The study on the driver's disk, the one source of truth: who is asked, what was told, what must run again."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from autocompress.results.pareto import ratio, score
+from autocompress.results.records import TrialRecord
+from autocompress.sampling.early_stopping import expected_score
+from autocompress.sampling.initial_candidates import strong_candidate
+from autocompress.sampling.journal import StudyJournal, StudyStorage
+from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
+
+REFINED = "refined"
+_NAME = "autocompress"
+_PATIENCE = 5  # repeated proposals in a row before random candidates are tried
+_MAX_REPEATS = 60
+_PAST = ("fixed_params", "tpe:relative_params")  # how Optuna's samplers begin the names of what they note for a while
+_LEARNT_FROM = 1024  # numbers before a trial's whose records say what it would have reached; more would only cost time
+
+
+class SearchStudy:
+    """An Optuna study of (metric up, latency ratio down) with the budget as a constraint.
+
+    Every knob is an integer: the position of the choice in its ordered list. A trial's full record is kept in the
+    study, so that `trials.jsonl` can be written anew from it.
+
+    Args:
+        path: of the journal file; made if missing. The caller holds the run's lock. None keeps the study in memory.
+        space: of the search.
+        sampler: who proposes.
+        metric: name of the metric to maximise.
+        budget: largest feasible latency ratio, or None.
+        min_score: smallest useful value of the metric, or None.
+        max_size_mib: largest feasible size of the runtime's file, or None.
+        predict: the predicted latency ratio of a candidate; one whose prediction misses the budget is told to the
+            sampler as infeasible by as much, and never given out. None gives out whatever is proposed.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        space: SearchSpace,
+        sampler: BaseSampler,
+        metric: str,
+        budget: float | None,
+        min_score: float | None = None,
+        max_size_mib: float | None = None,
+        predict: Callable[[Candidate], float] | None = None,
+    ) -> None:
+        self._predict, self.max_size_mib = predict, max_size_mib
+        self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._journal = None if path is None else _journal(path)
+        self._records: dict[int, TrialRecord] = {}
+        self._known: dict[str, TrialRecord] = {}
+        self._storage = InMemoryStorage() if self._journal is None else StudyStorage(self._journal, self._slim)
+        with self._written_at_once():
+            self._study = optuna.create_study(
+                study_name=_NAME,
+                storage=self._storage,
+                sampler=sampler,
+                directions=["maximize", "minimize"],
+                load_if_exists=True,
+            )
+        self._distributions: dict[str, BaseDistribution] = {
+            knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs
+        }
+        self._open: dict[int, tuple[optuna.Trial, str]] = {}
+
+    @property
+    def n_finished(self) -> int:
+        """Complete, stopped and failed trials; without interrupted ones, which run again, repeated and refined ones."""
+        return sum(record.origin != REFINED for record in self._records.values())
+
+    def records(self) -> list[TrialRecord]:
+        """The records of all finished trials, by number."""
+        return [self._records[number] for number in sorted(self._records)]
+
+    def _slim(self, trial: FrozenTrial) -> None:
+        """Takes the record out of a trial that has ended, and what nobody reads any more; the journal has all of it."""
+        if "record" in trial.user_attrs and trial.number not in self._records:
+            self._note(TrialRecord.from_dict(trial.user_attrs["record"]))
+        trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "record"}
+        trial.system_attrs = {k: value for k, value in trial.system_attrs.items() if not k.startswith(_PAST)}
+
+    def use(self, sampler: BaseSampler) -> None:
+        """Lets another sampler propose from now on."""
+        self._study.sampler = sampler
+
+    def requeue_interrupted(self) -> int:
+        """Closes trials that were running when the driver died; returns how many are queued to run again.
+
+        A trial whose record was on disk already is ended with it. May itself be killed at any point and called again.
+        """
+        requeued = {trial.user_attrs.get("again") for trial in self._study.get_trials(deepcopy=False)}
+        n_again = 0
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "record" in trial.user_attrs:
+                record = TrialRecord.from_dict(trial.user_attrs["record"])
+                # the study gives open trials out only once; a second handle on this one needs its storage id
+                self._tell(optuna.Trial(self._study, trial._trial_id), record, constrained=bool(trial.constraints))
+                self._note(record)
+                continue
+            if trial.number not in requeued:
+                attrs = {"origin": trial.user_attrs.get("origin", "sampler"), "again": trial.number}
+                self._study.enqueue_trial(trial.params, user_attrs=attrs)
+            self._study.tell(trial.number, state=TrialState.FAIL)
+            n_again += 1
+        return n_again
+
+    def enqueue(self, candidates: Iterable[Candidate], origin: str) -> None:
+        """Queues candidates of the space, to be asked for before the sampler proposes."""
+        with self._written_at_once():
+            for candidate in candidates:
+                choices = self.space.choices_of(candidate)
+                params = {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
+                self._study.enqueue_trial(params, user_attrs={"origin": origin})
+
+    def add(self, record: TrialRecord) -> None:
+        """Adds a trial that is finished already, such as the uncompressed model."""
+        with self._written_at_once():
+            self.enqueue([record.candidate], record.origin)
+            trial, candidate = self._propose()
+            self._open[trial.number] = trial, candidate.digest
+            self.tell(record)
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next trial will have."""
+        return len(self._study.get_trials(deepcopy=False))
+
+    def add_refined(self, record: TrialRecord) -> None:
+        """Adds a record of a candidate that was judged before and trained on, out of the sampler's sight.
+
+        Longer training is no merit of the candidate's choices, so the sampler must not learn from it.
+
+        Args:
+            record: its number is `next_number`, its origin "refined".
+        """
+        with self._written_at_once():
+            attrs = {"record": record.to_dict(), "origin": record.origin}
+            self._study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
+        self._note(record)
+
+    def ask(self) -> tuple[int, Candidate, str] | None:
+        """Number, candidate and origin of the next trial, one that was neither judged before nor is running.
+
+        A proposal that was judged before is answered from its record. A sampler that keeps repeating itself gets random
+        candidates in between.
+
+        Returns:
+            None when no new candidate is found: the space is exhausted.
+        """
+        with self._written_at_once():
+            return self._ask()
+
+    def _ask(self) -> tuple[int, Candidate, str] | None:
+        running = {digest for _, digest in self._open.values()}
+        for i in range(_MAX_REPEATS):
+            if i >= _PATIENCE:
+                self.enqueue([self._drawn(i)], "random")
+            trial, candidate = self._propose()
+            known = self._known.get(candidate.digest)
+            excess = self._predicted_excess(candidate)
+            if known is not None:
+                trial.set_user_attr("repeats", known.number)
+                self._tell(trial, known)
+            elif candidate.digest in running:
+                self._study.tell(trial, state=TrialState.FAIL)  # its twin will be told; this one says nothing
+            elif excess > 0:
+                trial.set_constraint("latency", excess)
+                self._study.tell(trial, state=TrialState.PRUNED)  # infeasible by so much, and nothing was measured
+            else:
+                trial.set_user_attr("digest", candidate.digest)
+                self._open[trial.number] = trial, candidate.digest
+                return trial.number, candidate, str(trial.user_attrs.get("origin", "sampler"))
+        return None
+
+    def _propose(self) -> tuple[optuna.Trial, Candidate]:
+        trial = self._study.ask(fixed_distributions=self._distributions)
+        params = trial.params  # a deep copy each time
+        choices = {knob.name: knob.choices[params[knob.name]] for knob in self.space.knobs}
+        return trial, self.space.candidate(choices)
+
+    def _written_at_once(self) -> AbstractContextManager[None]:
+        """What happens inside reaches the disk in one write."""
+        return nullcontext() if self._journal is None else self._journal.batch()
+
+    def _predicted_excess(self, candidate: Candidate) -> float:
+        if self._predict is None or self.budget is None:
+            return 0.0
+        return self._predict(candidate) - self.budget
+
+    def tell(self, record: TrialRecord) -> None:
+        """Ends an asked trial with its record, which must be on disk before the study says that the trial is over."""
+        trial, _ = self._open.pop(record.number)
+        with self._written_at_once():
+            trial.set_user_attr("record", record.to_dict())
+            self._tell(trial, record)
+        self._note(record)
+
+    def _note(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        if record.origin != REFINED:
+            self._known[record.candidate.digest] = record
+
+    def judged(self, record: TrialRecord) -> TrialRecord:
+        """The record of a trial that ended with `feasible` set, by what it has reached."""
+        excesses = self._excesses(record, score(record, self.metric))
+        return replace(record, feasible=all(excess <= 0 for excess in excesses.values()))
+
+    def _excesses(self, record: TrialRecord, value: float) -> dict[str, float]:
+        """How far a trial with this value of the metric is beyond each limit; 0 or less is within.
+
+        The metric of a trial that was too slow to be fine-tuned says little, so it is not held against it.
+        """
+        excesses = {}
+        if self.budget is not None:
+            excesses["latency"] = ratio(record) - self.budget
+        if self.min_score is not None and excesses.get("latency", 0.0) <= 0:
+            excesses["metric"] = self.min_score - value
+        if self.max_size_mib is not None and math.isfinite(record.size_mib):
+            excesses["size"] = record.size_mib - self.max_size_mib
+        return excesses
+
+    def _expected(self, record: TrialRecord) -> float:
+        """The metric that the sampler is told: of a trial that was stopped early, what it would have reached."""
+        first = record.number - _LEARNT_FROM
+        others = (other for other in self._records.values() if other.number >= first)
+        return expected_score(record, others, self.metric)
+
+    def _drawn(self, attempt: int) -> Candidate:
+        """A random candidate; where predictions screen, every second one with most knobs at their strongest."""
+        seed = (len(self._known) + len(self._open)) * _MAX_REPEATS + attempt  # no draw has another's
+        strong = self._predict is not None and attempt % 2 == 1
+        return strong_candidate(self.space, seed) if strong else self.space.sample(seed)
+
+    def _tell(self, trial: optuna.Trial, record: TrialRecord, constrained: bool = False) -> None:
+        told = [self._expected(record), ratio(record)]
+        if record.state == "failed" or not all(map(math.isfinite, told)):
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        if not constrained:
+            for name, excess in self._excesses(record, told[0]).items():
+                trial.set_constraint(name, excess)
+        self._study.tell(trial, told)
+
+
+def _journal(path: Path) -> StudyJournal:
+    _mend(path)
+    return StudyJournal(path)
+
+
+def _mend(path: Path) -> None:
+    """Makes a journal usable after its writer was killed: cuts off half a line, removes the writer's lock."""
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        whole = sum(len(line) for line in file if line.endswith(b"\n"))
+    if whole < path.stat().st_size:
+        warnings.warn(f"{path}: the last entry was cut off and is dropped", stacklevel=2)
+        with path.open("r+b") as file:
+            file.truncate(whole)

@@ -1,0 +1,1 @@
+"""What is searched: candidates, knobs and their choices, ranks."""

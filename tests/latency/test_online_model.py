@@ -1,0 +1,64 @@
+"""The latency model without a profile: what it assumes, and that it follows the measurements of the run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autocompress.graph import inspect_model
+from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.space.candidate import Candidate
+from tests.shared.tasks import images, tiny_space, trained_model
+
+GRAPH = inspect_model(trained_model(), (images(1, 0)[0],))
+SPACE = tiny_space()
+ALL_BITS = SPACE.uniform(weight_bits=8)
+
+
+def predicted(model: LaunchLatencyModel, *candidates: Candidate) -> list[float]:
+    return [float(value) for value in model.predict(candidates)]
+
+
+def test_the_uncompressed_model_takes_what_was_measured() -> None:
+    assert predicted(LaunchLatencyModel(GRAPH, 2.5), Candidate()) == pytest.approx([2.5])
+
+
+def test_before_any_measurement_the_order_is_plausible() -> None:
+    model = LaunchLatencyModel(GRAPH, 1.0)
+    one_layer = Candidate(weight_bits={"conv2": 8})
+    whole, pruned, integer, border = predicted(model, Candidate(), SPACE.uniform(prune_ratio=0.5), ALL_BITS, one_layer)
+    assert integer < whole and pruned < whole
+    assert border > integer, "a single 8-bit layer pays for two borders"
+    assert predicted(model, Candidate(rank_ratio={"conv2": 0.5}))[0] > 0
+
+
+def test_it_follows_the_measurements_of_the_run() -> None:
+    def truth(candidate: Candidate) -> float:
+        """8 bits gain nothing here, pruned channels do."""
+        return 1 - 0.3 * len(candidate.prune_ratio) / 2 + 0.02 * len(candidate.rank_ratio)
+
+    seen = [SPACE.sample(seed) for seed in range(30)]
+    unseen = [SPACE.sample(seed) for seed in range(100, 140)]
+    model = LaunchLatencyModel(GRAPH, 1.0)
+    before = np.abs(model.predict(unseen) - [truth(candidate) for candidate in unseen]).mean()
+    for candidate in seen:
+        model.update(candidate, truth(candidate))
+    after = np.abs(model.predict(unseen) - [truth(candidate) for candidate in unseen]).mean()
+    assert after < before / 3
+    assert after < 0.06
+
+
+def test_intervals_hold_the_prediction_and_narrow_with_a_good_fit() -> None:
+    model = LaunchLatencyModel(GRAPH, 2.0)
+    low, high = model.interval([ALL_BITS])[0]
+    assert low < predicted(model, ALL_BITS)[0] < high
+    for seed in range(20):
+        model.update(SPACE.sample(seed), predicted(model, SPACE.sample(seed))[0] / 2.0)
+    narrow_low, narrow_high = model.interval([ALL_BITS])[0]
+    assert narrow_high - narrow_low < (high - low) / 2
+
+
+def test_equal_candidates_have_equal_predictions_alone_and_together() -> None:
+    model = LaunchLatencyModel(GRAPH, 1.0)
+    candidates = [SPACE.sample(seed) for seed in range(12)]
+    assert predicted(model, *candidates) == pytest.approx([predicted(model, item)[0] for item in candidates])
