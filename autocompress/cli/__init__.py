@@ -51,6 +51,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (searching, watching, inspecting, profiling, reporting, leaving):
+    for group in (searching, status, inspecting, profiling, reporting, refining):
         group.add_commands(commands)
     return parser

@@ -118,7 +118,7 @@ def rebuild(
         calibration: batches from which factors, batch-norm statistics and then 8-bit ranges follow, without training.
             None leaves them unset, for weights that are loaded afterwards.
         reconstruct: refit the layers that lost inputs on the calibration batches.
-        calibration_stats: of the model and these batches, kept from candidate to candidate; decompositions come from it.
+        calibration_stats: of the model and these batches, reused by all candidates; decompositions come from it.
         activation_aware: see `compress`.
         quantize: how the grids of rounded layers are chosen.
 

@@ -19,11 +19,11 @@ from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.planning import profile_of_target
-from autocompress.execution.target_device import Device, LocalDevice
 from autocompress.execution.trial import SearchContext, n_macs
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import LatencyModel
 from autocompress.latency.size_only import label_slower_ranks
+from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.publishing.artifact import model_digest
 from autocompress.results.pareto import budget_ratios
@@ -62,7 +62,7 @@ def prepare(
     space: str | SearchSpace,
     settings: SearchSettings,
     spec: str | None,
-    target_device: Device | None = None,
+    target_device: TargetDevice | None = None,
 ) -> PreparedSearch:
     """Checks the task, the space and the budget, and measures the uncompressed model; writes nothing.
 
@@ -231,7 +231,7 @@ def _program() -> str:
 
 
 def _check_reachable(
-    context: SearchContext, space: SearchSpace, device: Device, reference: Session, scratch: Path
+    context: SearchContext, space: SearchSpace, device: TargetDevice, reference: Session, scratch: Path
 ) -> None:
     """Builds and times the strongest candidates, untrained; one within the budget is enough."""
     if context.budget is None:

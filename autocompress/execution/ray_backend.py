@@ -25,12 +25,13 @@ from ray.tune.schedulers import TrialScheduler
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.abort_stopper import AbortStopper
+from autocompress.execution.cluster_device import ClusterDevice
 from autocompress.execution.locked_temp_dir import LockedTempDir
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.retry_callback import worker_losses_restart_trials
-from autocompress.execution.target_device import ClusterDevice, Device
 from autocompress.execution.trial import SearchContext
 from autocompress.execution.worker import Worker
+from autocompress.latency.target_device import TargetDevice
 
 _MAX_BASE = 18
 
@@ -61,7 +62,7 @@ def ray_cluster(settings: SearchSettings) -> Iterator[None]:
 
 
 @contextmanager
-def open_target_device(settings: SearchSettings) -> Iterator[Device | None]:
+def open_target_device(settings: SearchSettings) -> Iterator[TargetDevice | None]:
     """The machine that the model is for, where it is one of the cluster; None is the driver's.
 
     Raises:

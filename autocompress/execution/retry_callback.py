@@ -48,7 +48,7 @@ class RetryCallback(tune.Callback):
     time, as it does not run yet, given up, whatever retries it has left.
 
     Args:
-        on_trial_lost: called with the trial's id in Tune, the failures so far, the last reason, and whether it runs again.
+        on_trial_lost: called with the trial's id in Tune, the failures so far, the last reason, whether it runs again.
     """
 
     def __init__(self, on_trial_lost: Callable[[str, int, str, bool], None]) -> None:

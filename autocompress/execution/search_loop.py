@@ -34,8 +34,8 @@ from autocompress.execution.ray_backend import n_concurrent, open_target_device,
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Sensitivity
-from autocompress.execution.target_device import Device
 from autocompress.execution.trial import SearchContext, moments_of
+from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.export_front import export_front
 from autocompress.results.pareto import ParetoFront, budget_ratios, ratio, score
@@ -119,7 +119,7 @@ def _go_on(
     study: SearchStudy,
     latency_predictor: OnlineLatencyPredictor,
     console: Console | None,
-    target_device: Device | None,
+    target_device: TargetDevice | None,
 ) -> ParetoFront:
     settings = info.settings
     records = study.records()

@@ -130,7 +130,7 @@ class SensitivityProbe:
         self._calibration = list(_first_samples(map(as_inputs, task.calibration_batches()), n_samples, _n_inputs))
         self._labelled = list(_first_samples(map(as_batch, task.train_batches(_SEED)), n_samples, _n_batch))
         self._calibration_stats = CalibrationStats(model, graph, self._calibration, task, _SEED)
-        self._turns = MeasurementLock()
+        self._measurement_lock = MeasurementLock()
 
     @property
     def labelled(self) -> Sequence[Batch]:
@@ -150,7 +150,7 @@ class SensitivityProbe:
 
     def loss(self, candidate: Candidate) -> float:
         """Mean loss of the compressed, untrained candidate; NaN where it cannot be built."""
-        with self._turns.compute():
+        with self._measurement_lock.shared():
             try:
                 student = self._student(candidate)
             except AutocompressError:

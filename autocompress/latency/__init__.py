@@ -121,7 +121,7 @@ def time_sessions(
     fed, reference_fed = candidate.prepare(inputs), reference.prepare(inputs)
     timings: list[PairedTiming] = []
     while len(timings) < (1 if quiet_ms is None else _MAX_REPEATS):
-        with (measurement_lock or MeasurementLock()).measure():
+        with (measurement_lock or MeasurementLock()).exclusive():
             runs = (lambda: candidate.run(fed)), (lambda: reference.run(reference_fed))
             timings.append(time_pair(*runs, n_rounds, timer_of(candidate)))
         if quiet_ms is not None and timings[-1].reference_ms <= _BUSY * quiet_ms:

@@ -7,7 +7,7 @@ import zipapp
 from pathlib import Path
 
 SCRIPT = "profile_device.pyz"
-_MODULES = ("__init__.py", "errors.py", "machine.py", "latency/clock.py", "latency/device.py")
+_MODULES = ("__init__.py", "errors.py", "machine.py", "latency/clock.py", "latency/on_device.py")
 
 
 def write_script(folder: Path) -> Path:

@@ -45,7 +45,7 @@ def measure_layer_times(file: Path, inputs: Inputs, runtime: str, n_threads: int
         return None
     session = runtime_named(runtime).load(file, n_threads)
     fed = session.prepare(inputs)
-    with MeasurementLock().measure():
+    with MeasurementLock().exclusive():
         n_runs, nodes = profiler(file, inputs, n_threads)
         run_ms = _run_ms(lambda: session.run(fed))
     return LayerTimes(runtime, n_runs, run_ms, sum(node.ms for node in nodes), _without_profiler(nodes, run_ms))

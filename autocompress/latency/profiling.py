@@ -89,7 +89,7 @@ def profile(
             known=list(stored),
             listener=_show_written if show else None,
         )
-        with MeasurementLock().measure():
+        with MeasurementLock().exclusive():
             results = measure_folder(
                 place,
                 place / MEASURED,

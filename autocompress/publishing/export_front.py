@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from autocompress.errors import AutocompressError
-from autocompress.execution.target_device import Device
 from autocompress.execution.trial import SearchContext
+from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import load_student, read_manifest
 from autocompress.publishing.export_point import ExportTarget, export_point
 from autocompress.report.card import UNKNOWN_LICENSE, write_card
@@ -25,7 +25,7 @@ def export_front(
     context: SearchContext,
     folder: RunFolder,
     info: RunInfo,
-    target_device: Device | None = None,
+    target_device: TargetDevice | None = None,
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Measures the front's files, and writes the records, the tables and the report; see `measure_front`."""
     facts = facts_of(info, context.task, context.graph.n_params)
@@ -57,7 +57,7 @@ def measure_front(
     folder: RunFolder,
     facts: Mapping[str, Any],
     on_point: Callable[[str], None] = lambda name: None,
-    target_device: Device | None = None,
+    target_device: TargetDevice | None = None,
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Gives every front point, and the uncompressed model, numbers measured from its file.
 
@@ -113,7 +113,7 @@ def _measure(
     context: SearchContext,
     folder: RunFolder,
     facts: Mapping[str, Any],
-    target_device: Device | None,
+    target_device: TargetDevice | None,
 ) -> TrialRecord:
     try:
         return _measured(record, context, folder, facts, target_device)
@@ -127,7 +127,7 @@ def _measured(
     context: SearchContext,
     folder: RunFolder,
     facts: Mapping[str, Any],
-    target_device: Device | None,
+    target_device: TargetDevice | None,
 ) -> TrialRecord:
     student, recipe = load_student(folder.trial(record.name), context.model, context.graph)
     partial = folder.front / f".{record.name}"

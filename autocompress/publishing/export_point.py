@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from autocompress.compression import Recipe, sparse_saving_bytes
-from autocompress.execution.target_device import Device, LocalDevice
 from autocompress.latency.layer_times import measure_layer_times
+from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import RECIPE, save_student, write_manifest
 from autocompress.publishing.standalone import RUNNABLE, choose_examples, measure_memory, write_examples, write_runner
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
@@ -42,10 +42,10 @@ class ExportTarget:
     n_threads: int
     reference: Path
     reference_ms: float
-    target_device: Device | None = None
+    target_device: TargetDevice | None = None
 
     @property
-    def device(self) -> Device:
+    def device(self) -> TargetDevice:
         """Where files are loaded and timed."""
         return self.target_device or LocalDevice(self.runtime, self.n_threads)
 

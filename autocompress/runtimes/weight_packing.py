@@ -121,7 +121,8 @@ def embedded_rows(writer: Writer, quantizer: WeightQuantizer, weight: Tensor, lo
 
     Args:
         writer: of constants and nodes.
-        quantizer: `PerChannelInt8Quantizer` (a scale a row) or `GroupwiseInt4Quantizer` (two codes a byte, the second half of a row above).
+        quantizer: `PerChannelInt8Quantizer` (a scale a row) or `GroupwiseInt4Quantizer` (two codes a byte; the upper
+            four bits hold the second half of a row).
         weight: at its rounded value, shape (n_rows, n_columns).
         lookup: the Gather that is replaced.
 

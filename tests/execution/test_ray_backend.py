@@ -401,7 +401,7 @@ def test_files_are_timed_and_judged_on_the_machine_with_the_resource(
     with pytest.raises(InputError, match="latency_resource .* no machine has 'pi5'"):
         search(world, tmp_path / "none", world.World(0.0), latency_resource="pi5", ray_address="auto")
     assert not (tmp_path / "none").exists()
-    from autocompress.execution import target_device as device
+    from autocompress.execution import cluster_device as device
 
     def here(*_: object, **__: object) -> None:
         raise AssertionError("timed on the driver's machine")

@@ -14,7 +14,7 @@ from autocompress.latency import measure_paired
 from autocompress.latency.clock import time_pair, wall_seconds
 from autocompress.latency.cuda_clock import cuda_seconds, timer_of
 from autocompress.latency.layer_times import measure_layer_times
-from autocompress.latency.on_device import open_run, runtime_version
+from autocompress.latency.on_device import open_session, runtime_version
 from autocompress.runtimes import export
 from tests.latency.nets import INPUTS, net
 
@@ -44,7 +44,7 @@ def test_a_device_without_the_provider_is_told_what_to_install(tmp_path: Path) -
 
         _open_onnxruntime(tmp_path / "x.onnx", 1, "NoSuchProvider")
     with pytest.raises(Exception, match="onnxruntime-cuda"):
-        open_run("tensorflow", tmp_path / "x.onnx", 1)
+        open_session("tensorflow", tmp_path / "x.onnx", 1)
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import InputError
-from autocompress.latency import PairedTiming, device, plan
+from autocompress.latency import PairedTiming, on_device, plan
 from autocompress.latency.layer_cache import LayerStore, reused_times
 from autocompress.latency.layer_profiles import layer_keys
 from autocompress.latency.on_device import read_json
@@ -55,13 +55,13 @@ def test_stored_times_follow_the_speed_of_the_device(then: dict[str, float], spe
 def test_a_second_profile_times_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(plan, "MAX_EXTRA", 1)
-    monkeypatch.setattr(device, "open_run", lambda runtime, file, n_threads: file.name)
+    monkeypatch.setattr(on_device, "open_session", lambda runtime, file, n_threads: file.name)
 
     def time_pair(run: Any, reference: Any, n_rounds: int) -> PairedTiming:
         ratio = 1.0 if run == reference else 0.2 + (sum(map(ord, run)) % 100) / 200
         return PairedTiming(ratio, 0.001, 2 * ratio, 2.0, n_rounds, 9)
 
-    monkeypatch.setattr(device, "time_pair", time_pair)
+    monkeypatch.setattr(on_device, "time_pair", time_pair)
     _, _, space, shape = net(1)
     first = profile(task(), space, n_candidates=N_CANDIDATES, folder=tmp_path / "first")
     shutil.copytree(

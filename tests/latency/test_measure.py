@@ -83,8 +83,8 @@ class Watched(MeasurementLock):
     held = False
 
     @contextmanager
-    def measure(self) -> Iterator[None]:
-        with super().measure():
+    def exclusive(self) -> Iterator[None]:
+        with super().exclusive():
             self.held = True
             yield
             self.held = False

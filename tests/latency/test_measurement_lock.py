@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.latency import measurement_lock as turns_module
+from autocompress.latency import measurement_lock as lock_module
 from autocompress.latency.measurement_lock import MeasurementLock
 
 # The module is loaded from its file, so that a child starts without importing torch.
@@ -22,15 +22,15 @@ CHILD = """
 import importlib.util, sys, time
 from pathlib import Path
 source, folder, kind, seconds, piece = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("turns", source)
+spec = importlib.util.spec_from_file_location("measurement_lock", source)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-turns = module.Turns(Path(folder))
+lock = module.MeasurementLock(Path(folder))
 print("ready", flush=True)
 sys.stdin.readline()
 end = time.monotonic() + float(seconds)
 while time.monotonic() < end:
-    with getattr(turns, kind)():
+    with getattr(lock, kind)():
         begin = time.monotonic()
         time.sleep(float(piece))
         line = f"{begin} {time.monotonic()}"
@@ -42,7 +42,7 @@ Interval = tuple[float, float]
 @contextmanager
 def children(folder: Path, kinds: list[str], seconds: float, piece: float) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that take turns of that kind again and again, once all of them are ready."""
-    source = str(Path(turns_module.__file__))
+    source = str(Path(lock_module.__file__))
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CHILD, source, str(folder), kind, str(seconds), str(piece)],
@@ -78,14 +78,14 @@ def overlap(one: Interval, other: Interval) -> bool:
 
 
 def test_a_measurement_never_overlaps_with_another_process(tmp_path: Path) -> None:
-    kinds = ["compute"] * 3 + ["measure"] * 2
+    kinds = ["shared"] * 3 + ["exclusive"] * 2
     with children(tmp_path, kinds, seconds=1.0, piece=0.004) as processes:
-        measurement_lock = [(kind, intervals(process)) for kind, process in zip(kinds, processes, strict=True)]
-    assert all(len(taken) >= 3 for _, taken in measurement_lock), "everyone has turns"
+        held = [(kind, intervals(process)) for kind, process in zip(kinds, processes, strict=True)]
+    assert all(len(taken) >= 3 for _, taken in held), "everyone gets the lock"
     shared = 0
-    for (kind, taken), (other_kind, other_taken) in combinations(measurement_lock, 2):
+    for (kind, taken), (other_kind, other_taken) in combinations(held, 2):
         n_overlaps = sum(overlap(a, b) for a in taken for b in other_taken)
-        if "measure" in (kind, other_kind):
+        if "exclusive" in (kind, other_kind):
             assert n_overlaps == 0
         else:
             shared += n_overlaps
@@ -93,7 +93,7 @@ def test_a_measurement_never_overlaps_with_another_process(tmp_path: Path) -> No
 
 
 def test_a_stream_of_computing_processes_does_not_starve_a_measurement(tmp_path: Path) -> None:
-    with children(tmp_path, ["compute"] * 4, seconds=8.0, piece=0.03):
+    with children(tmp_path, ["shared"] * 4, seconds=8.0, piece=0.03):
         time.sleep(0.2)
         measurement_lock = MeasurementLock(tmp_path)
         for _ in range(3):
@@ -103,7 +103,7 @@ def test_a_stream_of_computing_processes_does_not_starve_a_measurement(tmp_path:
             assert waited < 1.0, "no longer than the pieces that are under way"
 
 
-@pytest.mark.parametrize("kind", ["measure", "compute"])
+@pytest.mark.parametrize("kind", ["exclusive", "shared"])
 def test_a_killed_holder_frees_the_cores(tmp_path: Path, kind: str) -> None:
     with children(tmp_path, [kind], seconds=60, piece=60) as (holder,):
         (cores,) = _wait_for_files(tmp_path, "*.cores")
@@ -122,22 +122,22 @@ def test_waiting_is_counted(tmp_path: Path) -> None:
     measuring = threading.Event()
 
     def measure() -> None:
-        with MeasurementLock(tmp_path).measure():
+        with MeasurementLock(tmp_path).exclusive():
             measuring.set()
             time.sleep(0.3)
 
     thread = threading.Thread(target=measure)
     thread.start()
     measuring.wait()
-    with free.measure():
+    with free.exclusive():
         pass
     assert free.waited < 0.1, "other folders are other machines"
-    with waiting.compute():
+    with waiting.shared():
         assert not thread.is_alive() or waiting.waited > 0.2
     thread.join()
     assert 0.2 < waiting.waited < 2.0
     before = waiting.waited
-    with waiting.measure():
+    with waiting.exclusive():
         time.sleep(0.2)
     assert waiting.waited - before < 0.1, "holding is not waiting"
 

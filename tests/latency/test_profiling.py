@@ -21,11 +21,11 @@ import torch
 
 from autocompress.errors import InputError, MeasurementError
 from autocompress.graph import inspect_model
-from autocompress.latency import LatencyModel, PairedTiming, device, plan
+from autocompress.latency import LatencyModel, PairedTiming, on_device, plan
 from autocompress.latency.bundle import write_script
 from autocompress.latency.layer_extraction import LayerExtractor
 from autocompress.latency.layer_profiles import covering, layer_keys, quick_student
-from autocompress.latency.on_device import clock_drift, measure_folder, read_json, repeatability, settled, write_json
+from autocompress.latency.on_device import clock_drift, converged, measure_folder, read_json, repeatability, write_json
 from autocompress.latency.plan import write_plan
 from autocompress.latency.profiling import model_of, profile_of
 from autocompress.latency.validation import check_by_leaving_out, check_on
@@ -67,9 +67,9 @@ def test_files_run_share_their_weights_and_cover_the_candidates(folder: Path) ->
     }
     assert keys <= set(planned_["pieces"])
     assert sum(file.stat().st_size for file in folder.glob("*.onnx")) < 40_000 * len(planned_["files"])
-    device.write_weights(folder, planned_)
+    on_device.write_weights(folder, planned_)
     for name in [planned_["reference"], *planned_["files"]]:
-        device.open_run("onnxruntime", folder / name, 1)()
+        on_device.open_session("onnxruntime", folder / name, 1)()
         used = [
             (int(item.external_data[1].value), int(item.external_data[2].value))
             for item in onnx.load(folder / name, load_external_data=False).graph.initializer
@@ -140,8 +140,8 @@ class Clock:
         self.opened: list[str] = []
         self.reference_ms: Iterator[float] | None = None
         self.spread = 0.01
-        monkeypatch.setattr(device, "time_pair", self.time_pair)
-        monkeypatch.setattr(device.time, "sleep", lambda _: None)
+        monkeypatch.setattr(on_device, "time_pair", self.time_pair)
+        monkeypatch.setattr(on_device.time, "sleep", lambda _: None)
 
     def open(self, file: Path) -> Any:
         self.opened.append(file.name)
@@ -184,7 +184,7 @@ def test_a_busy_moment_is_measured_again(folder: Path, clock: Clock) -> None:
     clock.reference_ms = iter([1.0] * (n_files - 4) + [1.5] * 4 + [1.0] * 100)
     results = measure_folder(folder, folder / "measured.json", opener=clock.open)
     expected = {name: 0.2 + (hash(name) % 100) / 100 for name in results["measured"]}
-    assert settled(results) == pytest.approx(expected)
+    assert converged(results) == pytest.approx(expected)
 
 
 def test_a_noisy_machine_is_refused_with_the_reason(folder: Path, clock: Clock) -> None:
@@ -206,16 +206,16 @@ def test_a_drifting_clock_is_reported(folder: Path, clock: Clock) -> None:
     results = measure_folder(folder, folder / "measured.json", opener=clock.open, force=True)
     assert clock_drift(results) > 0.05
     results["reference_ms"] = list(np.linspace(1, 1.5, 100))
-    assert "drifted by +4" in device.summary(results)
+    assert "drifted by +4" in on_device.summary(results)
     results["reference_ms"] = [1.0] * 100
-    assert "drifted" not in device.summary(results)
+    assert "drifted" not in on_device.summary(results)
 
 
 def test_repeatability_is_the_spread_between_passes() -> None:
     figures = {"ratio": [1.0, 1.1, 9.0], "spread": [0.01, 0.01, 0.5], "reference_ms": [1.0, 1.0, 1.0]}
     results = {"reference_ms": [1.0, 1.0, 1.0], "measured": {"a": figures}}
     assert repeatability(results) == pytest.approx(np.std([1.0, 1.1], ddof=1) / 1.05)
-    assert settled(results) == {"a": pytest.approx(1.05)}
+    assert converged(results) == {"a": pytest.approx(1.05)}
 
 
 def test_results_of_another_machine_are_not_mixed(folder: Path, clock: Clock) -> None:
@@ -293,4 +293,4 @@ def test_check_reports_and_draws() -> None:
 
 def test_the_note_of_a_files_precision_is_read_on_the_device_too() -> None:
     compiled_session = pytest.importorskip("autocompress.runtimes.openvino_backend", reason="openvino is not installed")
-    assert device.PRECISION_NOTE == compiled_session._NOTE
+    assert on_device.PRECISION_NOTE == compiled_session._NOTE

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.compression import compress
 from autocompress.errors import ExportError, MissingExtraError
-from autocompress.runtimes import export, model_file, runtime_named
+from autocompress.runtimes import export, onnx_export, runtime_named
 from autocompress.space.candidate import Candidate
 from tests.runtimes.contract import RuntimeContract
 
@@ -80,7 +80,7 @@ def test_a_rounded_layer_that_was_computed_beforehand_stays_rounded(tmp_path: Pa
 
 def test_the_exporters_own_notes_stay_off_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
     folding = logging.getLogger("onnxscript.optimizer")
-    with model_file._quiet():
+    with onnx_export._quiet():
         folding.warning("Evaluation failed")
     assert not caplog.records
     folding.warning("from outside")

@@ -24,8 +24,8 @@ class ActivationQuantizer(nn.Module):
     Args:
         non_negative: clamp the range at zero from below, because a ReLU follows.
 
-    In calibration it takes notes of what it sees, from which `compute_qparams` makes the range; in training the range follows
-    by a moving average, or the scale is learned (`learn_`); else it is fixed.
+    In calibration it records what it sees, from which `compute_qparams` makes the range; in training the range is a
+    moving average, or the scale is learned (`learn_`); else it is fixed.
 
     Attributes:
         applied: False where the target runtime leaves this rounding out, although its file asks for it.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from autocompress import distillation
 from autocompress.api import resume, run_new
 from autocompress.config import SearchSettings
-from autocompress.execution import target_device as device
+from autocompress.execution import cluster_device as device
 from autocompress.execution import trial as worker_context
 from autocompress.graph import inspect_model
 from autocompress.latency import PairedTiming

@@ -1,60 +1,23 @@
-"""The machine that a model is for: this one, or one of the cluster, where files are loaded, timed and asked."""
+"""A machine of the Ray cluster as the target device: files, inputs and outputs travel to it and back."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from torch import Tensor
 
-from autocompress.latency import PairedTiming, time_sessions
-from autocompress.runtimes import Session, runtime_named
+from autocompress.latency import PairedTiming
+from autocompress.runtimes import Session
 from autocompress.task import Inputs
 
 _N_KEPT = 3  # files loaded at the same time: the reference, the latest, and the one before
 
 
-class Device(Protocol):
-    """Where the target runtime runs.
-
-    Attributes:
-        is_here: whether it is the driver's machine.
-    """
-
-    is_here: bool
-
-    def load(self, file: Path) -> Session:
-        """Loads a runtime's file there; see `Runtime.load`."""
-
-    def time(
-        self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, quiet_ms: float | None = None
-    ) -> PairedTiming:
-        """Times two sessions of this device against each other; see `time_sessions`."""
-
-
-class LocalDevice:
-    """See `Device`."""
-
-    is_here = True
-
-    def __init__(self, runtime: str, n_threads: int) -> None:
-        self._runtime, self._n_threads = runtime_named(runtime), n_threads
-
-    def load(self, file: Path) -> Session:
-        """See `Device`."""
-        return self._runtime.load(file, self._n_threads)
-
-    def time(
-        self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, quiet_ms: float | None = None
-    ) -> PairedTiming:
-        """See `Device`."""
-        return time_sessions(candidate, reference, inputs, n_rounds, quiet_ms=quiet_ms)
-
-
 class ClusterDevice:
-    """A machine of the Ray cluster with a resource of that name; see `Device`.
+    """A machine of the Ray cluster with a resource of that name; see `TargetDevice`.
 
     Files, inputs and outputs travel; the device needs the package and the runtime, neither the task nor its data.
     """
@@ -66,13 +29,13 @@ class ClusterDevice:
         self._actor: Any = ray.remote(_Loaded).options(**options).remote(runtime, n_threads)
 
     def load(self, file: Path) -> Session:
-        """See `Device`."""
+        """See `TargetDevice`."""
         return RemoteSession(self._actor, file.name, file.read_bytes())
 
     def time(
         self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, quiet_ms: float | None = None
     ) -> PairedTiming:
-        """See `Device`."""
+        """See `TargetDevice`."""
         assert isinstance(candidate, RemoteSession) and isinstance(reference, RemoteSession)
         call = self._actor.time.remote(candidate.file, reference.file, inputs, n_rounds, quiet_ms)
         timing: PairedTiming = ray.get(call)
