@@ -10,6 +10,7 @@ import ray
 from torch import Tensor
 
 from autocompress.latency import PairedTiming
+from autocompress.latency.target_device import LocalDevice
 from autocompress.runtimes import Session
 from autocompress.task import Inputs
 
