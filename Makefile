@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-browser chaos check wheel clean
+.PHONY: help install demo test test-slow test-browser chaos check settings-page wheel clean zoo
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -52,6 +52,9 @@ zoo: .zoo-venv/.installed ## prune every torchvision classifier, many timm and t
 	.zoo-venv/bin/python -m pip install --quiet --constraint constraints.txt transformers==5.23.0 pillow
 	.zoo-venv/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
 	touch $@
+
+settings-page: install ## write docs/settings.md from the declared settings
+	$(BIN)/python -m autocompress.cli.settings_table > docs/settings.md
 
 wheel: install ## build the wheel and the sdist into dist/
 	$(BIN)/python -m build

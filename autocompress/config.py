@@ -1,63 +1,83 @@
-"""The settings of a search: defaults, checks, and the one place that reads them from a YAML or JSON file."""
+"""The settings of a search: each is declared once, with its type, default, check and help; all doors are made from it.
+
+The doors are `search(**settings)`, the flags of the command line, the keys of a YAML or JSON file, and `resume`, which
+takes those that are `changeable`.
+"""
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict
 
 import yaml
 
 from autocompress.errors import InputError
+from autocompress.settings_schema import CheckedSettings, declare, from_mapping, setting_of
+
+ALL_THAT_FIT = 100_000
+"""Trials of a search that only a time limit ends."""
+
+
+def _one_of(*names: str) -> Callable[[Any], bool]:
+    return lambda value: value in names
+
+
+def _at_least(limit: float) -> Callable[[Any], bool]:
+    return lambda value: bool(value >= limit)
+
+
+def _above(limit: float) -> Callable[[Any], bool]:
+    return lambda value: bool(value > limit)
+
+
+def _rising_from_zero(rungs: tuple[int, ...]) -> bool:
+    return bool(rungs) and rungs[0] == 0 and all(a < b for a, b in pairwise(rungs))
 
 
 @dataclass(frozen=True)
-class DistillSettings:
-    """How a student is fine-tuned under its teacher.
+class DistillSettings(CheckedSettings):
+    """How a student is fine-tuned under its teacher (Hinton et al. 2015, arXiv:1503.02531)."""
 
-    Attributes:
-        rungs: fine-tune steps after which a student is judged; rising, 0 is "before any training".
-        learning_rate: peak of the one-cycle schedule of SGD with Nesterov momentum.
-        weight_decay: of weights with two or more dimensions.
-        temperature: softens both outputs; at least 1 (Hinton et al. 2015).
-        alpha: weight of the teacher's soft targets, in [0, 1]; the rest is the task's own loss on labels.
-        feature_weight: weight of the mean squared error between intermediate features; 0 turns it off.
-        feature_layers: module paths whose outputs are compared; both models must have them, with equal shapes.
-        learn_scales: train the scales of 8-bit layers too (LSQ), in place of following what they see.
-        l1_weight: weight of the mean magnitude of all weights; pushes single entries to zero.
-        group_lasso_weight: weight of the group lasso over channel groups; pushes whole channels to zero, so that a
-            model that is fine-tuned with it loses less when they are pruned.
-    """
+    rungs: tuple[int, ...] = declare(
+        (0, 20, 60, 180),
+        "fine-tune steps after which a student is judged; 0 is before any training",
+        "rungs rise from 0, like [0, 20, 60, 180]",
+        _rising_from_zero,
+    )
+    learning_rate: float = declare(0.01, "peak of the one-cycle schedule", "learning_rate > 0", _above(0))
+    weight_decay: float = declare(1e-4, "of weights with two or more dimensions", "weight_decay >= 0", _at_least(0))
+    temperature: float = declare(4.0, "softens the outputs of teacher and student", "temperature >= 1", _at_least(1))
+    alpha: float = declare(
+        0.9,
+        "weight of the teacher's soft targets; the rest is the task's own loss on labels",
+        "0 <= alpha <= 1",
+        lambda value: 0 <= value <= 1,
+    )
+    feature_weight: float = declare(
+        0.0, "weight of the squared error between intermediate features; 0 is off", "feature_weight >= 0", _at_least(0)
+    )
+    feature_layers: tuple[str, ...] = declare(
+        (), "module paths whose outputs are compared; teacher and student must both have them"
+    )
+    learn_scales: bool = declare(False, "train the scales of 8-bit layers (LSQ) instead of following what they see")
+    l1_weight: float = declare(
+        0.0,
+        "weight of the mean magnitude of all weights; pushes single entries to zero",
+        "l1_weight >= 0",
+        _at_least(0),
+    )
+    group_lasso_weight: float = declare(
+        0.0,
+        "weight of the group lasso over channel groups; pushes whole channels to zero",
+        "group_lasso_weight >= 0",
+        _at_least(0),
+    )
 
-    rungs: tuple[int, ...] = (0, 20, 60, 180)
-    learning_rate: float = 0.01
-    weight_decay: float = 1e-4
-    temperature: float = 4.0
-    alpha: float = 0.9
-    feature_weight: float = 0.0
-    feature_layers: tuple[str, ...] = ()
-    learn_scales: bool = False
-    l1_weight: float = 0.0
-    group_lasso_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rungs", tuple(self.rungs))
-        object.__setattr__(self, "feature_layers", tuple(self.feature_layers))
-        if (
-            not self.rungs
-            or self.rungs[0] != 0
-            or any(a >= b for a, b in zip(self.rungs, self.rungs[1:], strict=False))
-        ):
-            raise InputError(f"rungs must rise from 0, like [0, 20, 60, 180], but got {list(self.rungs)}")
-        _check(self.learning_rate > 0, "learning_rate > 0", self.learning_rate)
-        _check(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
-        _check(self.temperature >= 1, "temperature >= 1", self.temperature)
-        _check(0 <= self.alpha <= 1, "0 <= alpha <= 1", self.alpha)
-        for name in ("feature_weight", "l1_weight", "group_lasso_weight"):
-            _check(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
+    def _check(self) -> None:
         if self.feature_weight > 0 and not self.feature_layers:
             raise InputError(
                 "feature_weight needs feature_layers: module paths whose outputs are compared, but got none"
@@ -72,126 +92,160 @@ class DistillSettings:
         return replace(self, **values)
 
 
-SENSITIVITIES = ("measured", "fisher")
-
-ALL_THAT_FIT = 100_000
-"""Trials of a search that only a time limit ends."""
+_RANGES = ("minmax", "moving_average", "percentile", "mse")
 
 
 @dataclass(frozen=True)
-class QuantizeSettings:
-    """How the grids of rounded layers are chosen.
+class QuantizeSettings(CheckedSettings):
+    """How the grids of rounded layers are chosen."""
 
-    Attributes:
-        ranges: of activations: "minmax", "moving_average", "percentile" or "mse".
-        weights: scales of int8 weights: "minmax", or "mse" (those at which the weights change least).
-        correct_bias: move biases so that each rounded layer's mean output stays.
-    """
-
-    ranges: str = "minmax"
-    weights: str = "minmax"
-    correct_bias: bool = False
-
-    def __post_init__(self) -> None:
-        rules = ("minmax", "moving_average", "percentile", "mse")
-        _check(self.ranges in rules, f"ranges in {list(rules)}", self.ranges)
-        _check(self.weights in ("minmax", "mse"), "weights in ['minmax', 'mse']", self.weights)
+    ranges: str = declare(
+        "minmax",
+        f"ranges of activations: {', '.join(_RANGES)}",
+        f"ranges in {list(_RANGES)}",
+        _one_of(*_RANGES),
+        flag="quantize-ranges",
+    )
+    weights: str = declare(
+        "minmax",
+        "scales of int8 weights: minmax, or mse (those at which the weights change least)",
+        "weights in ['minmax', 'mse']",
+        _one_of("minmax", "mse"),
+        flag="quantize-weights",
+    )
+    correct_bias: bool = declare(False, "move biases so that each rounded layer's mean output stays")
 
 
 @dataclass(frozen=True)
-class SearchSettings:
-    """Everything that decides a search besides the task itself.
+class SearchSettings(CheckedSettings):
+    """Everything that decides a search besides the task itself."""
 
-    Attributes:
-        space: name of a file in `search_spaces/`, or a path to a YAML file.
-        runtime: name of the target runtime.
-        n_threads: threads the target runtime may use.
-        latency_budget: "0.5x" or "2.0ms", or several with commas, of which the largest bounds the search and one front
-            serves all; None searches the whole front.
-        size_budget_mib: largest size of the runtime's file, MiB; None is no limit.
-        memory_budget_mib: most memory that running a front's file may take, MiB; None is no limit. Only exported files
-            are measured, so the sampler does not know of it.
-        min_accuracy: smallest useful value of the metric; None is half of the uncompressed model's. Trials below it are
-            not on the front, and the sampler is told so.
-        n_trials: completed or failed trials after which the search ends.
-        minutes: wall-clock budget for the trials; None is no limit.
-        n_workers: trials at the same time; None is as many as there are CPUs for.
-        cpus_per_trial, gpus_per_trial: what a trial reserves of its machine, fractions too; 0 reserves nothing.
-        trial_minutes: wall-clock limit of one trial; None is no limit. A trial beyond it is a failed one.
-        trial_retries: how often a trial is started again, from its last rung, after its worker or its machine died.
-        patience: trials without a larger hypervolume after which the search ends; None uses all trials and minutes.
-        sampler: name of the sampler.
-        sensitivity: how the default sampler learns what each choice costs: "measured", or "fisher", a quick estimate.
-        early_stopping: whether fine-tunes end at a rung where too many trials are better in both objectives.
-        importance: name of the criterion that says which channels of a group matter.
-        latency_model: path of a profile (see `autocompress profile`) that predicts latencies; None learns from the
-            trials alone.
-        force_latency_model: take a profile of another runtime, runtime version, number of threads, batch or device.
-        reconstruct: refit the layers that lost inputs by least squares on the calibration batches, before any training.
-        activation_aware: split layers so that their outputs on the calibration batches change least, not their weights.
-        seed: of the sampler and of the training batches.
-        ray_address: address of a running Ray cluster, or None for a local one that starts and stops by itself.
-        latency_resource: name of the Ray resource of the machine that the model is for: the uncompressed model and the
-            files of the front are timed and judged there. None is the driver's machine.
-        dashboard: whether a local Ray shows its dashboard, on the loopback address.
-        loggers: where trials are also logged: "tensorboard", "mlflow", "wandb".
-        fine_tune_margin: a candidate whose measured latency is above budget * (1 + margin) gets no fine-tune.
-        distill: the fine-tune.
-        quantize: the grids of rounded layers.
-    """
+    space: str = declare("default", "name of a file in search_spaces/, or path of a YAML file")
+    runtime: str = declare("onnxruntime", "target runtime")
+    n_threads: int = declare(
+        1, "threads that the target runtime may use", "n_threads >= 1", _at_least(1), flag="threads"
+    )
+    latency_budget: str | None = declare(
+        None,
+        "0.5x of the uncompressed latency, or 2.0ms; several with commas, of which the largest bounds the search "
+        "(default: the whole front)",
+    )
+    size_budget_mib: float | None = declare(
+        None, "largest size of the runtime's file, MiB (default: no limit)", "size_budget_mib > 0", _above(0)
+    )
+    memory_budget_mib: float | None = declare(
+        None,
+        "most memory that running a file of the front may take, MiB; exported files alone are measured (default: no "
+        "limit)",
+        "memory_budget_mib > 0",
+        _above(0),
+    )
+    min_accuracy: float | None = declare(
+        None,
+        "worst useful value of the metric, the largest of a metric that is minimised; trials beyond it are not on the "
+        "front (default: half of the uncompressed model's, or twice where it is minimised)",
+    )
+    n_trials: int = declare(
+        40,
+        "complete, stopped or failed trials after which the search ends (default: 40; with --minutes as many as fit)",
+        "n_trials >= 1",
+        _at_least(1),
+        flag="trials",
+        changeable=True,
+    )
+    minutes: float | None = declare(
+        None,
+        "time limit of this start, all of which is used (default: none)",
+        "minutes > 0",
+        _above(0),
+        changeable=True,
+    )
+    n_workers: int | None = declare(
+        None,
+        "trials at the same time (default: as many as there are CPUs for)",
+        "n_workers >= 1",
+        _at_least(1),
+        flag="workers",
+        alias="max-concurrent",
+        changeable=True,
+    )
+    cpus_per_trial: float = declare(
+        1.0, "CPUs that a trial reserves, fractions too", "cpus_per_trial >= 0", _at_least(0), changeable=True
+    )
+    gpus_per_trial: float = declare(
+        0.0, "GPUs that a trial reserves, fractions too", "gpus_per_trial >= 0", _at_least(0), changeable=True
+    )
+    trial_minutes: float | None = declare(
+        None, "a trial fails after this time (default: no limit)", "trial_minutes > 0", _above(0), changeable=True
+    )
+    trial_retries: int = declare(
+        3, "restarts of a trial whose worker or machine died", "trial_retries >= 0", _at_least(0), changeable=True
+    )
+    patience: int | None = declare(
+        None,
+        "the search ends after this number of trials without a larger hypervolume (default: never)",
+        "patience >= 1",
+        _at_least(1),
+        changeable=True,
+    )
+    sampler: str = declare("solver", "solver, tpe, nsga2, random or package.module:function")
+    sensitivity: str = declare(
+        "measured",
+        "how the default sampler learns what each choice costs: measured, or fisher (a quick estimate)",
+        "sensitivity in ['measured', 'fisher']",
+        _one_of("measured", "fisher"),
+    )
+    early_stopping: bool = declare(True, "end fine-tunes whose Pareto rank is low")
+    importance: str = declare(
+        "l2",
+        "which channels of a group matter: l2, l1, fpgm, bn_scale, taylor, activation, "
+        "entropy, random or package.module:function",
+    )
+    latency_model: str | None = declare(
+        None,
+        "path of a profile of the target device (see `autocompress profile`), which predicts latencies (default: "
+        "learned from the trials)",
+        flag="profile",
+        metavar="DEVICE.json",
+    )
+    force_latency_model: bool = declare(
+        False, "take a profile of another runtime version, device or batch all the same", flag="force-profile"
+    )
+    reconstruct: bool = declare(
+        True, "refit the layers that lost inputs by least squares on the calibration batches, before any training"
+    )
+    activation_aware: bool = declare(
+        True, "split layers so that their outputs on the calibration batches change least, not their weights"
+    )
+    seed: int = declare(
+        0, "of the sampler and of the training batches", "0 <= seed < 2**32", lambda value: 0 <= value < 2**32
+    )
+    ray_address: str | None = declare(
+        None, "of a running Ray cluster, or auto (default: a local one, started and stopped here)", changeable=True
+    )
+    latency_resource: str | None = declare(
+        None,
+        "Ray resource of the machine that the model is for: files are timed and judged there (default: this machine)",
+        metavar="NAME",
+    )
+    dashboard: bool = declare(False, "show the dashboard of a local Ray, on the loopback address", changeable=True)
+    loggers: tuple[str, ...] = declare(
+        (), "where trials are also logged: tensorboard, mlflow, wandb", flag="log-to", metavar="NAMES"
+    )
+    fine_tune_margin: float = declare(
+        0.1,
+        "a candidate whose measured latency is above budget * (1 + margin) gets no fine-tune",
+        "fine_tune_margin >= 0",
+        _at_least(0),
+    )
+    distill: DistillSettings = declare(DistillSettings, "the fine-tune")
+    quantize: QuantizeSettings = declare(QuantizeSettings, "the grids of rounded layers")
 
-    space: str = "default"
-    runtime: str = "onnxruntime"
-    n_threads: int = 1
-    latency_budget: str | None = None
-    size_budget_mib: float | None = None
-    memory_budget_mib: float | None = None
-    min_accuracy: float | None = None
-    n_trials: int = 40
-    minutes: float | None = None
-    n_workers: int | None = None
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
-    trial_minutes: float | None = None
-    trial_retries: int = 3
-    patience: int | None = None
-    sampler: str = "solver"
-    sensitivity: str = "measured"
-    early_stopping: bool = True
-    importance: str = "l2"
-    latency_model: str | None = None
-    force_latency_model: bool = False
-    reconstruct: bool = True
-    activation_aware: bool = True
-    seed: int = 0
-    ray_address: str | None = None
-    latency_resource: str | None = None
-    dashboard: bool = False
-    loggers: tuple[str, ...] = ()
-    fine_tune_margin: float = 0.1
-    distill: DistillSettings = field(default_factory=DistillSettings)
-    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
-
-    def __post_init__(self) -> None:
-        _check(self.n_trials >= 1, "n_trials >= 1", self.n_trials)
-        _check(self.n_threads >= 1, "n_threads >= 1", self.n_threads)
-        _check(self.patience is None or self.patience >= 1, "patience >= 1", self.patience)
-        for name in ("size_budget_mib", "memory_budget_mib"):
-            limit = getattr(self, name)
-            _check(limit is None or limit > 0, f"{name} > 0", limit)
-        _check(self.sensitivity in SENSITIVITIES, f"sensitivity in {list(SENSITIVITIES)}", repr(self.sensitivity))
-        _check(self.minutes is None or self.minutes > 0, "minutes > 0", self.minutes)
-        _check(self.n_workers is None or self.n_workers >= 1, "n_workers >= 1", self.n_workers)
-        _check(self.cpus_per_trial >= 0, "cpus_per_trial >= 0", self.cpus_per_trial)
-        _check(self.gpus_per_trial >= 0, "gpus_per_trial >= 0", self.gpus_per_trial)
-        _check(self.trial_minutes is None or self.trial_minutes > 0, "trial_minutes > 0", self.trial_minutes)
-        _check(self.trial_retries >= 0, "trial_retries >= 0", self.trial_retries)
+    def _check(self) -> None:
         if self.latency_resource is not None and self.ray_address is None:
             raise InputError(
                 f"latency_resource {self.latency_resource!r} names a machine of a cluster, so it needs ray_address"
             )
-        object.__setattr__(self, "loggers", tuple(self.loggers))
-        _check(self.fine_tune_margin >= 0, "fine_tune_margin >= 0", self.fine_tune_margin)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -201,46 +255,59 @@ class SearchSettings:
     def from_dict(cls, data: Mapping[str, Any]) -> SearchSettings:
         """From plain values; unknown keys are errors that list near names.
 
+        Without `n_trials`, or with None, it is the default, or as many as fit where `minutes` are given.
+
         Raises:
-            InputError: an unknown key or a value outside its range.
+            InputError: an unknown key, a value of another type, or one outside its range.
         """
-        refuse_unknown_keys("a search", data, [item.name for item in fields(cls)])
-        values = dict(data)
-        if values.get("n_trials") is None:
+        values = {"n_trials": None, **data}
+        if values["n_trials"] is None:
             values["n_trials"] = cls.n_trials if values.get("minutes") is None else ALL_THAT_FIT
-        for name, kind in (("distill", DistillSettings), ("quantize", QuantizeSettings)):
-            part = values.get(name, {})
-            if isinstance(part, kind):
-                continue
-            if not isinstance(part, Mapping):
-                raise InputError(f"{name} must be a mapping of settings, but got {part!r}")
-            refuse_unknown_keys(name, part, [item.name for item in fields(kind)])
-            values[name] = _build(kind, part)
-        return _build(cls, values)
+        return from_mapping(cls, "a search", values)
 
 
-CHANGEABLE = (
-    "n_trials",
-    "minutes",
-    "patience",
-    "n_workers",
-    "cpus_per_trial",
-    "gpus_per_trial",
-    "trial_minutes",
-    "trial_retries",
-    "ray_address",
-    "dashboard",
-)
-"""Settings that `resume` may change: none of them decides what a trial's numbers mean."""
+class ChangeableDict(TypedDict, total=False):
+    """Names and types of the settings that `resume` takes; a test holds it against `SearchSettings`."""
 
-_T = TypeVar("_T")
+    n_trials: int
+    minutes: float | None
+    n_workers: int | None
+    cpus_per_trial: float
+    gpus_per_trial: float
+    trial_minutes: float | None
+    trial_retries: int
+    patience: int | None
+    ray_address: str | None
+    dashboard: bool
 
 
-def _build(kind: type[_T], values: Mapping[str, Any]) -> _T:
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"a setting has a value of the wrong type: {error}") from error
+class SettingsDict(ChangeableDict, total=False):
+    """Names and types of the settings that `search` takes by keyword; a test holds it against `SearchSettings`."""
+
+    runtime: str
+    n_threads: int
+    latency_budget: str | None
+    size_budget_mib: float | None
+    memory_budget_mib: float | None
+    min_accuracy: float | None
+    sampler: str
+    sensitivity: str
+    early_stopping: bool
+    importance: str
+    latency_model: str | None
+    force_latency_model: bool
+    reconstruct: bool
+    activation_aware: bool
+    seed: int
+    latency_resource: str | None
+    loggers: tuple[str, ...]
+    fine_tune_margin: float
+    distill: DistillSettings | Mapping[str, Any]
+    quantize: QuantizeSettings | Mapping[str, Any]
+
+
+CHANGEABLE = tuple(item.name for item in fields(SearchSettings) if setting_of(item).changeable)
+"""Settings that `resume` may change."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -262,22 +329,8 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"{what} must exist, but {path} does not")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{what} must be YAML, but {path} is not: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{what} must hold a mapping, but {path} holds {type(data).__name__}")
     return data
-
-
-def refuse_unknown_keys(what: str, data: Mapping[str, Any], known: list[str]) -> None:
-    """Raises an InputError that names the unknown keys and the nearest known ones."""
-    for key in data:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
-            raise InputError(f"{what} has no key {key!r}; {hint}")
-
-
-def _check(holds: bool, rule: str, value: object) -> None:
-    if not holds:
-        raise InputError(f"`{rule}` must hold, but got {value}")

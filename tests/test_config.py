@@ -22,7 +22,7 @@ def test_round_trip() -> None:
         ({"distill": {"temprature": 2}}, "did you mean temperature"),
         ({"n_trials": 0}, "`n_trials >= 1` must hold, but got 0"),
         ({"minutes": -1}, "minutes"),
-        ({"distill": {"rungs": [20, 60]}}, "rise from 0"),
+        ({"distill": {"rungs": [20, 60]}}, "rungs rise from 0"),
         ({"distill": {"alpha": 1.5}}, "alpha"),
         ({"distill": {"feature_weight": 1.0}}, "feature_layers"),
         ({"distill": [1]}, "mapping"),

@@ -1,14 +1,80 @@
-"""What every command of the command line is made with."""
+"""What every command of the command line is made with: the command itself, and flags from the declared settings."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from autocompress.settings_schema import Declared
 
 
 def add_command(commands: Any, name: str, function: Callable[..., None], text: str) -> argparse.ArgumentParser:
     """A command that calls `function` with its arguments by name; `text` is its line of help."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(command=function)
     return parser
+
+
+def add_settings(command: argparse.ArgumentParser, settings: Iterable[Declared]) -> None:
+    """Adds a flag for each setting; a flag that is not given is None."""
+    for declared in settings:
+        kind, help_text = _plain(declared.kind), declared.setting.help
+        if declared.default not in (None, ()) and "default:" not in help_text:
+            help_text += f" (default: {_as_text(declared.default)})"
+        options: dict[str, Any] = {"dest": _dest(declared), "default": None, "help": help_text.replace("%", "%%")}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = declared.setting.metavar or declared.flags[0][2:].replace("-", "_").upper()
+            options["type"] = _list_of(typing.get_args(kind)[0]) if typing.get_origin(kind) is tuple else kind
+        command.add_argument(*declared.flags, **options)
+
+
+def given_settings(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of a file with those of the flags that were given on top, as `SearchSettings.from_dict` takes them.
+
+    Args:
+        flags: values by the names that `add_settings` gave them.
+        file: what a settings file holds.
+    """
+    settings = dict(file or {})
+    for dest, value in flags.items():
+        part, _, name = dest.rpartition(".")
+        if value is None:
+            continue
+        if part:
+            inner = settings.get(part, {})
+            settings[part] = {**inner, name: value} if isinstance(inner, Mapping) else inner
+        else:
+            settings[name] = value
+    return settings
+
+
+def _dest(declared: Declared) -> str:
+    return f"{declared.part}.{declared.name}" if declared.part else declared.name
+
+
+def _plain(kind: Any) -> Any:
+    """The type without None."""
+    if isinstance(kind, types.UnionType):
+        return next(option for option in typing.get_args(kind) if option is not types.NoneType)
+    return kind
+
+
+def _as_text(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    def read(text: str) -> list[Any]:
+        try:
+            return [kind(part.strip()) for part in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"whole numbers with commas like 0,20,60, but got {text!r}") from None
+
+    return read

@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import read_yaml_mapping, refuse_unknown_keys
+from autocompress.config import read_yaml_mapping
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
+from autocompress.settings_schema import refuse_unknown_keys
 from autocompress.space.candidate import (
     FULL_BITS,
     PRECISIONS,
@@ -318,7 +319,7 @@ def find_space(name: str) -> Path:
 
 
 def _space_folders() -> Iterable[Path]:
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     return [folder for folder in (here / "search_spaces", here.parent / "search_spaces") if folder.is_dir()][:1]
 
 
