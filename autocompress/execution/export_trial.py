@@ -12,7 +12,7 @@ from autocompress.latency import measure_latency
 from autocompress.publishing.artifact import load_student
 from autocompress.publishing.export_front import facts_of
 from autocompress.publishing.export_point import ExportTarget, export_point
-from autocompress.report.card import write_card
+from autocompress.publishing.model_card import write_card
 from autocompress.results.records import TrialRecord, read_records
 from autocompress.results.run_folder import RunFolder
 from autocompress.runtimes import runtime_named

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from autocompress.errors import InputError
 from autocompress.execution.preparation import make_context
-from autocompress.execution.trial import SearchContext
 from autocompress.graph import inspect_model
 from autocompress.publishing.artifact import model_digest
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.sampling.samplers import sampler_named
 from autocompress.sampling.study import SearchStudy
+from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
 from autocompress.task import Task, as_inputs, load_task
@@ -95,9 +95,6 @@ def study_of(folder: RunFolder, space: SearchSpace, info: RunInfo, predict: Pred
         folder.study,
         space,
         sampler_named(settings.sampler, settings.seed),
-        info.metric,
-        info.budget_ratio,
-        info.min_score,
-        settings.size_budget_mib,
+        info.objectives,
         predict,
     )

@@ -11,17 +11,17 @@ import numpy as np
 from autocompress.config import SearchSettings
 from autocompress.execution.fisher import fisher_sensitivity
 from autocompress.execution.sensitivity import Sensitivity, SensitivityProbe, measure_sensitivity
-from autocompress.execution.trial import SearchContext
 from autocompress.graph import ModelGraph
 from autocompress.latency import Estimate, LatencyModel, batch_size, load_latency_model
 from autocompress.latency.online_model import LatencyPredictor, LaunchLatencyModel
-from autocompress.results.pareto import Floats
+from autocompress.results.objectives import Floats
 from autocompress.results.records import Predicted, TrialRecord
 from autocompress.sampling.initial_candidates import single_drop_candidates, uniform_candidates
 from autocompress.sampling.knapsack import Predict, Solver, block_costs
 from autocompress.sampling.knapsack_sampler import Planner, SamplerContext
 from autocompress.sampling.knob_blocks import blocks_of
 from autocompress.sampling.study import SearchStudy
+from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, as_inputs
@@ -58,7 +58,7 @@ class OnlineLatencyPredictor:
         """
         settings = context.settings
         if settings.latency_model is None:
-            return cls(LaunchLatencyModel(context.graph, context.reference_ms))
+            return cls(LaunchLatencyModel(context.graph, context.objectives.reference_ms))
         model = profile_of_target(settings.latency_model, settings, context.task, context.graph)
         return cls(model, profiled=isinstance(model, LatencyModel))
 
@@ -148,7 +148,7 @@ def enqueue_knapsack_front(
     study.enqueue(uniform_candidates(study.space, n_points)[:_N_UNIFORM], "uniform")
     blocks = blocks_of(study.space)
     costs = block_costs(blocks, sensitivity.increases(study.space))
-    front = Solver(study.space, blocks, latency_predictor.ratios).front(costs, study.budget or 1.0, n_points)
+    front = Solver(study.space, blocks, latency_predictor.ratios).front(costs, study.objectives.budget or 1.0, n_points)
     changed = [solution.candidate for solution in front if not solution.candidate.is_baseline]
     study.enqueue(middle_first(changed), "solver")
 
@@ -157,9 +157,7 @@ def planner_of(study: SearchStudy, sensitivity: Sensitivity, latency_predictor: 
     """What the default sampler proposes by."""
     increases = sensitivity.increases(study.space)
     return Planner(
-        SamplerContext(
-            study.space, increases, latency_predictor.ratios, latency_predictor.settled, study.budget, study.min_score
-        )
+        SamplerContext(study.space, increases, latency_predictor.ratios, latency_predictor.settled, study.objectives)
     )
 
 

@@ -7,6 +7,7 @@ import difflib
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,19 +20,20 @@ from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.planning import profile_of_target
-from autocompress.execution.trial import SearchContext, n_macs
+from autocompress.execution.trial import n_macs
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import LatencyModel
 from autocompress.latency.size_only import label_slower_ranks
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.publishing.artifact import model_digest
-from autocompress.results.pareto import budget_ratios
+from autocompress.results.objectives import Direction, Objectives, budget_ratios, default_limit, metric_directions
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import RunInfo
 from autocompress.runtimes import Session, check_parity, is_executed, runtime_named
 from autocompress.sampling.initial_candidates import strongest_candidates, strongest_text
 from autocompress.sampling.samplers import sampler_named
+from autocompress.search_context import SearchContext
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
 
@@ -90,7 +92,8 @@ def prepare(
         profile = profile_of_target(settings.latency_model, settings, task, graph)
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
-    metrics, metric = _judge(model, task)
+    metrics = _judge(model, task)
+    directions = metric_directions(getattr(task, "objectives", None), list(metrics))
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
         scratch = Path(name)
         file = runtime.export(model, inputs, scratch)
@@ -99,8 +102,8 @@ def prepare(
         check_parity(model, device.load, file, as_inputs(next(iter(task.calibration_batches()))))
         session = device.load(file)
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
-        floor = _floor(settings, metrics[metric])
-        info = _info(task, spec, settings, metric, model, graph, space, timing.reference_ms, floor)
+        objectives = _objectives(settings, metrics, directions, timing.reference_ms)
+        info = _info(task, spec, settings, objectives, model, graph, space)
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)
     baseline = TrialRecord(
@@ -110,7 +113,7 @@ def prepare(
         candidate=space.baseline(),
         metrics=metrics,
         latency=Latency(1.0, timing.spread, timing.reference_ms, timing.n_rounds),
-        feasible=info.budget_ratio is None or info.budget_ratio >= 1.0,
+        feasible=info.objectives.budget is None or info.objectives.budget >= 1.0,
         n_params=graph.n_params,
         n_macs=n_macs(model, inputs),
         size_mib=len(reference) / _BYTES_PER_MIB,
@@ -126,10 +129,7 @@ def make_context(task: Task, model: nn.Module, graph: ModelGraph, info: RunInfo,
         graph=graph,
         settings=info.settings,
         reference=reference,
-        reference_ms=info.reference_ms,
-        budget=info.budget_ratio,
-        metric=info.metric,
-        min_score=info.min_score,
+        objectives=info.objectives,
     )
 
 
@@ -144,11 +144,23 @@ def _checked_space(space: str | SearchSpace, graph: ModelGraph) -> SearchSpace:
     return space
 
 
-def _floor(settings: SearchSettings, baseline: float) -> float | None:
-    """The smallest useful value of the metric: given, or half of the uncompressed model's where that is positive."""
-    if settings.min_accuracy is not None:
-        return settings.min_accuracy
-    return baseline / 2 if baseline > 0 else None
+def _objectives(
+    settings: SearchSettings, metrics: Mapping[str, float], directions: Mapping[str, Direction], reference_ms: float
+) -> Objectives:
+    """The search's objectives: the first of the task's directions is optimised, the others are shown."""
+    metric, *further = directions
+    limit = settings.min_accuracy
+    budget = settings.latency_budget
+    return Objectives(
+        metric=metric,
+        direction=directions[metric],
+        reference_ms=reference_ms,
+        latency_budgets=() if budget is None else budget_ratios(budget, reference_ms),
+        metric_limit=default_limit(metrics[metric], directions[metric]) if limit is None else limit,
+        max_size_mib=settings.size_budget_mib,
+        max_memory_mib=settings.memory_budget_mib,
+        further={name: directions[name] for name in further},
+    )
 
 
 def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpace) -> None:
@@ -161,35 +173,26 @@ def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpa
             raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
 
 
-def _judge(model: nn.Module, task: Task) -> tuple[dict[str, float], str]:
-    """The uncompressed model's metrics on the selection split, and the name of the one to maximise."""
+def _judge(model: nn.Module, task: Task) -> dict[str, float]:
+    """The uncompressed model's metrics on the selection split."""
 
     def predict(inputs: Inputs) -> Tensor:
         with torch.no_grad():
             outputs: Tensor = call_model(model, inputs)
         return outputs
 
-    metrics = check_metrics(task.evaluate(predict, "selection"), "selection")
-    metric = next(iter(getattr(task, "objectives", ()) or metrics))
-    if metric not in metrics:
-        raise InputError(
-            f"the task's objectives must be figures that evaluate gives, but {metric!r} is not in {sorted(metrics)}"
-        )
-    return metrics, metric
+    return check_metrics(task.evaluate(predict, "selection"), "selection")
 
 
 def _info(
     task: Task,
     spec: str | None,
     settings: SearchSettings,
-    metric: str,
+    objectives: Objectives,
     model: nn.Module,
     graph: ModelGraph,
     space: SearchSpace,
-    reference_ms: float,
-    min_score: float | None,
 ) -> RunInfo:
-    budget = None if settings.latency_budget is None else budget_ratios(settings.latency_budget, reference_ms)[0]
     group_of = {path: group.name for group in graph.groups for path in group.producers}
     branch_of = {path: branch.name for branch in graph.branches for path in branch.layers}
     layers = tuple(
@@ -207,12 +210,9 @@ def _info(
         task=spec or str(getattr(task, "name", type(task).__name__)),
         task_spec=spec,
         settings=replace(settings, space=space.name) if settings.space != space.name else settings,
-        metric=metric,
+        objectives=objectives,
         model_digest=model_digest(model),
         space_digest=space.digest,
-        reference_ms=reference_ms,
-        budget_ratio=budget,
-        min_score=min_score,
         layers=layers,
         knobs=tuple(asdict(knob) for knob in space.knobs),
         frozen=tuple({"name": f.name, "what": f.what, "reason": f.reason} for f in graph.frozen),
@@ -234,7 +234,7 @@ def _check_reachable(
     context: SearchContext, space: SearchSpace, device: TargetDevice, reference: Session, scratch: Path
 ) -> None:
     """Builds and times the strongest candidates, untrained; one within the budget is enough."""
-    if context.budget is None:
+    if context.objectives.budget is None:
         return
     runtime, inputs = runtime_named(context.settings.runtime), as_inputs(context.task.example_inputs())
     calibration = [as_inputs(batch) for batch in context.task.calibration_batches()][:1]
@@ -243,11 +243,12 @@ def _check_reachable(
         student = compress(context.model, candidate, inputs, calibration, graph=context.graph, reconstruct=False)
         session = device.load(runtime.export(student, inputs, scratch))
         fastest = min(fastest, device.time(session, reference, inputs, _REACH_ROUNDS).ratio)
-        if fastest <= min(budget_ratios(str(context.settings.latency_budget), context.reference_ms)):
+        if fastest <= context.objectives.latency_budgets[-1]:
             return
+    whole_ms = context.objectives.reference_ms
     raise InputError(
         f"the budget {context.settings.latency_budget} is out of reach: of the strongest candidates of space "
-        f"{space.name!r} the fastest takes {fastest:.3g}x ({fastest * context.reference_ms:.3g}ms) of the uncompressed "
-        f"{context.reference_ms:.3g}ms; these knobs bind, as the strongest that is offered: {strongest_text(space)}; "
+        f"{space.name!r} the fastest takes {fastest:.3g}x ({fastest * whole_ms:.3g}ms) of the uncompressed "
+        f"{whole_ms:.3g}ms; these knobs bind, as the strongest that is offered: {strongest_text(space)}; "
         "raise the budget or offer stronger choices"
     )

@@ -10,22 +10,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from autocompress.config import ALL_THAT_FIT
-from autocompress.results.pareto import front_of, score
+from autocompress.results.objectives import Objectives
+from autocompress.results.pareto import front_of
 from autocompress.results.records import TrialRecord
 
 
 class SearchProgress:
-    """Shows how a search stands; a context manager, told of each finished trial.
+    """Shows how a search stands; a context manager, updated with each finished trial.
 
     Args:
         records: of trials that finished before (a resumed run).
         n_trials: how many there will be.
         minutes: time limit, or None.
-        metric: name of the metric to maximise.
-        budget: largest feasible latency ratio, or None.
-        reference_ms: latency of the uncompressed model, milliseconds.
+        objectives: of the search.
         console: where to draw; None draws nothing.
-        min_score: smallest useful value of the metric, or None.
     """
 
     def __init__(
@@ -33,15 +31,11 @@ class SearchProgress:
         records: list[TrialRecord],
         n_trials: int,
         minutes: float | None,
-        metric: str,
-        budget: float | None,
-        reference_ms: float,
+        objectives: Objectives,
         console: Console | None,
-        min_score: float | None = None,
     ) -> None:
         self._n_trials, self._minutes = n_trials, minutes
-        self._metric, self._budget, self._reference_ms = metric, budget, reference_ms
-        self._min_score = min_score
+        self._objectives = objectives
         self._n_before = self._n_done = len(records)
         self._n_failed = sum(record.state == "failed" for record in records)
         self._front = self._front_with(records)
@@ -86,8 +80,9 @@ class SearchProgress:
         """For example `best accuracy 0.9312 within budget, front 5, failed 1`."""
         parts = []
         if self._front:
-            best = max(score(point, self._metric) for point in self._front)
-            parts.append(f"best {self._metric} {best:.4f}" + (" within budget" if self._budget is not None else ""))
+            best = self._objectives.value(max(map(self._objectives.gain_of, self._front)))
+            within = " within budget" if self._objectives.budget is not None else ""
+            parts.append(f"best {self._objectives.metric} {best:.4f}{within}")
         else:
             parts.append("none within budget yet")
         parts.append(f"front {len(self._front)}")
@@ -97,7 +92,7 @@ class SearchProgress:
 
     def _front_with(self, records: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
         """The feasible front; of the front so far and a new record it is that of all, at a cost that does not grow."""
-        front = front_of(records, self._metric, self._budget, self._reference_ms, self._min_score)
+        front = front_of(records, self._objectives)
         return () if front.reason else front.points
 
     def seconds_left(self) -> float:

@@ -29,9 +29,9 @@ from autocompress.execution.cluster_device import ClusterDevice
 from autocompress.execution.locked_temp_dir import LockedTempDir
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.retry_callback import worker_losses_restart_trials
-from autocompress.execution.trial import SearchContext
 from autocompress.execution.worker import Worker
 from autocompress.latency.target_device import TargetDevice
+from autocompress.search_context import SearchContext
 
 _MAX_BASE = 18
 

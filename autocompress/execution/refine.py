@@ -15,12 +15,12 @@ from autocompress.distillation import FineTune, Teacher
 from autocompress.errors import InputError
 from autocompress.execution.open_run import open_run, study_of, task_of
 from autocompress.execution.ray_backend import open_target_device
-from autocompress.execution.trial import SearchContext
 from autocompress.publishing.artifact import load_student, save_student
 from autocompress.publishing.export_front import export_front
 from autocompress.results.records import Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.study import REFINED
+from autocompress.search_context import SearchContext
 from autocompress.task import Inputs, Task, call_model, check_metrics
 
 _MAX_RUNGS = 8
@@ -69,7 +69,7 @@ def refine(
             origin,
             number=study.next_number,
             origin=REFINED,
-            metrics=_best(rungs, run.context.metric).metrics,
+            metrics=run.context.objectives.best_rung(rungs).metrics,
             rungs=tuple(rungs),
             fine_tuned=True,
             file=None,
@@ -116,15 +116,10 @@ def _train(
         fine_tune.advance(mark)
         rungs.append(Rung(mark, _judge(student, context)))
         on_rung(rungs[-1])
-        if _best(rungs, context.metric) is rungs[-1]:
+        if context.objectives.best_rung(rungs) is rungs[-1]:
             best = copy.deepcopy(student.state_dict())
     student.load_state_dict(best)
     return rungs
-
-
-def _best(rungs: list[Rung], metric: str) -> Rung:
-    """The first of the best: training that gains nothing is not kept."""
-    return max(rungs, key=lambda rung: rung.metrics[metric])
 
 
 def _judge(student: nn.Module, context: SearchContext) -> dict[str, float]:

@@ -15,18 +15,18 @@ class ParetoScheduler(FIFOScheduler):
 
     Args:
         stopping: the rule.
-        metric: to be maximised.
+        metric: name of the metric that the search optimises.
     """
 
     def __init__(self, stopping: ParetoEarlyStopping, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._stopping = stopping
-        self._maximised = metric  # not `_metric`: Tune would look for it in every report
+        self._optimized = metric  # not `_metric`: Tune would look for it in every report
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Continue or stop. A trial that is done, or that reports no rung, ends by itself."""
         if result.get("done") or "latency_ratio" not in result:
             return TrialScheduler.CONTINUE
-        value = result[f"metrics/{self._maximised}"]  # Tune flattens what is nested
-        on = self._stopping.should_continue(trial.trial_id, result["steps"], value, result["latency_ratio"])
-        return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
+        value = result[f"metrics/{self._optimized}"]  # Tune flattens what is nested
+        continues = self._stopping.should_continue(trial.trial_id, result["steps"], value, result["latency_ratio"])
+        return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP

@@ -34,17 +34,18 @@ from autocompress.execution.ray_backend import n_concurrent, open_target_device,
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Sensitivity
-from autocompress.execution.trial import SearchContext, moments_of
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.export_front import export_front
-from autocompress.results.pareto import ParetoFront, budget_ratios, ratio, score
+from autocompress.results.objectives import ratio
+from autocompress.results.pareto import ParetoFront
 from autocompress.results.records import TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.sampling.early_stopping import ParetoEarlyStopping
 from autocompress.sampling.patience import Patience
 from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
+from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task
 
@@ -131,20 +132,17 @@ def _go_on(
         records,
         settings.n_trials,
         settings.minutes,
-        info.metric,
-        info.budget_ratio,
-        info.reference_ms,
+        info.objectives,
         console,
-        info.min_score,
     )
     for record in records:
         latency_predictor.learn(record)
-    stopping = ParetoEarlyStopping(info.budget_ratio) if settings.early_stopping else None
+    stopping = ParetoEarlyStopping(info.objectives) if settings.early_stopping else None
     if stopping is not None:
-        stopping.learn(records, info.metric)
+        stopping.learn(records)
     patience = None
     if settings.patience is not None:
-        patience = Patience(settings.patience, info.metric, info.budget_ratio, info.min_score)
+        patience = Patience(settings.patience, info.objectives)
 
     def finished(record: TrialRecord) -> None:
         latency_predictor.learn(record)
@@ -173,7 +171,7 @@ def _go_on(
             if settings.sampler == PLANNED:
                 _plan(folder, context, study, latency_predictor, n_workers, console)
             callbacks = [checkpoints, events, retries, *loggers_named(settings.loggers, folder)]
-            scheduler = None if stopping is None else ParetoScheduler(stopping, info.metric)
+            scheduler = None if stopping is None else ParetoScheduler(stopping, info.objectives.metric)
             begin = time.perf_counter()
             with progress:
                 run_trials(searcher, shared, stop, callbacks, scheduler)
@@ -186,19 +184,20 @@ def _go_on(
     records, front = export_front(study.records(), context, folder, info, target_device=target_device)
     if n_more > 0:
         _say(console, _share_at_work(records[n_before:], seconds, n_workers))
-    _say_budgets(front, settings, info, console)
+    _say_budgets(front, console)
     if stop.reason is not None:
         raise stop.reason
     return front
 
 
-def _say_budgets(front: ParetoFront, settings: SearchSettings, info: RunInfo, console: Console | None) -> None:
+def _say_budgets(front: ParetoFront, console: Console | None) -> None:
     """The best point of each budget, where there are several: one front serves all."""
-    budgets = budget_ratios(settings.latency_budget or "1x", info.reference_ms)
+    objectives = front.objectives
+    budgets = objectives.latency_budgets
     for budget in budgets if len(budgets) > 1 else ():
         within = [point for point in front.points if ratio(point) <= budget]
-        best = max(within, key=lambda point: score(point, info.metric), default=None)
-        found = "none" if best is None else f"{best.name}, {info.metric} {score(best, info.metric):.4f}"
+        best = max(within, key=objectives.gain_of, default=None)
+        found = "none" if best is None else f"{best.name}, {objectives.metric} {objectives.score_of(best):.4f}"
         _say(console, f"within {budget:.3g}x: {found}")
 
 

@@ -11,56 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.compression import CalibrationStats, Recipe, rebuild, resolve, sparse_saving_bytes
-from autocompress.config import SearchSettings
 from autocompress.distillation import FineTune, Teacher
 from autocompress.errors import MeasurementError
 from autocompress.execution.locked_temp_dir import LockedTempDir
-from autocompress.graph import ModelGraph
 from autocompress.latency import MeasurementLock, time_sessions
 from autocompress.publishing.artifact import save_student
 from autocompress.results.records import Latency, Rung
 from autocompress.runtimes import rounds_before_sums, runtime_named
+from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
-from autocompress.space.search_space import SearchSpace
-from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics
+from autocompress.task import Inputs, as_inputs, call_model, check_metrics
 
 _BYTES_PER_MIB = 2**20
-
-
-@dataclass(frozen=True)
-class SearchContext:
-    """What every trial of a search shares; sent to a worker once.
-
-    Attributes:
-        task: what is compressed.
-        model: the uncompressed model.
-        graph: of the model.
-        settings: of the search.
-        reference: the uncompressed model's file for the runtime, as bytes.
-        reference_ms: its latency, milliseconds.
-        budget: largest feasible latency ratio, or None.
-        min_score: smallest useful value of the metric, or None.
-        metric: name of the metric to maximise.
-        moments: see `moments_of`.
-    """
-
-    task: Task
-    model: nn.Module
-    graph: ModelGraph
-    settings: SearchSettings
-    reference: bytes
-    reference_ms: float
-    budget: float | None
-    metric: str
-    min_score: float | None = None
-    moments: Mapping[str, NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,8 +169,7 @@ class Trial:
         self._fine_tune.load_state_dict(state["fine_tune"])
 
     def _best_rung(self) -> Rung:
-        """The first of the best: training that gains nothing is not kept."""
-        return max(self._rungs, key=lambda rung: rung.metrics[self._context.metric])
+        return self._context.objectives.best_rung(self._rungs)
 
     @property
     def _sparse_size_mib(self) -> float | None:
@@ -216,7 +182,7 @@ class Trial:
     def _worth_training(self) -> bool:
         if self._candidate.is_baseline:
             return False
-        budget = self._context.budget
+        budget = self._context.objectives.budget
         return budget is None or self._latency.ratio <= budget * (1 + self._context.settings.fine_tune_margin)
 
     def _build(self) -> None:
@@ -265,7 +231,7 @@ class Trial:
             session = worker_context.runtime.load(file, settings.n_threads)
             self._size_mib = file.stat().st_size / _BYTES_PER_MIB
         # the reference's latency on another machine does not tell whether this one is quiet
-        quiet_ms = self._context.reference_ms if settings.latency_resource is None else None
+        quiet_ms = self._context.objectives.reference_ms if settings.latency_resource is None else None
         with self._phase("measure"):
             timing = time_sessions(
                 session,
@@ -274,7 +240,7 @@ class Trial:
                 measurement_lock=worker_context.measurement_lock,
                 quiet_ms=quiet_ms,
             )
-        ms = timing.ratio * self._context.reference_ms
+        ms = timing.ratio * self._context.objectives.reference_ms
         self._latency = Latency(timing.ratio, timing.spread, ms, timing.n_rounds)
 
     def _judge(self, steps: int) -> None:
@@ -285,8 +251,9 @@ class Trial:
 
         with self._phase("evaluate"):
             metrics = check_metrics(self._context.task.evaluate(predict, "selection"), "selection")
-        if self._context.metric not in metrics:
-            raise MeasurementError(f"evaluate must give {self._context.metric!r}, but gave {sorted(metrics)}")
+        metric = self._context.objectives.metric
+        if metric not in metrics:
+            raise MeasurementError(f"evaluate must give {metric!r}, but gave {sorted(metrics)}")
         self._rungs.append(Rung(steps, metrics))
         if self._best_rung() is self._rungs[-1]:
             self._best = copy.deepcopy(self._student.state_dict())
@@ -302,18 +269,6 @@ class Trial:
             elapsed = time.perf_counter() - begin - waiting
             self._seconds[name] = self._seconds.get(name, 0.0) + elapsed
             self._seconds["wait"] = self._seconds.get("wait", 0.0) + waiting
-
-
-def moments_of(context: SearchContext, space: SearchSpace) -> dict[str, NDArray[np.float64]] | None:
-    """Second moments of what the layers read, for all workers; None where no choice needs them.
-
-    They are NumPy's arrays, which all workers of a machine read in the object store's memory without a copy.
-    """
-    if not context.settings.activation_aware or all(knob.kind != "rank_ratio" for knob in space.knobs):
-        return None
-    calibration = [as_inputs(inputs) for inputs in context.task.calibration_batches()]
-    moments = CalibrationStats(context.model, context.graph, calibration).low_rank.moments
-    return {name: second.numpy() for name, second in moments.items()}
 
 
 def n_macs(model: nn.Module, inputs: Inputs) -> int:

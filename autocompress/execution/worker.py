@@ -16,7 +16,8 @@ import torch
 from ray import tune
 
 from autocompress.execution.time_limit import TimeLimit, TimeLimitError
-from autocompress.execution.trial import SearchContext, Trial, WorkerContext
+from autocompress.execution.trial import Trial, WorkerContext
+from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
 
 FILES, STATE = "files", "state"

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.linear_model import LinearRegression
 
 from autocompress.graph import Layer, ModelGraph
-from autocompress.results.pareto import Floats
+from autocompress.results.objectives import Floats
 from autocompress.space.candidate import INT8_BITS, Candidate
 from autocompress.space.rank_choice import parse_rank
 from autocompress.space.ranks import cost, parts, ranks_of_ratio

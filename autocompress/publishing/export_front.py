@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from autocompress.errors import AutocompressError
-from autocompress.execution.trial import SearchContext
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import load_student, read_manifest
 from autocompress.publishing.export_point import ExportTarget, export_point
-from autocompress.report.card import UNKNOWN_LICENSE, write_card
+from autocompress.publishing.model_card import UNKNOWN_LICENSE, write_card
 from autocompress.report.files import write_front_table, write_report_page
 from autocompress.results.pareto import ParetoFront, front_of
 from autocompress.results.records import FileNumbers, TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
+from autocompress.search_context import SearchContext
 from autocompress.task import Task
 
 
@@ -41,11 +41,11 @@ def facts_of(info: RunInfo, task: Task, n_params: int) -> dict[str, Any]:
     """What every manifest of a run says."""
     return {
         "task": info.task,
-        "metric": info.metric,
+        "metric": info.objectives.metric,
         "license": str(getattr(task, "license", UNKNOWN_LICENSE)),
         "runtime": info.settings.runtime,
         "n_threads": info.settings.n_threads,
-        "uncompressed": {"digest": info.model_digest, "n_params": n_params, "latency_ms": info.reference_ms},
+        "uncompressed": {"digest": info.model_digest, "n_params": n_params, "latency_ms": info.objectives.reference_ms},
         "machine": dict(info.machine),
         "versions": dict(info.versions),
     }
@@ -77,10 +77,7 @@ def measure_front(
     """
     by_number = {record.number: _with_known_file(record, folder) for record in records}
     while True:
-        limits = (context.settings.size_budget_mib, context.settings.memory_budget_mib)
-        front = front_of(
-            list(by_number.values()), context.metric, context.budget, context.reference_ms, context.min_score, *limits
-        )
+        front = front_of(list(by_number.values()), context.objectives)
         wanted = [*front.points, *([front.baseline] if front.baseline is not None else [])]
         missing = [record for record in wanted if record.file is None]
         if not missing:
@@ -132,9 +129,8 @@ def _measured(
     student, recipe = load_student(folder.trial(record.name), context.model, context.graph)
     partial = folder.front / f".{record.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    target = ExportTarget(
-        context.settings.runtime, context.settings.n_threads, folder.reference, context.reference_ms, target_device
-    )
+    settings, reference_ms = context.settings, context.objectives.reference_ms
+    target = ExportTarget(settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device)
     measured = export_point(partial, record, student, recipe, context.task, target, facts)
     shutil.rmtree(folder.point(record.name), ignore_errors=True)
     partial.rename(folder.point(record.name))

@@ -15,7 +15,7 @@ from autocompress.compression import Recipe, sparse_saving_bytes
 from autocompress.latency.layer_times import measure_layer_times
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import RECIPE, save_student, write_manifest
-from autocompress.publishing.standalone import RUNNABLE, choose_examples, measure_memory, write_examples, write_runner
+from autocompress.publishing.runner import RUNNABLE, choose_examples, measure_memory, write_examples, write_runner
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.results.run_folder import LAYER_TIMES
 from autocompress.runtimes import Session, check_parity, runtime_named

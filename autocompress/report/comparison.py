@@ -42,7 +42,7 @@ def comparison(run: Run, numbers: Sequence[int]) -> Iterator[Table]:
 
 def _figures(run: Run, shown: Sequence[TrialRecord]) -> Table:
     table = _table("", *(f"trial {record.number}" for record in shown))
-    metric = run.info.metric
+    metric = run.info.objectives.metric
     rows: list[tuple[str, Cell]] = [("what was done", lambda record: candidate_text(record.candidate))]
     splits = dict.fromkeys(split for record in shown if record.file for split in record.file.metrics)
     rows += [(f"{metric}, {split} (file)", lambda r, split=split: _metric(r, split, metric)) for split in splits]  # type: ignore[misc]

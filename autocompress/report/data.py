@@ -14,7 +14,7 @@ from autocompress.report.sensitivity import sensitivity_map
 from autocompress.report.time_shares import time_shares
 from autocompress.report.why import why_not_faster
 from autocompress.report.wording import candidate_text, is_number, is_share, reason_text, stopped_text
-from autocompress.results.pareto import ratio, score
+from autocompress.results.objectives import ratio, score
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.results.run_folder import Run, RunInfo
 from autocompress.space.candidate import FULL_BITS, Candidate
@@ -39,7 +39,7 @@ def page_data(run: Run) -> Json:
         "points": _points(run, paths),
         "sensitivity": sensitivity_map(run.folder.sensitivity, paths),
         "reason": run.front.reason,
-        "hypervolume": hypervolume_history(run.records, info.metric, info.budget_ratio),
+        "hypervolume": hypervolume_history(run.records, info.objectives),
     }
 
 
@@ -77,11 +77,12 @@ def _info(info: RunInfo) -> Json:
     return {
         "task": info.task,
         "task_spec": info.task_spec,
-        "metric": info.metric,
-        "is_share": is_share(info.metric),
-        "reference_ms": _number(info.reference_ms),
+        "metric": info.objectives.metric,
+        "direction": info.objectives.direction,
+        "is_share": is_share(info.objectives.metric),
+        "reference_ms": _number(info.objectives.reference_ms),
         "runtime": info.settings.runtime,
-        "budget_ratio": info.budget_ratio,
+        "budget_ratio": info.objectives.budget,
         "settings": _flat(info.settings.to_dict()),
         "frozen": [dict(item) for item in info.frozen],
         "machine": dict(info.machine),
@@ -129,7 +130,7 @@ def _choices(candidate: Candidate, names: Mapping[str, list[str]]) -> Json:
 
 def _trial(record: TrialRecord, run: Run, names: Mapping[str, list[str]], on_front: bool) -> Json:
     info = run.info
-    outside = reason_text(record, info.metric, info.budget_ratio, info.min_score)
+    outside = reason_text(record, info.objectives)
     trial: Json = {
         "number": record.number,
         "name": record.name,
@@ -140,7 +141,7 @@ def _trial(record: TrialRecord, run: Run, names: Mapping[str, list[str]], on_fro
         "fine_tuned": record.fine_tuned,
         "what": candidate_text(record.candidate, len(info.layers)),
         "choices": _choices(record.candidate, names),
-        "score": _number(score(record, info.metric)),
+        "score": _number(score(record, info.objectives.metric)),
         "ratio": _number(ratio(record)),
         "metrics": _numbers(record.metrics),
         "latency": _latency(record.latency),
@@ -148,10 +149,10 @@ def _trial(record: TrialRecord, run: Run, names: Mapping[str, list[str]], on_fro
         "n_macs": record.n_macs,
         "size_mib": _number(record.size_mib if record.file is None else record.file.size_mib),
         "predicted": _predicted(record),
-        "rungs": [[rung.steps, _number(rung.metrics.get(info.metric))] for rung in record.rungs],
+        "rungs": [[rung.steps, _number(rung.metrics.get(info.objectives.metric))] for rung in record.rungs],
         "seconds": _numbers(record.seconds),
         "ended": record.ended,
-        "file": None if record.file is None else _file(record.file, info.metric),
+        "file": None if record.file is None else _file(record.file, info.objectives.metric),
     }
     if outside is not None:
         trial["why"] = outside

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from autocompress.errors import InputError, MissingExtraError
 from autocompress.report.wording import is_number, is_share, reason_text
-from autocompress.results.pareto import ratio, score
+from autocompress.results.objectives import ratio, score
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run
 
@@ -111,7 +111,7 @@ def write_figure(run: Run, file: Path) -> None:
     """
     if file.suffix.lower() not in CANVASES:
         raise InputError(f"a figure is an .svg or a .png file, but got {file.name!r}")
-    metric = run.info.metric
+    metric = run.info.objectives.metric
     placed = [(r, ratio(r), score(r, metric)) for r in run.records]
     shown = [(r, x, y) for r, x, y in placed if r.is_point and is_number(x) and is_number(y)]
     if not shown:
@@ -126,14 +126,14 @@ def _draw(canvas: Canvas, run: Run, shown: Sequence[tuple[TrialRecord, float, fl
     best = [(x, y) for r, x, y in shown if r.number in front or r.candidate.is_baseline] or [
         (x, y) for _, x, y in shown
     ]
-    xs = [x for x, _ in best] + ([info.budget_ratio] if info.budget_ratio is not None else [])
+    xs = [x for x, _ in best] + ([info.objectives.budget] if info.objectives.budget is not None else [])
     across = _Scale(xs, LEFT, RIGHT)
     low = min(y for _, y in best)
     room = 1.2 * max(max(y for _, y in best) - low, 0.01 * abs(low))
     up = _Scale([y for _, y in best] + [max(low - room, min(y for _, _, y in shown))], BOTTOM, TOP)
-    _axes(canvas, across, up, info.metric)
-    if info.budget_ratio is not None:
-        at = across(info.budget_ratio)
+    _axes(canvas, across, up, info.objectives.metric)
+    if info.objectives.budget is not None:
+        at = across(info.objectives.budget)
         canvas.line([(at, TOP), (at, BOTTOM)], BUDGET, 1.2)
         canvas.text((at + 5, BOTTOM - 8), "budget", BUDGET, "start")
     line = sorted((across(x), up(y)) for r, x, y in shown if r.number in front)
@@ -159,7 +159,7 @@ def _kind(record: TrialRecord, front: set[int], run: Run) -> str:
         return "front"
     if record.candidate.is_baseline:
         return "baseline"
-    outside = reason_text(record, run.info.metric, run.info.budget_ratio, run.info.min_score) is not None
+    outside = reason_text(record, run.info.objectives) is not None
     return "outside" if outside else "trial"
 
 
@@ -170,8 +170,8 @@ def _mark(canvas: Canvas, at: Point, kind: str) -> None:
     elif kind == "baseline":
         canvas.shape([(x - 5, y - 5), (x + 5, y - 5), (x + 5, y + 5), (x - 5, y + 5)], INK, "#ffffff")
     elif kind == "trial":
-        measurement_lock = [2 * math.pi * i / 20 for i in range(20)]
-        canvas.shape([(x + 3.5 * math.cos(turn), y + 3.5 * math.sin(turn)) for turn in measurement_lock], None, QUIET)
+        angles = [2 * math.pi * i / 20 for i in range(20)]
+        canvas.shape([(x + 3.5 * math.cos(turn), y + 3.5 * math.sin(turn)) for turn in angles], None, QUIET)
     else:
         canvas.line([(x - 3, y - 3), (x + 3, y + 3)], QUIET, 1.2)
         canvas.line([(x - 3, y + 3), (x + 3, y - 3)], QUIET, 1.2)

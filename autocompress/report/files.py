@@ -22,7 +22,7 @@ def write_front_table(run: Run) -> Path:
         "schema": SCHEMA_VERSION,
         "task": run.info.task,
         "reason": run.front.reason,
-        "columns": describe([str(name) for name in frame.columns], run.info.metric),
+        "columns": describe([str(name) for name in frame.columns], run.info.objectives.metric),
         "rows": json.loads(frame.to_json(orient="records", double_precision=15)),
     }
     _write(run.folder.table_json, json.dumps(table, indent=1, allow_nan=False))

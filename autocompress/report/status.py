@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.results.pareto import score
 from autocompress.results.run_folder import Run, RunFolder
 
 _ENDS = {"complete", "stopped", "failed", "unusable"}
@@ -50,7 +49,7 @@ def _state(run: Run, driver: str | None) -> str:
         return f"{'searching' if n_done < n_trials else 'measuring the front'} ({driver})"
     if n_done >= n_trials and run.folder.report.is_file():
         return "done"
-    return f"not running; `autocompress resume {run.folder.path}` goes on"
+    return f"not running; `autocompress resume {run.folder.path}` continues it"
 
 
 def _trials(run: Run) -> str:
@@ -62,8 +61,8 @@ def _front(run: Run) -> str:
     front = run.front
     if front.reason or not front.points:
         return front.reason or "no trial yet"
-    best = max(front.points, key=lambda point: score(point, front.metric))
-    return f"{len(front.points)} points, best {front.metric} {score(best, front.metric):.4f} ({best.name})"
+    best = max(front.points, key=front.objectives.gain_of)
+    return f"{len(front.points)} points, best {front.metric} {front.objectives.score_of(best):.4f} ({best.name})"
 
 
 def _pace(run: Run) -> str:

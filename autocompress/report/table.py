@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.report.wording import NOTHING, budget_text, candidate_text, is_number, metric_text
-from autocompress.results.pareto import score
+from autocompress.results.objectives import score
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run
 
@@ -25,7 +25,7 @@ def front_table(run: Run) -> Table:
         caption=_caption(run),
         caption_justify="left",
     )
-    metric = run.info.metric
+    metric = run.info.objectives.metric
     heads = (
         "trial",
         f"{metric}\non test",
@@ -53,7 +53,7 @@ def _title(run: Run) -> Text:
 
 
 def _caption(run: Run) -> Text:
-    lines = [budget_text(run.info.budget_ratio, run.info.reference_ms)]
+    lines = [budget_text(run.info.objectives)]
     if not run.front.points:
         lines.append("no trial has both a latency and a score yet, so there is no front")
     elif any(point.file is None for point in run.front.points):
@@ -65,7 +65,7 @@ def _caption(run: Run) -> Text:
 
 def _cells(record: TrialRecord, run: Run) -> list[Text]:
     """One row; `Text` keeps square brackets in names from being read as markup."""
-    metric = run.info.metric
+    metric = run.info.objectives.metric
     latency = record.file.latency if record.file is not None else record.latency
     size = record.file.size_mib if record.file is not None else record.size_mib
     test = record.file.metrics.get("test", {}).get(metric) if record.file is not None else None

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
-from autocompress.results.pareto import ratio, score
+from autocompress.results.objectives import Objectives, ratio
 from autocompress.results.records import TrialRecord
 from autocompress.space.candidate import Candidate, bits_number
 
@@ -30,11 +30,12 @@ def metric_text(value: float | None, metric: str) -> str:
     return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.4g}"
 
 
-def budget_text(budget_ratio: float | None, reference_ms: float) -> str:
+def budget_text(objectives: Objectives) -> str:
     """The latency budget as a share of the uncompressed latency and in milliseconds."""
-    if budget_ratio is None:
+    budget = objectives.budget
+    if budget is None:
         return "no latency budget"
-    return f"latency budget {budget_ratio:.3g}x of the uncompressed model = {budget_ratio * reference_ms:.3g} ms"
+    return f"latency budget {budget:.3g}x of the uncompressed model = {budget * objectives.reference_ms:.3g} ms"
 
 
 def candidate_text(candidate: Candidate, n_layers: int = 0) -> str:
@@ -69,25 +70,24 @@ def failure_text(record: TrialRecord) -> str:
     return lines[-1] if lines else "failed without a message"
 
 
-def reason_text(
-    record: TrialRecord, metric: str, budget_ratio: float | None, min_score: float | None = None
-) -> str | None:
+def reason_text(record: TrialRecord, objectives: Objectives) -> str | None:
     """Why a trial cannot be on the front; None for one that could, and for the uncompressed model."""
     if record.state == "failed":
         return failure_text(record)
     if record.candidate.is_baseline:
         return None
-    if budget_ratio is not None and not ratio(record) <= budget_ratio:
-        return over_budget_text(record, budget_ratio)
-    if min_score is not None and not score(record, metric) >= min_score:
-        return f"{metric} {metric_text(score(record, metric), metric)} is below the smallest useful {min_score:.4g}"
+    if objectives.budget is not None and not ratio(record) <= objectives.budget:
+        return over_budget_text(record, objectives.budget)
+    if objectives.metric_limit is not None and not objectives.is_useful(record):
+        value = metric_text(objectives.score_of(record), objectives.metric)
+        return f"{objectives.metric} {value} is worse than the worst useful {objectives.metric_limit:.4g}"
     return None
 
 
 def stopped_text(record: TrialRecord) -> str:
-    """How far a trial came that was stopped early."""
+    """After which rung a trial was stopped early."""
     n_steps = record.rungs[-1].steps if record.rungs else 0
-    return f"stopped after {n_steps} steps of fine-tuning, since others were better by then; `refine` trains it on"
+    return f"stopped after {n_steps} steps of fine-tuning, since others were better by then; `refine` trains it longer"
 
 
 def over_budget_text(record: TrialRecord, budget_ratio: float) -> str:

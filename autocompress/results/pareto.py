@@ -1,4 +1,4 @@
-"""Pareto fronts of trial records: accuracy up, latency down."""
+"""Pareto fronts of trial records: a better metric against a lower latency."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from autocompress.errors import InputError
 from autocompress.results.columns import row
+from autocompress.results.objectives import Floats, Objectives, budget_ratio, memory_of, ratio, size_of
 from autocompress.results.records import TrialRecord
 from autocompress.space.candidate import Candidate
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Floats = NDArray[np.float64]
 
 
 def non_dominated(costs: Floats) -> NDArray[np.bool_]:
@@ -97,24 +96,34 @@ class ParetoFront:
     Attributes:
         points: records on the front, fastest first. Where files were exported each has `.file`.
         baseline: the uncompressed model's record.
-        metric: name of the metric that is maximised.
-        budget_ratio: the latency budget as a share of the uncompressed latency; None without a budget.
-        reference_ms: latency of the uncompressed model in this run, milliseconds.
+        objectives: what the run optimises, and its limits.
         reason: empty; or, when no point is within the budget, why, and `points` are the nearest ones.
     """
 
     points: tuple[TrialRecord, ...]
     baseline: TrialRecord | None
-    metric: str
-    budget_ratio: float | None
-    reference_ms: float
+    objectives: Objectives
     reason: str = ""
 
     @property
+    def metric(self) -> str:
+        """Name of the metric that is optimised."""
+        return self.objectives.metric
+
+    @property
+    def budget_ratio(self) -> float | None:
+        """The latency budget as a share of the uncompressed latency; None without a budget."""
+        return self.objectives.budget
+
+    @property
+    def reference_ms(self) -> float:
+        """Latency of the uncompressed model in this run, milliseconds."""
+        return self.objectives.reference_ms
+
+    @property
     def hypervolume(self) -> float:
-        """Area over (latency ratio, metric) against the reference (1.0, 0.0); in [0, 1] for a metric in [0, 1]."""
-        costs = np.array([[ratio(point), -score(point, self.metric)] for point in self.points]).reshape(-1, 2)
-        return hypervolume(costs, (1.0, 0.0))
+        """Area over (latency ratio, metric) against `Objectives.reference_point`; in [0, 1] for a metric in [0, 1]."""
+        return hypervolume(self.objectives.costs(self.points), self.objectives.reference_point)
 
     def pick(
         self,
@@ -128,7 +137,7 @@ class ParetoFront:
 
         Args:
             latency_budget: "1.5ms" or "0.5x" of the uncompressed latency.
-            min_accuracy: smallest value of the metric.
+            min_accuracy: worst acceptable value of the metric: the smallest, or the largest of a minimised one.
             trial: number of a trial on the front.
             knee: the point of `knee()`; goes with none of the others.
 
@@ -156,15 +165,17 @@ class ParetoFront:
                     f"{ratio(nearest) * self.reference_ms:.3g}ms ({ratio(nearest):.3g}x); search with a lower budget"
                 )
         if min_accuracy is not None:
-            nearest = max(points, key=lambda point: score(point, self.metric))
-            points = [point for point in points if score(point, self.metric) >= min_accuracy]
+            gain_of, least = self.objectives.gain_of, self.objectives.gain(min_accuracy)
+            nearest = max(points, key=gain_of)
+            points = [point for point in points if gain_of(point) >= least]
             if not points:
+                sign = ">=" if self.objectives.is_maximized else "<="
                 raise InputError(
-                    f"no such point of the front has {self.metric} >= {min_accuracy}; the best, {nearest.name}, "
-                    f"has {score(nearest, self.metric):.4g}"
+                    f"no such point of the front has {self.metric} {sign} {min_accuracy}; the best, {nearest.name}, "
+                    f"has {self.objectives.score_of(nearest):.4g}"
                 )
             return min(points, key=ratio)
-        return max(points, key=lambda point: score(point, self.metric))
+        return max(points, key=self.objectives.gain_of)
 
     def knee(self) -> TrialRecord:
         """The point where giving up more of one objective stops paying: farthest from the line between the ends.
@@ -180,7 +191,7 @@ class ParetoFront:
         if not self.points:
             raise InputError("the front has no points; run or resume the search first")
         xs = np.array([ratio(point) for point in self.points])
-        ys = np.array([score(point, self.metric) for point in self.points])
+        ys = np.array([self.objectives.gain_of(point) for point in self.points])
         across, up = np.ptp(xs) or 1.0, np.ptp(ys) or 1.0
         return self.points[int(np.argmax((ys - ys.min()) / up - (xs - xs.min()) / across))]
 
@@ -192,127 +203,54 @@ class ParetoFront:
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(row(_NO_POINT, self.metric)))
 
 
-def ratio(record: TrialRecord) -> float:
-    """Latency as a share of the uncompressed model's: of the exported file where there is one, else of the search."""
-    latency = record.file.latency if record.file is not None else record.latency
-    return float("nan") if latency is None else latency.ratio
-
-
-def score(record: TrialRecord, metric: str) -> float:
-    """The metric on the selection split: of the exported file where there is one, else of the student."""
-    metrics = record.file.metrics.get("selection", {}) if record.file is not None else record.metrics
-    return metrics.get(metric, float("nan"))
-
-
-def front_of(
-    records: Sequence[TrialRecord],
-    metric: str,
-    budget: float | None,
-    reference_ms: float,
-    min_score: float | None = None,
-    max_size_mib: float | None = None,
-    max_memory_mib: float | None = None,
-) -> ParetoFront:
+def front_of(records: Sequence[TrialRecord], objectives: Objectives) -> ParetoFront:
     """Builds the front from all records of a run.
 
     Args:
         records: any order; failed ones are left out.
-        metric: name of the metric to maximise.
-        budget: latency ratio that a feasible record must not exceed, or None.
-        reference_ms: latency of the uncompressed model, milliseconds.
-        min_score: value of the metric that a feasible record must reach, or None.
-        max_size_mib: size of the runtime's file that a feasible record must not exceed, or None.
-        max_memory_mib: memory that a feasible record's file must not exceed, or None; known of exported files alone.
+        objectives: of the run.
 
     Returns:
         The front among feasible records; when none is feasible, the front among the three nearest and the reason.
     """
     complete = [record for record in records if record.is_point]
     baseline = next((record for record in complete if record.candidate.is_baseline), None)
-    fast = [record for record in complete if budget is None or ratio(record) <= budget]
-    small = [record for record in fast if _excess(record, max_size_mib, max_memory_mib) <= 0]
-    feasible = [record for record in small if min_score is None or score(record, metric) >= min_score]
+    fast = [record for record in complete if objectives.budget is None or ratio(record) <= objectives.budget]
+    small = [record for record in fast if objectives.bytes_excess(record) <= 0]
+    feasible = [record for record in small if objectives.is_useful(record)]
     reason = ""
     if complete and not fast:
         feasible = sorted(complete, key=ratio)[:3]
         reason = (
-            f"no trial is within {budget:.3g}x of the uncompressed latency; the fastest of "
+            f"no trial is within {objectives.budget:.3g}x of the uncompressed latency; the fastest of "
             f"{len(complete)} ({feasible[0].name}) has {ratio(feasible[0]):.3g}x; "
             "offer stronger choices in the space, or raise the budget"
         )
     elif fast and not small:
-        feasible = sorted(fast, key=lambda record: _excess(record, max_size_mib, max_memory_mib))[:3]
+        feasible = sorted(fast, key=objectives.bytes_excess)[:3]
+        limits = _limits_text(objectives.max_size_mib, objectives.max_memory_mib)
         reason = (
-            f"no trial that is fast enough is within {_limits_text(max_size_mib, max_memory_mib)}; "
-            f"the nearest ({feasible[0].name}) has {_limits_text(_size(feasible[0]), _memory(feasible[0]))}; "
+            f"no trial that is fast enough is within {limits}; "
+            f"the nearest ({feasible[0].name}) has {_limits_text(size_of(feasible[0]), memory_of(feasible[0]))}; "
             "raise the budget, or offer stronger choices in the space"
         )
     elif small and not feasible:
-        feasible = sorted(small, key=lambda record: -score(record, metric))[:3]
+        feasible = sorted(small, key=lambda record: -objectives.gain_of(record))[:3]
         reason = (
-            f"no trial that is fast enough reaches {metric} {min_score:.4g}; the best ({feasible[0].name}) has "
-            f"{score(feasible[0], metric):.4g}; give more trials or fine-tune steps, or lower --min-accuracy"
+            f"no trial that is fast enough reaches {objectives.metric} {objectives.metric_limit:.4g}; the best "
+            f"({feasible[0].name}) has {objectives.score_of(feasible[0]):.4g}; "
+            "give more trials or fine-tune steps, or another --min-accuracy"
         )
-    costs = np.array([[ratio(record), -score(record, metric)] for record in feasible]).reshape(-1, 2)
-    points = [record for record, marked in zip(feasible, non_dominated(costs), strict=True) if marked]
-    points.sort(key=lambda record: (ratio(record), -score(record, metric)))
-    return ParetoFront(tuple(points), baseline, metric, budget, reference_ms, reason)
-
-
-def _size(record: TrialRecord) -> float:
-    return record.size_mib if record.file is None else record.file.size_mib
-
-
-def _memory(record: TrialRecord) -> float | None:
-    return None if record.file is None else record.file.memory_mib
+    marks = non_dominated(objectives.costs(feasible))
+    points = [record for record, marked in zip(feasible, marks, strict=True) if marked]
+    points.sort(key=lambda record: (ratio(record), -objectives.gain_of(record)))
+    return ParetoFront(tuple(points), baseline, objectives, reason)
 
 
 def _limits_text(size_mib: float | None, memory_mib: float | None) -> str:
     """`a file of 0.2 MiB and memory of 30 MiB`, without what is not known."""
     known = (("a file", size_mib), ("memory", memory_mib))
     return " and ".join(f"{name} of {mib:.3g} MiB" for name, mib in known if mib is not None)
-
-
-def _excess(record: TrialRecord, max_size_mib: float | None, max_memory_mib: float | None) -> float:
-    """How many MiB a record is beyond the limits, the larger of both; what is not known is not beyond."""
-    over = [
-        value - limit
-        for value, limit in ((_size(record), max_size_mib), (_memory(record), max_memory_mib))
-        if value is not None and limit is not None
-    ]
-    return max(over, default=0.0)
-
-
-def budget_ratios(text: str, reference_ms: float) -> tuple[float, ...]:
-    """Budgets with commas between them, "0.5x,0.35x", as shares of the uncompressed latency; the largest first.
-
-    Raises:
-        InputError: one of them is no budget.
-    """
-    return tuple(sorted({budget_ratio(part, reference_ms) for part in text.split(",")}, reverse=True))
-
-
-def budget_ratio(text: str, reference_ms: float) -> float:
-    """A budget as a share of the uncompressed latency.
-
-    Args:
-        text: "0.5x" (share) or "2.0ms" (milliseconds).
-        reference_ms: latency of the uncompressed model, milliseconds.
-
-    Raises:
-        InputError: another form, or not positive.
-    """
-    form = "a latency budget is a positive share like 0.5x or milliseconds like 2.0ms"
-    number, unit = text.strip()[:-1], text.strip()[-1:]
-    if text.strip().endswith("ms"):
-        number, unit = text.strip()[:-2], "ms"
-    try:
-        value = float(number)
-    except ValueError:
-        raise InputError(f"{form}, but got {text!r}") from None
-    if unit not in ("x", "ms") or not np.isfinite(value) or value <= 0:
-        raise InputError(f"{form}, but got {text!r}")
-    return value if unit == "x" else value / reference_ms
 
 
 _NO_POINT = TrialRecord(0, "complete", "baseline", Candidate())

@@ -22,12 +22,13 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
+from autocompress.results.objectives import Objectives, budget_ratios
 from autocompress.results.pareto import ParetoFront, front_of
 from autocompress.results.records import TrialRecord, read_records
 from autocompress.space.rank_choice import RANK_GRID
@@ -44,28 +45,23 @@ class RunInfo:
         task: what the user typed for the task, or its class name when given from Python.
         task_spec: the text that loads the task again; None when it was given as an object.
         settings: of the search.
-        metric: the metric that is maximised, on the selection split.
         model_digest, space_digest: of the uncompressed weights' shapes and names, and of the space's knobs.
-        reference_ms: latency of the uncompressed model, milliseconds.
-        budget_ratio: the budget as a share of `reference_ms`; None without one.
+        objectives: what is optimised, and its limits.
         layers: network order; path, kind, n_params, n_macs of each layer.
         knobs: names and choices of the space.
         frozen: name, what, reason of everything that is left as it is.
         machine, versions: of the driver.
         command: what was typed.
         started: ISO 8601 time of the first start.
-        min_score: smallest useful value of the metric; None for no limit.
         rank_grid: of the space; see `SearchSpace`.
     """
 
     task: str
     task_spec: str | None
     settings: SearchSettings
-    metric: str
+    objectives: Objectives
     model_digest: str
     space_digest: str
-    reference_ms: float
-    budget_ratio: float | None
     layers: tuple[Mapping[str, Any], ...] = ()
     knobs: tuple[Mapping[str, Any], ...] = ()
     frozen: tuple[Mapping[str, str], ...] = ()
@@ -73,7 +69,6 @@ class RunInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     started: str = ""
-    min_score: float | None = None
     rank_grid: int = RANK_GRID
 
 
@@ -196,7 +191,9 @@ class RunFolder:
 
     def write_info(self, info: RunInfo) -> None:
         """Writes `run.json`."""
-        text = json.dumps({"schema": SCHEMA_VERSION, **asdict(info)}, indent=1)
+        data = asdict(replace(info, objectives=None))  # type: ignore[arg-type]  # written key by key
+        del data["objectives"]
+        text = json.dumps({"schema": SCHEMA_VERSION, **data, **_objectives_to_dict(info.objectives)}, indent=1)
         temporary = self.info.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.info)
@@ -216,6 +213,7 @@ class RunFolder:
             if data.pop("schema") != SCHEMA_VERSION:
                 raise InputError(f"{self.info} was written by another version; use that version to read it")
             data["settings"] = SearchSettings.from_dict(data["settings"])
+            data["objectives"] = _objectives_from_dict(data, data["settings"])
             for key in ("layers", "knobs", "frozen"):
                 data[key] = tuple(data[key])
             return RunInfo(**data)
@@ -230,6 +228,32 @@ class RunFolder:
         """
         info = self.read_info()
         records = read_records(self.records) if self.records.exists() else []
-        limits = (info.settings.size_budget_mib, info.settings.memory_budget_mib)
-        front = front_of(records, info.metric, info.budget_ratio, info.reference_ms, info.min_score, *limits)
-        return Run(self, info, tuple(records), front)
+        return Run(self, info, tuple(records), front_of(records, info.objectives))
+
+
+def _objectives_to_dict(objectives: Objectives) -> dict[str, Any]:
+    """What `run.json` holds of the objectives; the limits of size and memory are settings."""
+    return {
+        "metric": objectives.metric,
+        "direction": objectives.direction,
+        "further_metrics": dict(objectives.further),
+        "reference_ms": objectives.reference_ms,
+        "budget_ratio": objectives.budget,
+        "min_score": objectives.metric_limit,
+    }
+
+
+def _objectives_from_dict(data: dict[str, Any], settings: SearchSettings) -> Objectives:
+    """Takes the objectives' keys out of `run.json`; runs from before metrics had a direction maximise."""
+    reference_ms = data.pop("reference_ms")
+    data.pop("budget_ratio")
+    return Objectives(
+        metric=data.pop("metric"),
+        direction=data.pop("direction", "maximize"),
+        reference_ms=reference_ms,
+        latency_budgets=() if settings.latency_budget is None else budget_ratios(settings.latency_budget, reference_ms),
+        metric_limit=data.pop("min_score", None),
+        max_size_mib=settings.size_budget_mib,
+        max_memory_mib=settings.memory_budget_mib,
+        further=data.pop("further_metrics", {}),
+    )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.results.pareto import Floats, ratio, score
+from autocompress.results.objectives import Floats, Objectives, ratio, score
 from autocompress.results.records import TrialRecord
 
 KEEP_FRACTION = 0.45
@@ -31,23 +31,24 @@ class ParetoEarlyStopping:
     first rung. A trial that is stopped stays a point with what it has reached.
 
     Args:
-        budget: largest feasible latency ratio, or None.
-        keep_fraction: share of the trials that go on.
+        objectives: of the search.
+        keep_fraction: share of the trials at a rung that continue.
     """
 
-    def __init__(self, budget: float | None, keep_fraction: float = KEEP_FRACTION) -> None:
-        self._budget, self._keep_fraction = budget, keep_fraction
+    def __init__(self, objectives: Objectives, keep_fraction: float = KEEP_FRACTION) -> None:
+        self._objectives, self._keep_fraction = objectives, keep_fraction
         self._costs: dict[int, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=_LATEST))
         self._warmup_trials: set[str] = set()
         self.stopped: set[str] = set()
 
-    def learn(self, records: Iterable[TrialRecord], metric: str) -> None:
+    def learn(self, records: Iterable[TrialRecord]) -> None:
         """Takes in the rungs of trials that ended in an earlier start of the run."""
         for record in records:
             if len(record.rungs) > 1 and len(self._warmup_trials) < _N_WARMUP_TRIALS:
                 self._warmup_trials.add(record.name)
             for rung in record.rungs:
-                self._costs[rung.steps].append((ratio(record), -rung.metrics.get(metric, math.nan)))
+                gain = self._objectives.gain(rung.metrics.get(self._objectives.metric, math.nan))
+                self._costs[rung.steps].append((ratio(record), -gain))
 
     def should_continue(self, trial: str, steps: int, score: float, ratio: float) -> bool:
         """Whether a trial is worth the next rung.
@@ -55,14 +56,14 @@ class ParetoEarlyStopping:
         Args:
             trial: its name; remembered in `stopped` if not.
             steps: of fine-tuning after which it was judged, which name the rung.
-            score: the metric there, to be maximised; NaN never goes on.
+            score: the metric there; a trial with NaN is stopped.
             ratio: its latency ratio.
         """
         costs = self._costs[steps]
-        costs.append((ratio, -score))
+        costs.append((ratio, -self._objectives.gain(score)))
         if len(self._warmup_trials) < _N_WARMUP_TRIALS:
             self._warmup_trials.add(trial)
-        place = pareto_order(np.array(costs), self._budget)[-1]
+        place = pareto_order(np.array(costs), self._objectives.budget)[-1]
         is_high = place < max(1, math.ceil(len(costs) * self._keep_fraction))
         if math.isnan(score) or not (is_high or trial in self._warmup_trials):
             self.stopped.add(trial)
@@ -121,12 +122,13 @@ def _contributions(front: Floats) -> Floats:
     return gains
 
 
-def expected_score(record: TrialRecord, others: Iterable[TrialRecord], metric: str) -> float:
+def expected_score(record: TrialRecord, others: Iterable[TrialRecord], objectives: Objectives) -> float:
     """What a stopped trial would probably have reached: a line through the trials that went on from its last rung.
 
     The line's slope is kept in [0, 1] (what is worse has more to gain) and its value at least at what was reached.
     With fewer than five trials to go by, it is what was reached.
     """
+    metric = objectives.metric
     reached = score(record, metric)
     if record.state != "stopped" or not record.rungs:
         return reached
@@ -138,7 +140,8 @@ def expected_score(record: TrialRecord, others: Iterable[TrialRecord], metric: s
     ]
     if len(pairs) < _MIN_PAIRS:
         return reached
-    return max(reached, final_score(record.rungs[last].metrics[metric], pairs))
+    expected = final_score(record.rungs[last].metrics[metric], pairs)
+    return max(reached, expected, key=objectives.gain)
 
 
 def final_score(at: float, pairs: Sequence[tuple[float, float]]) -> float:

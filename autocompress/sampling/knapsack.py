@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.results.pareto import Floats, non_dominated
+from autocompress.results.objectives import Floats
+from autocompress.results.pareto import non_dominated
 from autocompress.sampling.knob_blocks import KnobBlock
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Choice, SearchSpace

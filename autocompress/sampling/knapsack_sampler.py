@@ -18,7 +18,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.results.pareto import Floats, added_hypervolume, non_dominated
+from autocompress.results.objectives import Floats, Objectives
+from autocompress.results.pareto import added_hypervolume, non_dominated
 from autocompress.sampling.knapsack import OptionIndices, Predict, Solver, knapsack, thinned
 from autocompress.sampling.knob_blocks import KnobBlock, blocks_of
 from autocompress.sampling.reseeded_sampler import BestAndRecentView
@@ -42,16 +43,14 @@ class SamplerContext:
         increases: loss increase of every choice of every knob.
         predict: latency ratios of candidates; may change as trials end.
         settled: the model that latencies are linearised with: another object once enough was measured to do it again.
-        budget: the largest latency ratio of interest, or None.
-        min_score: smallest useful value of the metric, or None.
+        objectives: of the search.
     """
 
     space: SearchSpace
     increases: Mapping[str, Mapping[Choice, float]]
     predict: Predict
     settled: Callable[[], Predict]
-    budget: float | None
-    min_score: float | None
+    objectives: Objectives
 
 
 class Planner:
@@ -65,7 +64,7 @@ class Planner:
     """
 
     def __init__(self, knowledge: SamplerContext) -> None:
-        self._knowledge = knowledge
+        self._knowledge, self._objectives = knowledge, knowledge.objectives
         self.given = ProposedCandidates()
         self.space = knowledge.space
         self.blocks = blocks_of(knowledge.space)
@@ -84,7 +83,7 @@ class Planner:
             trials: that ended, with values (metric, latency ratio); at least three.
             rng: of the draws.
         """
-        values = np.array([trial.values for trial in trials])
+        values = np.array([(self._objectives.gain(trial.values[0]), trial.values[1]) for trial in trials])
         surrogate = Surrogate(self._table)
         surrogate.fit(np.array([self._features_of(trial) for trial in trials]), values[:, 0])
         draws = [surrogate.sample(rng) for _ in range(_N_DRAWS)]
@@ -109,7 +108,7 @@ class Planner:
         costs = self._table.costs(weights[:-1])
         option_indices = []
         for latencies in self._latencies:
-            solved = knapsack(costs, latencies, self._knowledge.budget or 1.0, _N_BUCKETS)
+            solved = knapsack(costs, latencies, self._objectives.budget or 1.0, _N_BUCKETS)
             option_indices += [solved.option_indices(int(bucket)) for bucket in thinned(solved.steps(), _N_SOLVED)]
         return option_indices
 
@@ -128,18 +127,18 @@ class Planner:
     def _on_front(self, values: Floats) -> Any:
         """Which trials are on the front within the budget; on that of all, while none is within."""
         costs = np.column_stack([values[:, 1], -values[:, 0]])
-        within = costs[:, :1] <= (self._knowledge.budget or np.inf)
+        within = costs[:, :1] <= (self._objectives.budget or np.inf)
         return non_dominated(np.where(within, costs, np.nan) if within.any() else costs)
 
     def _gains(self, values: Floats, scores: Floats, latencies: Floats) -> Floats:
         """Hypervolume that each candidate is expected to add, shape (n,); over the budget, how far beyond.
 
         Args:
-            values: of the trials, (metric, latency ratio), shape (n_trials, 2).
+            values: of the trials, (gain, latency ratio), shape (n_trials, 2).
             scores: predicted by each draw of the weights, shape (n_draws, n).
             latencies: predicted ratios, shape (n,).
         """
-        limit = self._knowledge.budget or 1.0
+        limit = self._objectives.budget or 1.0
         costs = np.column_stack([values[:, 1], -values[:, 0]])
         front = costs[self._on_front(values)]
         gains = added_hypervolume(front, (limit, -self._floor(values)), latencies, -scores).mean(axis=0)
@@ -148,9 +147,9 @@ class Planner:
         return np.where(latencies > limit, -latencies, np.where(gains > 0, gains, 1e-6 * (mean - mean.max() - 1)))
 
     def _floor(self, values: Floats) -> float:
-        """The worst score of interest."""
-        if self._knowledge.min_score is not None:
-            return self._knowledge.min_score
+        """The worst gain of interest."""
+        if self._objectives.gain_limit is not None:
+            return self._objectives.gain_limit
         return float(np.quantile(values[:, 0], 0.1))
 
     def _features_of(self, trial: FrozenTrial) -> Floats:

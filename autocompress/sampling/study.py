@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.results.pareto import ratio, score
+from autocompress.results.objectives import Objectives, ratio
 from autocompress.results.records import TrialRecord
 from autocompress.sampling.early_stopping import expected_score
 from autocompress.sampling.initial_candidates import strong_candidate
@@ -32,7 +32,7 @@ _LEARNT_FROM = 1024  # numbers before a trial's whose records say what it would 
 
 
 class SearchStudy:
-    """An Optuna study of (metric up, latency ratio down) with the budget as a constraint.
+    """An Optuna study of the metric in its direction and of the latency ratio, with the limits as constraints.
 
     Every knob is an integer: the position of the choice in its ordered list. A trial's full record is kept in the
     study, so that `trials.jsonl` can be written anew from it.
@@ -41,10 +41,7 @@ class SearchStudy:
         path: of the journal file; made if missing. The caller holds the run's lock. None keeps the study in memory.
         space: of the search.
         sampler: who proposes.
-        metric: name of the metric to maximise.
-        budget: largest feasible latency ratio, or None.
-        min_score: smallest useful value of the metric, or None.
-        max_size_mib: largest feasible size of the runtime's file, or None.
+        objectives: of the search.
         predict: the predicted latency ratio of a candidate; one whose prediction misses the budget is told to the
             sampler as infeasible by as much, and never given out. None gives out whatever is proposed.
     """
@@ -54,14 +51,10 @@ class SearchStudy:
         path: Path | None,
         space: SearchSpace,
         sampler: BaseSampler,
-        metric: str,
-        budget: float | None,
-        min_score: float | None = None,
-        max_size_mib: float | None = None,
+        objectives: Objectives,
         predict: Callable[[Candidate], float] | None = None,
     ) -> None:
-        self._predict, self.max_size_mib = predict, max_size_mib
-        self.space, self.metric, self.budget, self.min_score = space, metric, budget, min_score
+        self.space, self.objectives, self._predict = space, objectives, predict
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = None if path is None else _journal(path)
         self._records: dict[int, TrialRecord] = {}
@@ -72,7 +65,7 @@ class SearchStudy:
                 study_name=_NAME,
                 storage=self._storage,
                 sampler=sampler,
-                directions=["maximize", "minimize"],
+                directions=[objectives.direction, "minimize"],
                 load_if_exists=True,
             )
         self._distributions: dict[str, BaseDistribution] = {
@@ -200,9 +193,9 @@ class SearchStudy:
         return nullcontext() if self._journal is None else self._journal.batch()
 
     def _predicted_excess(self, candidate: Candidate) -> float:
-        if self._predict is None or self.budget is None:
+        if self._predict is None or self.objectives.budget is None:
             return 0.0
-        return self._predict(candidate) - self.budget
+        return self._predict(candidate) - self.objectives.budget
 
     def tell(self, record: TrialRecord) -> None:
         """Ends an asked trial with its record, which must be on disk before the study says that the trial is over."""
@@ -219,28 +212,14 @@ class SearchStudy:
 
     def judged(self, record: TrialRecord) -> TrialRecord:
         """The record of a trial that ended with `feasible` set, by what it has reached."""
-        excesses = self._excesses(record, score(record, self.metric))
+        excesses = self.objectives.excesses(record)
         return replace(record, feasible=all(excess <= 0 for excess in excesses.values()))
-
-    def _excesses(self, record: TrialRecord, value: float) -> dict[str, float]:
-        """How far a trial with this value of the metric is beyond each limit; 0 or less is within.
-
-        The metric of a trial that was too slow to be fine-tuned says little, so it is not held against it.
-        """
-        excesses = {}
-        if self.budget is not None:
-            excesses["latency"] = ratio(record) - self.budget
-        if self.min_score is not None and excesses.get("latency", 0.0) <= 0:
-            excesses["metric"] = self.min_score - value
-        if self.max_size_mib is not None and math.isfinite(record.size_mib):
-            excesses["size"] = record.size_mib - self.max_size_mib
-        return excesses
 
     def _expected(self, record: TrialRecord) -> float:
         """The metric that the sampler is told: of a trial that was stopped early, what it would have reached."""
         first = record.number - _LEARNT_FROM
         others = (other for other in self._records.values() if other.number >= first)
-        return expected_score(record, others, self.metric)
+        return expected_score(record, others, self.objectives)
 
     def _drawn(self, attempt: int) -> Candidate:
         """A random candidate; where predictions screen, every second one with most knobs at their strongest."""
@@ -254,7 +233,7 @@ class SearchStudy:
             self._study.tell(trial, state=TrialState.FAIL)
             return
         if not constrained:
-            for name, excess in self._excesses(record, told[0]).items():
+            for name, excess in self.objectives.excesses(record, told[0]).items():
                 trial.set_constraint(name, excess)
         self._study.tell(trial, told)
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from autocompress.results.pareto import Floats
+from autocompress.results.objectives import Floats
 from autocompress.sampling.knapsack import OptionIndices
 from autocompress.sampling.knob_blocks import KnobBlock, Option
 from autocompress.space.search_space import Choice

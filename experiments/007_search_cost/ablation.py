@@ -16,15 +16,16 @@ from autocompress.execution.planning import (
 from autocompress.execution.sensitivity import Sensitivity
 from autocompress.graph import ModelGraph
 from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.results.pareto import hypervolume, ratio
+from autocompress.results.objectives import Objectives, ratio
+from autocompress.results.pareto import hypervolume
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.early_stopping import ParetoEarlyStopping
 from autocompress.sampling.initial_candidates import uniform_candidates
-from autocompress.sampling.replay import EarlyStopping, Evaluation, replay
 from autocompress.sampling.samplers import planned, sampler_named
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
+from autocompress.testing.replay import EarlyStopping, Evaluation, replay
 
 STOCK = ("tpe", "nsga2", "random")
 SAMPLERS = ("solver", "solver only", "random", "nsga2", "uniform", "tpe")
@@ -121,7 +122,7 @@ def saved_and_kept(orders: Sequence[Sequence[Evaluation]], corner: tuple[float, 
     """
     savings, kept = [], []
     for order in orders:
-        rule, steps, points, full = ParetoEarlyStopping(None, keep_fraction), 0, [], []
+        rule, steps, points, full = ParetoEarlyStopping(Objectives("accuracy"), keep_fraction), 0, [], []
         for own in order:
             for n, rung in enumerate(own.rungs, start=1):
                 last = n == len(own.rungs)

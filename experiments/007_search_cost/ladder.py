@@ -19,8 +19,9 @@ from ablation import Problem, curve, saved_and_kept, search
 from resnets import FLOOR, Evaluator, sensitivity
 
 from autocompress.machine import describe_machine, describe_versions
+from autocompress.results.objectives import Objectives
 from autocompress.sampling.early_stopping import KEEP_FRACTION, ParetoEarlyStopping
-from autocompress.sampling.replay import write_table
+from autocompress.testing.replay import write_table
 
 HERE = Path(__file__).parent
 RUNGS = (0, 10, 30, 90)
@@ -55,7 +56,7 @@ def stop(folder: Path, seeds: int, n_trials: int) -> None:
         }
     result["searches"] = []
     for seed, full in enumerate(finished):
-        stopped = search(problem, "solver", seed, n_trials, stopping=ParetoEarlyStopping(None))
+        stopped = search(problem, "solver", seed, n_trials, stopping=ParetoEarlyStopping(Objectives("accuracy")))
         steps = [sum(record.rungs[-1].steps for record in records) for records in (full, stopped)]
         curves = [curve(problem, records, len(records)) for records in (full, stopped)]
         areas = [float(areas[-1]) for areas in curves]

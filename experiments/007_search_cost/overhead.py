@@ -12,6 +12,7 @@ from autocompress.execution.planning import OnlineLatencyPredictor, planner_of
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.graph import inspect_model
 from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.knapsack import knapsack
 from autocompress.sampling.samplers import planned
@@ -36,7 +37,9 @@ def sampler_ms() -> dict[int, float]:
     rng = np.random.default_rng(0)
     single = tuple(ChoiceLoss(k.kind, k.target, c, float(rng.random())) for k, c, _ in single_choices(space))
     latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(graph, 1.0))
-    study = SearchStudy(None, space, planned(None, 0), "accuracy", 0.5, None, None, latency_predictor.screening_ratio)
+    study = SearchStudy(
+        None, space, planned(None, 0), Objectives("accuracy", latency_budgets=(0.5,)), latency_predictor.screening_ratio
+    )
     study.use(planned(planner_of(study, Sensitivity(0.1, single), latency_predictor), 0))
     times, result = [], {}
     for i in range(1, 1001):

@@ -32,12 +32,12 @@ from autocompress.execution.sensitivity import Sensitivity, SensitivityProbe, me
 from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel
 from autocompress.results.records import Latency, Rung, TrialRecord
-from autocompress.sampling.replay import Evaluation, write_table
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Batch, as_inputs, call_model, load_task
 from autocompress.tasks import cifar10
 from autocompress.tasks.cifar10_data import load_images, split_indices
+from autocompress.testing.replay import Evaluation, write_table
 
 HERE = Path(__file__).parent
 NAMES = ("resnet20", "resnet56")

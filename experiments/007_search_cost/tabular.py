@@ -20,13 +20,14 @@ from autocompress.config import SearchSettings
 from autocompress.execution.sensitivity import SensitivityProbe, measure_sensitivity
 from autocompress.graph import inspect_model
 from autocompress.machine import describe_machine, describe_versions
+from autocompress.results.objectives import Objectives
 from autocompress.results.pareto import hypervolume
 from autocompress.results.records import Latency, Rung, TrialRecord
 from autocompress.sampling.early_stopping import KEEP_FRACTION, ParetoEarlyStopping, expected_score
-from autocompress.sampling.replay import Evaluation, read_table, write_table
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import as_inputs, load_task
+from autocompress.testing.replay import Evaluation, read_table, write_table
 
 HERE = Path(__file__).parent
 TABLE = HERE / "digits_table.csv.gz"
@@ -135,7 +136,7 @@ def told(table: dict[str, Evaluation]) -> dict:
     """Error of what a stopped trial is told as, against what it really reached, and of its value at the stop."""
     errors, orders = defaultdict(list), defaultdict(list)
     for seed in SEEDS:
-        rule, ended = ParetoEarlyStopping(None), []
+        rule, ended = ParetoEarlyStopping(Objectives("accuracy")), []
         order = sorted(table)
         random.Random(seed).shuffle(order)
         truth, ours, raw = [], [], []
@@ -154,7 +155,7 @@ def told(table: dict[str, Evaluation]) -> dict:
             record = TrialRecord(number, state, "x", own.candidate, best, own.latency, rungs=own.rungs[:n])
             if state == "stopped" and sum(r.state == "complete" for r in ended) >= 5:
                 truth.append(max(r.metrics["accuracy"] for r in own.rungs))
-                ours.append(expected_score(record, ended, "accuracy"))
+                ours.append(expected_score(record, ended, Objectives("accuracy")))
                 raw.append(best["accuracy"])
             ended.append(record)
         for name, values in (("told", ours), ("value at the stop", raw)):
@@ -172,7 +173,10 @@ def told(table: dict[str, Evaluation]) -> dict:
 def searches_with_stopping(problem: Problem, area: float) -> dict:
     """The default sampler with and without early stopping: hypervolume, worker-seconds and steps of 60 trials."""
     result = {}
-    for name, make in (("all finish", lambda: None), ("early stopping", lambda: ParetoEarlyStopping(None))):
+    for name, make in (
+        ("all finish", lambda: None),
+        ("early stopping", lambda: ParetoEarlyStopping(Objectives("accuracy"))),
+    ):
         shares, seconds, steps = [], [], []
         for seed in SEEDS:
             records = recorded(search(problem, "solver", seed, 60, 1, make()))
@@ -190,14 +194,14 @@ def searches_with_stopping(problem: Problem, area: float) -> dict:
 
 def write_stopped_trial(problem: Problem, table: dict[str, Evaluation]) -> None:
     """stopped_trial.json: the last trial of a search that was stopped at its second rung, and what it was told as."""
-    records = recorded(search(problem, "solver", 0, 60, 1, ParetoEarlyStopping(None)))
+    records = recorded(search(problem, "solver", 0, 60, 1, ParetoEarlyStopping(Objectives("accuracy"))))
     record = [item for item in records if item.state == "stopped" and len(item.rungs) == 2][-1]
     before = [item for item in records if item.number < record.number]
     own = table[record.candidate.digest]
     found = {
         "record": record.to_dict(),
         "told to the study": {
-            "accuracy": round(expected_score(record, before, "accuracy"), 5),
+            "accuracy": round(expected_score(record, before, Objectives("accuracy")), 5),
             "latency ratio": own.latency.ratio,
         },
         "reached in its best rung": record.metrics["accuracy"],

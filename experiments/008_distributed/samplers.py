@@ -14,6 +14,7 @@ import numpy as np
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from scale import BUDGET, HERE, World, add, record_of
 
+from autocompress.results.objectives import Objectives
 from autocompress.results.pareto import hypervolume
 from autocompress.results.records import TrialRecord
 from autocompress.sampling.reseeded_sampler import BestAndRecentView, GenerationsView, ReseededSampler, StudyView
@@ -67,7 +68,9 @@ def main() -> None:
 def searched(world: World, name: str, n_trials: int, seed: int) -> dict[str, object]:
     """One search without a latency model, in memory; the hypervolume (in thousandths) after so many trials."""
     make, view = VARIANTS[name]
-    study = SearchStudy(None, world.space, ReseededSampler(make, seed, view), "accuracy", BUDGET)
+    study = SearchStudy(
+        None, world.space, ReseededSampler(make, seed, view), Objectives("accuracy", latency_budgets=(BUDGET,))
+    )
     found: dict[str, object] = {}
     begin = time.process_time()
     for i in range(1, n_trials + 1):

@@ -39,15 +39,16 @@ from autocompress.execution.trial import Outcome
 from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
 from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.early_stopping import ParetoEarlyStopping
-from autocompress.sampling.replay import Evaluation, replay
 from autocompress.sampling.samplers import PLANNED, planned, sampler_named
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.tasks.cifar10 import CifarResNet
+from autocompress.testing.replay import Evaluation, replay
 
 HERE = Path(__file__).parent
 TRIAL_SECONDS = 30.0
@@ -151,10 +152,14 @@ class Driver:
         screening_ratio = self._foresight.screening_ratio
         first = sampler_named("random", 0)
         self.study = SearchStudy(
-            folder / "study.journal", world.space, first, "accuracy", BUDGET, None, None, screening_ratio
+            folder / "study.journal",
+            world.space,
+            first,
+            Objectives("accuracy", latency_budgets=(BUDGET,)),
+            screening_ratio,
         )
         self.use(sampler)
-        self._progress = SearchProgress([], 10**6, None, "accuracy", BUDGET, 2.0, None)
+        self._progress = SearchProgress([], 10**6, None, Objectives("accuracy", "maximize", 2.0, (BUDGET,)), None)
         searcher = OptunaSearcher(self.study, folder / "trials.jsonl", lambda: 0.0, self._finished)
         self.tune = TuneTrials(searcher, folder)
         self.judged = self.study.judged
@@ -212,7 +217,9 @@ def busy(args: argparse.Namespace) -> None:
         world = World()
         driver = Driver(world, Path(name), args.sampler)
         cpu = time.process_time()
-        stopping = ParetoEarlyStopping(BUDGET) if args.early_stopping else None
+        stopping = (
+            ParetoEarlyStopping(Objectives("accuracy", latency_budgets=(BUDGET,))) if args.early_stopping else None
+        )
         records = replay(driver, world.evaluate, args.trials, args.workers, stopping, driver_counts=True)  # type: ignore[arg-type]
         cpu = time.process_time() - cpu
         journal = (Path(name) / "study.journal").stat().st_size

@@ -15,6 +15,7 @@ from autocompress.results.records import TrialRecord, write_records
 from autocompress.results.run_folder import LAYER_TIMES, RunFolder, RunInfo
 from autocompress.space.candidate import Candidate
 from tests.report.searches import REFERENCE_MS, complete, exported, failed, hostile_records
+from tests.shared.objectives import of_accuracy
 
 N_TRIALS, N_LAYERS = 2000, 60
 
@@ -60,11 +61,9 @@ def _info(layers: list[str], budget: float | None) -> RunInfo:
         task="made up",
         task_spec="digits",
         settings=SearchSettings(),
-        metric="accuracy",
+        objectives=of_accuracy(budget, REFERENCE_MS),
         model_digest="0" * 12,
         space_digest="0" * 12,
-        reference_ms=REFERENCE_MS,
-        budget_ratio=budget,
         layers=tuple({"path": path, "kind": "conv2d", "n_params": 2304, "n_macs": 2_359_296} for path in layers),
         machine={"cpu": "a CPU"},
         command="autocompress search digits",

@@ -189,7 +189,7 @@ def undisturbed(folder: Path, n_trials: int) -> list[TrialRecord]:
     prepared = prepare(task, world.space_of(model), settings, None)
     sampler = sampler_named(settings.sampler, settings.seed)
     info = prepared.info
-    study = SearchStudy(folder, prepared.space, sampler, info.metric, info.budget_ratio, info.min_score)
+    study = SearchStudy(folder, prepared.space, sampler, info.objectives)
     study.add(prepared.baseline)
     study.enqueue(uniform_candidates(prepared.space, n_trials), "uniform")
     study.enqueue(single_drop_candidates(prepared.space, n_trials), "single drop")

@@ -21,6 +21,7 @@ from autocompress.sampling.patience import Patience
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
+from tests.shared.objectives import of_accuracy
 
 SPACE = SearchSpace((Knob("weight_bits", "conv", (32, 8)), Knob("weight_bits", "fc", (32, 8))))
 
@@ -30,7 +31,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.journal, self.file = folder / "study.journal", folder / "trials.jsonl"
-        self.study = SearchStudy(self.journal, SPACE, RandomSampler(seed=0), "accuracy", 0.5)
+        self.study = SearchStudy(self.journal, SPACE, RandomSampler(seed=0), of_accuracy(0.5))
         self.update: list[TrialRecord] = []
         self.now = 0.0
         self.stop = AbortStopper()
@@ -155,7 +156,7 @@ def test_no_trial_runs_again_after_a_reason_to_stop(run: Run) -> None:
     run.searcher.on_trial_lost("a", 1, "killed", again=True)
     run.stop.abort(StorageError("full"))
     assert run.searcher.suggest("b") == Searcher.FINISHED
-    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), "accuracy", 0.5)
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), of_accuracy(0.5))
     assert again.requeue_interrupted() == 1
 
 
@@ -167,7 +168,7 @@ def test_a_trial_that_a_time_limit_cut_off_stays_open_and_runs_again(
     run.searcher.on_trial_complete("a", result)
     assert not run.file.exists()
     assert run.update == []
-    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), "accuracy", 0.5)
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), of_accuracy(0.5))
     assert again.requeue_interrupted() == 1
     asked = again.ask()
     assert asked is not None
@@ -180,7 +181,7 @@ def test_a_worker_that_can_run_no_trial_stops_the_search_and_its_trial_runs_agai
     assert str(run.stop.reason) == "the worker on pi5 cannot run trials: no data"
     last: object = run.searcher.suggest("b")
     assert last == Searcher.FINISHED
-    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), "accuracy", 0.5)
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), of_accuracy(0.5))
     assert again.requeue_interrupted() == 1
     asked = again.ask()
     assert asked is not None
@@ -198,7 +199,7 @@ def test_a_full_disk_stops_the_search_and_nothing_is_told_after_it(run: Run) -> 
     told = run.journal.read_bytes()
     run.searcher.on_trial_complete("b", {"failed": "x"})
     assert run.journal.read_bytes() == told
-    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), "accuracy", 0.5)
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), of_accuracy(0.5))
     assert [record.error for record in again.records()] == ["x"], "told before its line was written"
     assert again.requeue_interrupted() == 1
 
@@ -247,7 +248,7 @@ def test_its_own_time_is_counted(run: Run) -> None:
 
 
 def test_a_trial_that_was_stopped_early_has_a_record_of_its_own(run: Run) -> None:
-    stopping = ParetoEarlyStopping(None)
+    stopping = ParetoEarlyStopping(of_accuracy())
     for number in range(5):  # so many go to their end before one is stopped
         stopping.should_continue(f"before {number}", 0, 0.3, 0.3)
     run.searcher = OptunaSearcher(run.study, run.file, lambda: 5.0, run.update.append, run.stop, stopping=stopping)
@@ -263,7 +264,7 @@ def test_a_trial_that_was_stopped_early_has_a_record_of_its_own(run: Run) -> Non
 
 def test_a_trial_that_a_time_limit_cut_off_is_not_a_stopped_one(run: Run) -> None:
     run.searcher = OptunaSearcher(
-        run.study, run.file, lambda: 5.0, run.update.append, stopping=ParetoEarlyStopping(None)
+        run.study, run.file, lambda: 5.0, run.update.append, stopping=ParetoEarlyStopping(of_accuracy())
     )
     run.suggest("a")
     run.searcher.on_trial_complete("a", {"so_far": json.dumps(asdict(outcome(0.4)))})
@@ -290,7 +291,7 @@ def test_a_report_that_makes_no_sense_is_a_failed_trial(run: Run, report: str) -
 
 
 def test_a_search_without_gain_ends_if_asked(run: Run) -> None:
-    patience = Patience(1, "accuracy", None, None)
+    patience = Patience(1, of_accuracy())
     run.searcher = OptunaSearcher(run.study, run.file, lambda: 5.0, run.update.append, patience=patience)
     for trial_id in ("a", "b"):
         run.suggest(trial_id)

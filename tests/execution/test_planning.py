@@ -22,6 +22,7 @@ from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.samplers import planned
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
+from tests.shared.objectives import of_accuracy
 from tests.shared.tasks import images, tiny_space, trained_model
 
 SPACE = tiny_space()
@@ -39,7 +40,7 @@ def record(candidate: Candidate, ratio: float) -> TrialRecord:
 
 
 def study(budget: float | None = None) -> SearchStudy:
-    return SearchStudy(None, SPACE, RandomSampler(seed=0), "accuracy", budget)
+    return SearchStudy(None, SPACE, RandomSampler(seed=0), of_accuracy(budget))
 
 
 def asked(study: SearchStudy, n: int) -> list[tuple[int, Candidate, str]]:
@@ -112,7 +113,7 @@ class Search:
     def __init__(self, path: Path) -> None:
         self.latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 2.0))
         self.study = SearchStudy(
-            path, SPACE, RandomSampler(seed=0), "accuracy", 0.9, predict=self.latency_predictor.screening_ratio
+            path, SPACE, RandomSampler(seed=0), of_accuracy(0.9), predict=self.latency_predictor.screening_ratio
         )
         known = self.study.records()
         self.study.requeue_interrupted()

@@ -55,10 +55,10 @@ def test_what_is_known_before_the_first_trial(tmp_path: Path) -> None:
     found = prepared(tmp_path, task, space, latency_budget="0.9x")
     info, baseline = found.info, found.baseline
     assert found.space is space
-    assert (info.task, info.task_spec, info.metric) == ("tiny", None, "accuracy")
+    assert (info.task, info.task_spec, info.objectives.metric) == ("tiny", None, "accuracy")
     assert info.model_digest == model_digest(trained_model())
     assert info.space_digest == space.digest
-    assert info.budget_ratio == found.context.budget == 0.9
+    assert info.objectives.budget == found.context.objectives.budget == 0.9
     assert info.settings.space == space.name
     assert [layer["path"] for layer in info.layers] == ["conv1", "conv2", "fc"]
     assert [(k["kind"], k["target"], tuple(k["choices"])) for k in info.knobs] == [
@@ -75,7 +75,9 @@ def test_what_is_known_before_the_first_trial(tmp_path: Path) -> None:
     assert baseline.n_params == n_params
     assert baseline.latency is not None
     assert baseline.latency.ratio == 1.0
-    assert baseline.latency.ms == info.reference_ms == pytest.approx(1e-4 * n_params, rel=0.5), "0.1 us a parameter"
+    assert baseline.latency.ms == info.objectives.reference_ms == pytest.approx(1e-4 * n_params, rel=0.5), (
+        "0.1 us a parameter"
+    )
     assert baseline.size_mib == pytest.approx(len(found.context.reference) / 2**20)
     assert list(tmp_path.iterdir()) == []
 
@@ -87,7 +89,7 @@ def _outputs(model: nn.Module, inputs: Any) -> Tensor:
 
 def test_a_budget_in_milliseconds_is_a_share_of_what_was_measured(tmp_path: Path) -> None:
     found = prepared(tmp_path, latency_budget="0.25ms", space=tiny_space())
-    assert found.info.budget_ratio == pytest.approx(0.25 / found.info.reference_ms)
+    assert found.info.objectives.budget == pytest.approx(0.25 / found.info.objectives.reference_ms)
     loose = prepared(tmp_path, latency_budget="5ms", space=tiny_space())
     assert loose.baseline.feasible
 
@@ -164,7 +166,7 @@ def test_the_objective_that_a_task_names(tmp_path: Path) -> None:
     task = task_of(Figures)
     assert isinstance(task, Figures)
     task.figures, task.objectives = {"accuracy": 0.5, "recall": 0.25}, ("recall",)
-    assert prepared(tmp_path, task, tiny_space()).info.metric == "recall"
+    assert prepared(tmp_path, task, tiny_space()).info.objectives.metric == "recall"
     task.objectives = ("precision",)
     refused(tmp_path, r"'precision' is not in \['accuracy', 'recall'\]", task)
 

@@ -12,6 +12,7 @@ from autocompress.execution import progress as progress_module
 from autocompress.execution.progress import SearchProgress
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.space.candidate import Candidate
+from tests.shared.objectives import of_accuracy
 
 
 def complete(number: int, ratio: float, accuracy: float) -> TrialRecord:
@@ -31,7 +32,7 @@ def progress_of(
     budget: float | None = 0.5,
     console: Console | None = None,
 ) -> SearchProgress:
-    return SearchProgress(records, n_trials, minutes, "accuracy", budget, 1.0, console)
+    return SearchProgress(records, n_trials, minutes, of_accuracy(budget, 1.0), console)
 
 
 def test_status_says_the_best_within_the_budget_the_front_and_the_failed() -> None:

@@ -412,7 +412,7 @@ def test_files_are_timed_and_judged_on_the_machine_with_the_resource(
     records = search(world, tmp_path / "run", task, n_trials=4, **task_on_device)
     run = RunFolder(tmp_path / "run").read()
     assert [record.state for record in records] == ["complete"] * 4
-    assert run.info.reference_ms == 5.0, "the device's, not the driver's"
+    assert run.info.objectives.reference_ms == 5.0, "the device's, not the driver's"
     assert all(point.file is not None and point.file.latency.ratio <= 1 for point in run.front.points)
 
 

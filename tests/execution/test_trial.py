@@ -28,15 +28,17 @@ from autocompress.distillation import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.execution import trial as bench_module
 from autocompress.execution import worker as worker_module
-from autocompress.execution.trial import SearchContext, Trial, WorkerContext, moments_of, n_macs
+from autocompress.execution.trial import Trial, WorkerContext, n_macs
 from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
 from autocompress.latency import PairedTiming
 from autocompress.publishing.artifact import load_student
 from autocompress.runtimes import runtime_named
+from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
 from autocompress.task import Inputs, Predict, SupervisedTask, Task, as_inputs, call_model
+from tests.shared.objectives import of_accuracy
 from tests.shared.tasks import STUB, TinyNet, batches, images, tiny_task, trained_model
 
 pytestmark = pytest.mark.usefixtures("brief_clock")
@@ -73,9 +75,7 @@ def context_of(
             distill=DistillSettings(rungs=rungs, learning_rate=learning_rate),
         ),
         reference=runtime_named(runtime).export(model, inputs, folder).read_bytes(),
-        reference_ms=REFERENCE_MS,
-        budget=budget,
-        metric="accuracy",
+        objectives=of_accuracy(budget, REFERENCE_MS),
     )
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.publishing.artifact import load
-from autocompress.publishing.standalone import choose_examples, measure_memory
+from autocompress.publishing.runner import choose_examples, measure_memory
 from autocompress.space.candidate import Candidate
 from autocompress.task import SupervisedTask, as_inputs
 from tests.shared.points import Point, tiny_point

@@ -14,6 +14,7 @@ from autocompress.results.pareto import front_of
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run, RunFolder, RunInfo
 from tests.report.searches import BUDGET, LAYERS, REFERENCE_MS, exported, records_of_a_search
+from tests.shared.objectives import of_accuracy
 
 MakeRun: TypeAlias = Callable[..., Run]
 
@@ -34,7 +35,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         details: Sequence[Mapping[str, object]] | None = None,
     ) -> Run:
         records = records_of_a_search() if records is None else list(records)
-        numbers = {point.number for point in front_of(records, "accuracy", budget, REFERENCE_MS).points}
+        numbers = {point.number for point in front_of(records, of_accuracy(budget, REFERENCE_MS)).points}
         records = [
             exported(record, record.metrics["accuracy"] - 0.004)
             if record.number in numbers and _scored(record)
@@ -45,11 +46,9 @@ def make_run(tmp_path: Path) -> MakeRun:
             task=task,
             task_spec=task,
             settings=SearchSettings(latency_budget=None if budget is None else f"{budget}x"),
-            metric="accuracy",
+            objectives=of_accuracy(budget, REFERENCE_MS),
             model_digest="0123456789ab",
             space_digest="ba9876543210",
-            reference_ms=REFERENCE_MS,
-            budget_ratio=budget,
             layers=tuple(
                 details or ({"path": path, "kind": "conv2d", "n_params": 2304, "n_macs": 2_359_296} for path in layers)
             ),
@@ -59,7 +58,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             command="autocompress search cifar10:resnet20 --latency-budget 0.6x",
             started="2026-01-02T03:04:05+00:00",
         )
-        return Run(RunFolder(tmp_path), info, tuple(records), front_of(records, "accuracy", budget, REFERENCE_MS))
+        return Run(RunFolder(tmp_path), info, tuple(records), front_of(records, of_accuracy(budget, REFERENCE_MS)))
 
     return make
 

@@ -19,6 +19,7 @@ from autocompress.results.run_folder import Run
 from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun
 from tests.report.searches import BUDGET, LAYERS, REFERENCE_MS, complete, failed, records_of_a_search
+from tests.shared.objectives import of_accuracy
 
 
 def test_every_candidate_can_be_read_back(make_run: MakeRun) -> None:
@@ -107,7 +108,7 @@ def test_nothing_is_nan(make_run: MakeRun) -> None:
 def test_hypervolume_history_is_that_of_the_front_of_each_prefix(budget: float | None) -> None:
     records = records_of_a_search(seed=3)
     random.Random(1).shuffle(records)
-    history = hypervolume_history(records, "accuracy", budget)
+    history = hypervolume_history(records, of_accuracy(budget))
     ended = sorted(records, key=lambda record: record.ended)
     assert [step[0] for step in history] == list(range(1, len(records) + 1))
     for n, seconds, area in history:
@@ -117,4 +118,4 @@ def test_hypervolume_history_is_that_of_the_front_of_each_prefix(budget: float |
             if record.latency is not None and (budget is None or record.latency.ratio <= budget)
         ]
         assert seconds == ended[n - 1].ended
-        assert area == pytest.approx(front_of(so_far, "accuracy", None, REFERENCE_MS).hypervolume)
+        assert area == pytest.approx(front_of(so_far, of_accuracy(None, REFERENCE_MS)).hypervolume)

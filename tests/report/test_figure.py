@@ -36,8 +36,8 @@ def test_the_front_the_uncompressed_model_and_the_budget_are_drawn(make_run: Mak
 
 def test_a_metrics_name_is_text(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
-    object.__setattr__(run.info, "metric", "<b>&")
-    object.__setattr__(run.front, "metric", "<b>&")
+    object.__setattr__(run.info.objectives, "metric", "<b>&")
+    object.__setattr__(run.front.objectives, "metric", "<b>&")
     for record in run.records:
         record.metrics["<b>&"] = record.metrics.get("accuracy", 0.1)  # type: ignore[index]
     write_figure(run, tmp_path / "front.svg")

@@ -15,6 +15,7 @@ from autocompress.report.status import status_lines
 from autocompress.results.records import Latency, TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.space.candidate import Candidate
+from tests.shared.objectives import of_accuracy
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> RunFolder:
     """Four of ten trials are there, a minute apart; one failed."""
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    folder.write_info(RunInfo("digits", "digits", SearchSettings(n_trials=10), "accuracy", "m", "s", 2.0, 0.5))
+    folder.write_info(RunInfo("digits", "digits", SearchSettings(n_trials=10), of_accuracy(0.5, 2.0), "m", "s"))
     records = [
         TrialRecord(
             i,
@@ -49,7 +50,7 @@ def log(folder: RunFolder, *events: dict[str, object]) -> None:
 
 def test_a_run_that_nobody_drives(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_lines(folder) == [
-        f"{folder.path}: digits, not running; `autocompress resume {folder.path}` goes on",
+        f"{folder.path}: digits, not running; `autocompress resume {folder.path}` continues it",
         "trials   4 of 10, 1 failed",
         "front    1 points, best accuracy 0.9300 (trial_0003)",
     ]

@@ -11,6 +11,7 @@ from autocompress.report.wording import candidate_text, failure_text, metric_tex
 from autocompress.results.records import TrialRecord
 from autocompress.space.candidate import Candidate
 from tests.report.searches import complete, exported, failed
+from tests.shared.objectives import of_accuracy
 
 
 @pytest.mark.parametrize(
@@ -55,15 +56,18 @@ def test_why_a_trial_is_over_the_budget() -> None:
 
 def test_a_trial_without_a_latency_is_over_any_budget_but_not_over_none() -> None:
     record = TrialRecord(1, "complete", "sampler", Candidate({"a": 0.5}))
-    assert reason_text(record, "accuracy", 5.0) == "no latency was measured"
-    assert reason_text(record, "accuracy", None) is None
+    assert reason_text(record, of_accuracy(5.0)) == "no latency was measured"
+    assert reason_text(record, of_accuracy()) is None
 
 
 def test_every_trial_off_the_front_has_its_reason() -> None:
     pruned = complete(1, Candidate({"a": 0.5}), 0.5, 0.4)
-    assert reason_text(pruned, "accuracy", 0.6) is None
-    assert reason_text(pruned, "accuracy", 0.6, 0.45) == "accuracy 40.00% is below the smallest useful 0.45"
-    assert str(reason_text(pruned, "accuracy", 0.4, 0.45)).endswith("0.5x is over the budget of 0.4x")
-    assert reason_text(complete(0, Candidate(), 1.0, 0.9), "accuracy", 0.4) is None, "the uncompressed model is shown"
-    assert reason_text(replace(pruned, state="stopped"), "accuracy", None) is None, "it is a point like any other"
-    assert reason_text(failed(1, "E: x"), "accuracy", None) == "E: x"
+    assert reason_text(pruned, of_accuracy(0.6)) is None
+    assert (
+        reason_text(pruned, of_accuracy(0.6, metric_limit=0.45))
+        == "accuracy 40.00% is worse than the worst useful 0.45"
+    )
+    assert str(reason_text(pruned, of_accuracy(0.4, metric_limit=0.45))).endswith("0.5x is over the budget of 0.4x")
+    assert reason_text(complete(0, Candidate(), 1.0, 0.9), of_accuracy(0.4)) is None, "the uncompressed model is shown"
+    assert reason_text(replace(pruned, state="stopped"), of_accuracy()) is None, "it is a point like any other"
+    assert reason_text(failed(1, "E: x"), of_accuracy()) == "E: x"

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from autocompress.errors import InputError
 from autocompress.results.columns import COLUMNS
-from autocompress.results.pareto import added_hypervolume, budget_ratio, front_of, hypervolume, non_dominated
+from autocompress.results.objectives import budget_ratio
+from autocompress.results.pareto import added_hypervolume, front_of, hypervolume, non_dominated
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.space.candidate import Candidate
+from tests.shared.objectives import of_accuracy
 
 grid_points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
 
@@ -54,7 +56,7 @@ def _record(number: int, ratio: float, accuracy: float) -> TrialRecord:
 
 def test_front_keeps_feasible_points_fastest_first_and_picks() -> None:
     records = [_record(0, 1.0, 0.95), _record(1, 0.5, 0.9), _record(2, 0.3, 0.8), _record(3, 0.4, 0.7)]
-    front = front_of(records, "accuracy", 0.5, 2.0)
+    front = front_of(records, of_accuracy(0.5, 2.0))
     assert [point.number for point in front.points] == [2, 1]
     assert front.baseline is records[0]
     assert front.pick(latency_budget="0.8ms").number == 2
@@ -64,14 +66,14 @@ def test_front_keeps_feasible_points_fastest_first_and_picks() -> None:
     with pytest.raises(InputError, match="trial_0002"):
         front.pick(latency_budget="0.1x")
     ended = [replace(records[1], state="stopped"), replace(records[2], state="failed")]
-    assert front_of(ended, "accuracy", 0.5, 2.0).points == (ended[0],), "trained less, but a point all the same"
+    assert front_of(ended, of_accuracy(0.5, 2.0)).points == (ended[0],), "trained less, but a point all the same"
     with pytest.raises(InputError, match=r"\[2, 1\], but got 3"):
         front.pick(trial=3)
 
 
 @given(st.lists(st.tuples(st.floats(0.05, 1.0), st.floats(0.1, 1.0)), min_size=3, max_size=12))
 def test_the_knee_is_farthest_from_the_line_between_the_ends(points: list[tuple[float, float]]) -> None:
-    front = front_of([_record(i, ratio, score) for i, (ratio, score) in enumerate(points)], "accuracy", None, 1.0)
+    front = front_of([_record(i, ratio, score) for i, (ratio, score) in enumerate(points)], of_accuracy(None, 1.0))
     if len({point.latency.ratio for point in front.points if point.latency}) < 3:
         return
     ratios = np.array([point.latency.ratio for point in front.points if point.latency])
@@ -84,32 +86,32 @@ def test_the_knee_is_farthest_from_the_line_between_the_ends(points: list[tuple[
 
 
 def test_the_knee_stands_alone() -> None:
-    front = front_of([_record(0, 1.0, 0.95), _record(1, 0.5, 0.94), _record(2, 0.4, 0.5)], "accuracy", None, 2.0)
+    front = front_of([_record(0, 1.0, 0.95), _record(1, 0.5, 0.94), _record(2, 0.4, 0.5)], of_accuracy(None, 2.0))
     assert front.pick(knee=True).number == 1
     with pytest.raises(InputError, match="knee stands alone"):
         front.pick(knee=True, trial=1)
     with pytest.raises(InputError, match="has no points"):
-        front_of([], "accuracy", None, 2.0).pick(knee=True)
+        front_of([], of_accuracy(None, 2.0)).pick(knee=True)
 
 
 def test_the_table_has_the_same_columns_with_and_without_points() -> None:
-    front = front_of([_record(0, 1.0, 0.95)], "accuracy", None, 2.0)
-    empty = front_of([], "accuracy", None, 2.0)
+    front = front_of([_record(0, 1.0, 0.95)], of_accuracy(None, 2.0))
+    empty = front_of([], of_accuracy(None, 2.0))
     assert list(front.to_frame().columns) == list(empty.to_frame().columns)
     names = {column.name.format(metric="accuracy", split="test") for column in COLUMNS}
     assert names <= set(empty.to_frame().columns), "every documented column is there"
 
 
 def test_no_feasible_point_gives_the_nearest_and_the_reason() -> None:
-    front = front_of([_record(0, 1.0, 0.95), _record(1, 0.6, 0.9)], "accuracy", 0.5, 2.0)
+    front = front_of([_record(0, 1.0, 0.95), _record(1, 0.6, 0.9)], of_accuracy(0.5, 2.0))
     assert front.points[0].number == 1
     assert "0.6x" in front.reason
 
 
 def test_points_below_the_smallest_useful_metric_are_not_on_the_front() -> None:
     records = [_record(0, 1.0, 0.95), _record(1, 0.5, 0.9), _record(2, 0.3, 0.2)]
-    assert [point.number for point in front_of(records, "accuracy", 0.5, 2.0, 0.5).points] == [1]
-    front = front_of(records, "accuracy", 0.4, 2.0, 0.5)
+    assert [point.number for point in front_of(records, of_accuracy(0.5, 2.0, metric_limit=0.5)).points] == [1]
+    front = front_of(records, of_accuracy(0.4, 2.0, metric_limit=0.5))
     assert [point.number for point in front.points] == [2]
     assert "reaches accuracy 0.5; the best (trial_0002) has 0.2" in front.reason
 
@@ -128,15 +130,17 @@ def test_files_that_are_too_large_or_take_too_much_memory_are_not_on_the_front()
     ]
 
     def on_front(size: float | None, memory: float | None) -> list[int]:
-        return [p.number for p in front_of(records, "accuracy", None, 2.0, None, size, memory).points]
+        return [
+            p.number for p in front_of(records, of_accuracy(None, 2.0, max_size_mib=size, max_memory_mib=memory)).points
+        ]
 
     assert on_front(None, None) == [2, 1, 0]
     assert on_front(0.6, None) == [2, 1]
     assert on_front(0.6, 25.0) == [2]
-    front = front_of(records, "accuracy", None, 2.0, None, None, 10.0)
+    front = front_of(records, of_accuracy(None, 2.0, max_memory_mib=10.0))
     assert "no trial that is fast enough is within memory of 10 MiB" in front.reason
     assert "the nearest (trial_0002) has a file of 0.4 MiB and memory of 20 MiB" in front.reason
-    unknown = front_of([_record(1, 0.6, 0.9)], "accuracy", None, 2.0, None, None, 10.0)
+    unknown = front_of([_record(1, 0.6, 0.9)], of_accuracy(None, 2.0, max_memory_mib=10.0))
     assert not unknown.reason, "of what has no file yet nothing is known"
 
 

@@ -22,6 +22,7 @@ from autocompress.sampling.early_stopping import (
     pareto_order,
 )
 from autocompress.space.candidate import Candidate
+from tests.shared.objectives import of_accuracy
 
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=9)
 
@@ -70,7 +71,7 @@ def test_nan_comes_last() -> None:
 
 def by_rank(budget: float | None) -> ParetoEarlyStopping:
     """A rule that lets the better half go on, and has seen the trials that go to their end in any case."""
-    rule = ParetoEarlyStopping(budget, keep_fraction=0.5)
+    rule = ParetoEarlyStopping(of_accuracy(budget), keep_fraction=0.5)
     for i in range(5):
         assert rule.should_continue(f"before {i}", -1, -float(i), 0.5), "the first trials go on, whatever they come to"
     return rule
@@ -108,27 +109,27 @@ def record(number: int, state: str, values: list[float], latency: float = 0.4) -
 
 
 def test_a_resumed_run_remembers_the_rungs() -> None:
-    rule = ParetoEarlyStopping(None, keep_fraction=0.5)
-    rule.learn([record(i, "complete", [0.9, 0.95]) for i in range(5)], "accuracy")
+    rule = ParetoEarlyStopping(of_accuracy(), keep_fraction=0.5)
+    rule.learn([record(i, "complete", [0.9, 0.95]) for i in range(5)])
     assert not rule.should_continue("a", 0, 0.5, 0.4)
-    assert ParetoEarlyStopping(None, keep_fraction=0.5).should_continue("a", 0, 0.5, 0.4)
+    assert ParetoEarlyStopping(of_accuracy(), keep_fraction=0.5).should_continue("a", 0, 0.5, 0.4)
 
 
 def test_a_stopped_trial_is_told_as_what_it_would_probably_have_reached() -> None:
     others = [record(i, "complete", [0.5 + i / 20, 0.8 + i / 40]) for i in range(8)]
     stopped = record(99, "stopped", [0.4])
-    expected = expected_score(stopped, others, "accuracy")
+    expected = expected_score(stopped, others, of_accuracy())
     assert expected == pytest.approx(0.75), "the line through the others: 0.55 + 0.5 x"
     assert expected > 0.4, "and so not as bad as it looked when it was stopped"
-    assert expected_score(stopped, others[:4], "accuracy") == 0.4, "too few to go by"
-    assert expected_score(others[0], others, "accuracy") == 0.8
+    assert expected_score(stopped, others[:4], of_accuracy()) == 0.4, "too few to go by"
+    assert expected_score(others[0], others, of_accuracy()) == 0.8
     good = record(98, "stopped", [0.99])
-    assert expected_score(good, others, "accuracy") >= 0.99
+    assert expected_score(good, others, of_accuracy()) >= 0.99
 
 
 def test_where_training_always_hurts_it_is_what_was_reached() -> None:
     others = [replace(record(i, "complete", [0.9, 0.2]), metrics={"accuracy": 0.2}) for i in range(8)]
-    assert expected_score(record(99, "stopped", [0.6]), others, "accuracy") == 0.6
+    assert expected_score(record(99, "stopped", [0.6]), others, of_accuracy()) == 0.6
 
 
 def test_the_scheduler_asks_after_each_rung_and_lets_ended_trials_end() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.results.pareto import Floats
+from autocompress.results.objectives import Floats
 from autocompress.sampling.knapsack import Solver, block_costs, knapsack, thinned, total
 from autocompress.sampling.knob_blocks import MAX_OPTIONS, KnobBlock, blocks_of
 from autocompress.space.candidate import Candidate

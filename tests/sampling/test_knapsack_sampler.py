@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from optuna.samplers import BaseSampler, RandomSampler
 
-from autocompress.results.pareto import Floats, hypervolume
+from autocompress.results.objectives import Floats
+from autocompress.results.pareto import hypervolume
 from autocompress.results.records import Latency, Rung, TrialRecord
 from autocompress.sampling.knapsack_sampler import KnapsackSampler, Planner, SamplerContext
 from autocompress.sampling.knob_blocks import blocks_of
-from autocompress.sampling.replay import Evaluation, replay
 from autocompress.sampling.study import SearchStudy
 from autocompress.sampling.surrogate import CostTable, Surrogate
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Choice, Knob, SearchSpace
+from autocompress.testing.replay import Evaluation, replay
+from tests.shared.objectives import of_accuracy
 
 N_BLOCKS = 6
 SPACE = SearchSpace(
@@ -70,11 +72,11 @@ def evaluate(candidate: Candidate) -> Evaluation:
 
 
 def planner(budget: float | None = None) -> Planner:
-    return Planner(SamplerContext(SPACE, INCREASES, predict, lambda: predict, budget, None))
+    return Planner(SamplerContext(SPACE, INCREASES, predict, lambda: predict, of_accuracy(budget)))
 
 
 def run(sampler: BaseSampler, n_trials: int, budget: float | None = None) -> list[TrialRecord]:
-    study = SearchStudy(None, SPACE, sampler, "accuracy", budget, predict=latency)
+    study = SearchStudy(None, SPACE, sampler, of_accuracy(budget), predict=latency)
     return replay(study, evaluate, n_trials)
 
 
@@ -115,8 +117,8 @@ def test_a_space_of_one_choice_ends() -> None:
         return np.ones(len(candidates))
 
     increases: dict[str, dict[Choice, float]] = {"weight_bits:fc": {32: 0.0, 8: 0.1}}
-    one = Planner(SamplerContext(space, increases, constant, lambda: constant, None, None))
-    study = SearchStudy(None, space, KnapsackSampler(0, one), "accuracy", None)
+    one = Planner(SamplerContext(space, increases, constant, lambda: constant, of_accuracy()))
+    study = SearchStudy(None, space, KnapsackSampler(0, one), of_accuracy())
     records = replay(study, lambda c: Evaluation(c, Latency(1.0, 0, 1, 1), (Rung(0, {"accuracy": 0.5}),), (1.0,)), 10)
     assert len(records) == 2
 
@@ -125,7 +127,7 @@ def test_ties_everywhere_are_no_trouble() -> None:
     def same(candidate: Candidate) -> Evaluation:
         return Evaluation(candidate, Latency(0.5, 0, 1, 1), (Rung(0, {"accuracy": 0.9}),), (1.0,))
 
-    study = SearchStudy(None, SPACE, KnapsackSampler(0, planner()), "accuracy", None)
+    study = SearchStudy(None, SPACE, KnapsackSampler(0, planner()), of_accuracy())
     assert len(replay(study, same, 15)) == 15
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.patience import Patience
 from autocompress.space.candidate import Candidate
+from tests.shared.objectives import of_accuracy
 
 
 def record(ratio: float, accuracy: float, feasible: bool = True) -> TrialRecord:
@@ -22,7 +23,7 @@ def record(ratio: float, accuracy: float, feasible: bool = True) -> TrialRecord:
 
 
 def test_it_is_over_after_so_many_trials_without_gain() -> None:
-    patience = Patience(3, "accuracy", 0.5, 0.5)
+    patience = Patience(3, of_accuracy(0.5, metric_limit=0.5))
     for ratio, accuracy in ((0.4, 0.8), (0.45, 0.8), (0.4, 0.7)):
         patience.update(record(ratio, accuracy))
     assert not patience.over
@@ -35,7 +36,7 @@ def test_it_is_over_after_so_many_trials_without_gain() -> None:
 
 
 def test_a_gain_of_less_than_a_thousandth_is_noise() -> None:
-    patience = Patience(2, "accuracy", None, None)
+    patience = Patience(2, of_accuracy())
     for i in range(3):
         patience.update(record(0.4 - i * 1e-5, 0.8))
     assert patience.over

@@ -23,12 +23,13 @@ from autocompress.sampling.reseeded_sampler import (
 from autocompress.sampling.samplers import sampler_named
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.search_space import Knob, SearchSpace
+from tests.shared.objectives import of_accuracy
 
 SPACE = SearchSpace(tuple(Knob("weight_bits", f"layer{i}", (32, 8, 4)) for i in range(8)))
 
 
 def opened(path: Path, sampler: str) -> SearchStudy:
-    return SearchStudy(path, SPACE, sampler_named(sampler, 3), "accuracy", 0.8)
+    return SearchStudy(path, SPACE, sampler_named(sampler, 3), of_accuracy(0.8))
 
 
 def judged(asked: tuple[int, object, str]) -> TrialRecord:

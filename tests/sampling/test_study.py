@@ -22,6 +22,7 @@ from autocompress.sampling import study as study_module
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
+from tests.shared.objectives import of_accuracy
 
 SPACE = SearchSpace(
     (
@@ -35,7 +36,7 @@ ONE_KNOB = SearchSpace((Knob("weight_bits", "fc", (32, 8)),))
 
 
 def opened(path: Path, space: SearchSpace = SPACE, budget: float | None = 0.5, seed: int = 0) -> SearchStudy:
-    return SearchStudy(path, space, RandomSampler(seed=seed), "accuracy", budget)
+    return SearchStudy(path, space, RandomSampler(seed=seed), of_accuracy(budget))
 
 
 def record_of(asked: tuple[int, Candidate, str] | None, ratio: float = 0.4, accuracy: float = 0.9) -> TrialRecord:
@@ -108,7 +109,7 @@ def test_the_budget_is_a_constraint_of_every_complete_trial(path: Path) -> None:
 
 
 def test_a_useless_metric_is_a_constraint_unless_the_trial_was_too_slow_to_be_tuned(path: Path) -> None:
-    study = SearchStudy(path, SPACE, RandomSampler(seed=0), "accuracy", 0.5, min_score=0.6)
+    study = SearchStudy(path, SPACE, RandomSampler(seed=0), of_accuracy(0.5, metric_limit=0.6))
     for ratio, accuracy in ((0.4, 0.9), (0.4, 0.2), (0.9, 0.2)):
         record = record_of(study.ask(), ratio=ratio, accuracy=accuracy)
         assert study.judged(record).feasible == ((ratio, accuracy) == (0.4, 0.9))
@@ -324,7 +325,7 @@ def test_a_candidate_that_is_predicted_to_miss_the_budget_is_never_given_out(pat
     def predict(candidate: Candidate) -> float:
         return 0.9 - candidate.prune_ratio.get("conv", 0.0)
 
-    study = SearchStudy(path, SPACE, RandomSampler(seed=0), "accuracy", 0.5, predict=predict)
+    study = SearchStudy(path, SPACE, RandomSampler(seed=0), of_accuracy(0.5), predict=predict)
     asked = []
     while (item := study.ask()) is not None:
         asked.append(item[1])
@@ -336,14 +337,14 @@ def test_a_candidate_that_is_predicted_to_miss_the_budget_is_never_given_out(pat
 
 
 def test_an_infeasible_baseline_is_added_all_the_same(path: Path) -> None:
-    study = SearchStudy(path, SPACE, RandomSampler(seed=0), "accuracy", 0.5, predict=lambda _: 1.0)
+    study = SearchStudy(path, SPACE, RandomSampler(seed=0), of_accuracy(0.5), predict=lambda _: 1.0)
     study.add(replace(record_of((0, Candidate(), "baseline"), 1.0), feasible=False))
     assert study.n_finished == 1
     assert study.ask() is None
 
 
 def test_a_study_in_memory_needs_no_file() -> None:
-    study = SearchStudy(None, SPACE, RandomSampler(seed=0), "accuracy", 0.5)
+    study = SearchStudy(None, SPACE, RandomSampler(seed=0), of_accuracy(0.5))
     study.tell(record_of(study.ask()))
     assert study.n_finished == 1
 
@@ -382,7 +383,7 @@ def test_a_stopped_trial_is_judged_by_those_of_about_its_time(tmp_path: Path, mo
 
 def test_a_stopped_trial_is_feasible_by_what_it_has_reached_whatever_it_is_told_as(tmp_path: Path) -> None:
     knobs = tuple(Knob("weight_bits", f"fc{i}", (32, 8)) for i in range(4))
-    study = SearchStudy(None, SearchSpace(knobs), RandomSampler(seed=0), "accuracy", None, min_score=0.5)
+    study = SearchStudy(None, SearchSpace(knobs), RandomSampler(seed=0), of_accuracy(metric_limit=0.5))
     rungs = Rung(0, {"accuracy": 0.2}), Rung(20, {"accuracy": 0.9})
     for _ in range(6):
         study.tell(replace(record_of(study.ask()), rungs=rungs))

@@ -10,6 +10,7 @@ const whole = byNumber.get(data.baseline) ?? null;
 const failed = trials.filter((trial) => trial.state === "failed");
 const stopped = trials.filter((trial) => trial.kind === "stopped");
 const late = trials.filter((trial) => trial.state === "complete" && trial.why);
+const ARROW = info.direction === "minimize" ? "↓" : "↑";
 const splits = [...new Set(trials.flatMap((trial) => Object.keys(trial.file?.metrics ?? {})))];
 
 const X_AXES = [
@@ -22,8 +23,8 @@ const X_AXES = [
 ].filter((axis) => axis.key === "latency" || trials.some((trial) => known(axis.value(trial))));
 const yTick = (value, step) => (info.is_share ? tickText(100 * value, 100 * step) + "%" : tickText(value, step));
 const Y_AXES = [
-  { key: "search", label: `${info.metric}, selection split`, title: `↑ ${info.metric} on the selection split (all trials)`, short: `↑ ${info.metric}, selection`, name: `${info.metric} on selection`, value: (trial) => trial.score, text: metricText, tick: yTick, interval: () => null },
-  ...splits.map((split) => ({ key: split, label: `${info.metric}, ${split} split, from files`, title: `↑ ${info.metric} on the ${split} split (exported points, with 95% interval)`, short: `↑ ${info.metric}, ${split}`, name: `${info.metric} on ${split}`, value: (trial) => trial.file?.metrics[split]?.[info.metric], text: metricText, tick: yTick, interval: (trial) => trial.file?.intervals[split] })),
+  { key: "search", label: `${info.metric}, selection split`, title: `${ARROW} ${info.metric} on the selection split (all trials)`, short: `${ARROW} ${info.metric}, selection`, name: `${info.metric} on selection`, value: (trial) => trial.score, text: metricText, tick: yTick, interval: () => null },
+  ...splits.map((split) => ({ key: split, label: `${info.metric}, ${split} split, from files`, title: `${ARROW} ${info.metric} on the ${split} split (exported points, with 95% interval)`, short: `${ARROW} ${info.metric}, ${split}`, name: `${info.metric} on ${split}`, value: (trial) => trial.file?.metrics[split]?.[info.metric], text: metricText, tick: yTick, interval: (trial) => trial.file?.intervals[split] })),
 ];
 
 const state = { x: X_AXES[0], y: Y_AXES[0], budget: null, selected: null, beside: null };
@@ -64,7 +65,7 @@ function recalled() {
 }
 
 function drawPlot() {
-  plot.draw({ trials, front: new Set(data.front), knee: data.knee, x: state.x, y: state.y, zoom: byId("zoom").checked, runBudget: state.x.budget });
+  plot.draw({ trials, front: new Set(data.front), knee: data.knee, x: state.x, y: state.y, zoom: byId("zoom").checked, minimized: info.direction === "minimize", runBudget: state.x.budget });
   byId("outside").textContent = plot.nOutside ? `${plot.nOutside} of ${plot.nOutside + plot.points.length} trials lie outside this picture.` : "";
   plot.update(state.budget, state.selected, state.beside);
 }
@@ -75,10 +76,12 @@ const choosableTrials = () => [...new Set([...front, whole])].filter(Boolean);
 const choosable = () => choosableTrials().filter((trial) => known(state.x.value(trial)) && known(trial.score));
 
 /** Puts the slider at a budget and chooses the best point within it. */
+const isBetter = (value, other) => (info.direction === "minimize" ? value < other : value > other);
+
 function setBudget(budget) {
   const fits = choosable().filter((trial) => state.x.value(trial) <= budget);
   state.budget = budget;
-  const best = fits.reduce((best, trial) => (best === null || trial.score > best.score ? trial : best), null);
+  const best = fits.reduce((best, trial) => (best === null || isBetter(trial.score, best.score) ? trial : best), null);
   const limit = `${state.x.name} up to ${state.x.text(budget)}`;
   byId("budget-value").textContent = best ? `${limit} → best: ${best === whole ? "the uncompressed model" : `trial ${best.number}`}, ${metricText(best.score)}` : `${limit}: no point of the front is that small`;
   if (best) choose(best.number);

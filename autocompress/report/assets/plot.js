@@ -73,10 +73,11 @@ class Plot {
     const [left, right] = spanned(xs, 0.08);
     const ys = (zoomed ? main : all).map((point) => point.y);
     if (zoomed) {
-      // what lies a little below the front shows what the search passed over
+      // points a little worse than the front show what the search passed over
       const [low, high] = [Math.min(...ys), Math.max(...ys)];
-      const floor = low - 1.2 * Math.max(high - low, 0.01 * Math.abs(high));
-      ys.push(Math.max(floor, least(all.map((point) => point.y))));
+      const margin = 1.2 * Math.max(high - low, 0.01 * Math.abs(high));
+      if (this.view.minimized) ys.push(Math.min(high + margin, most(all.map((point) => point.y))));
+      else ys.push(Math.max(low - margin, least(all.map((point) => point.y))));
     }
     return [[xs.every((x) => x >= 0) ? Math.max(0, left) : left, right], spanned(ys, 0.1)];
   }

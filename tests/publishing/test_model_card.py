@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from autocompress.report.card import write_card
+from autocompress.publishing.model_card import write_card
 from autocompress.results.records import FileNumbers
 from tests.shared.points import Point
 

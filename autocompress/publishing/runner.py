@@ -22,7 +22,7 @@ _SECONDS = 120
 
 def write_runner(folder: Path) -> None:
     """Writes `run.py`, which needs the runtime and numpy and nothing else."""
-    text = resources.files("autocompress.publishing.standalone").joinpath(RUNNER).read_text(encoding="utf-8")
+    text = resources.files("autocompress.publishing").joinpath(RUNNER).read_text(encoding="utf-8")
     (folder / RUNNER).write_text(text, encoding="utf-8")
 
 

@@ -10,10 +10,11 @@ from optuna.samplers import RandomSampler
 
 from autocompress.errors import InputError
 from autocompress.results.records import Latency, Rung
-from autocompress.sampling.replay import Evaluation, busy_share, read_table, replay, write_table
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
+from autocompress.testing.replay import Evaluation, busy_share, read_table, replay, write_table
+from tests.shared.objectives import of_accuracy
 
 SPACE = SearchSpace(tuple(Knob("prune_ratio", name, (0.0, 0.25, 0.5)) for name in "abc"))
 
@@ -31,7 +32,7 @@ def table() -> dict[str, Evaluation]:
 
 
 def study(seed: int = 0, budget: float | None = None) -> SearchStudy:
-    return SearchStudy(None, SPACE, RandomSampler(seed=seed), "accuracy", budget)
+    return SearchStudy(None, SPACE, RandomSampler(seed=seed), of_accuracy(budget))
 
 
 def test_one_worker_runs_trials_one_after_the_other() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.publishing.artifact import read_manifest
-from autocompress.publishing.standalone import EXAMPLES, RUNNABLE
+from autocompress.publishing.runner import EXAMPLES, RUNNABLE
 from autocompress.report.interval import interval_of
 from autocompress.report.point_files import example_answers
 from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text

@@ -123,14 +123,14 @@ class _Replay:
         record, evaluation = self._running[worker]
         last = i == len(evaluation.rungs) - 1
         rung = evaluation.rungs[i]
-        value = rung.metrics[self._study.metric]
+        value = rung.metrics[self._study.objectives.metric]
         if not last and (
             self._stopping is None
             or self._stopping.should_continue(record.name, rung.steps, value, evaluation.latency.ratio)
         ):
             heapq.heappush(self.events, (now + evaluation.seconds[i + 1] - evaluation.seconds[i], worker, i + 1))
             return now, None
-        done = _judged(record, evaluation, i, now, self._study.metric)
+        done = _judged(record, evaluation, i, now, self._study.objectives.metric)
         del self._running[worker]
         return self._tell(self._study.judged(done), now), worker
 
