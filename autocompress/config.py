@@ -13,6 +13,8 @@ import yaml
 
 from autocompress.errors import InputError
 
+OPTIMIZERS = ("auto", "sgd", "adamw")
+
 
 @dataclass(frozen=True)
 class DistillSettings:
@@ -20,12 +22,14 @@ class DistillSettings:
 
     Attributes:
         rungs: fine-tune steps after which a student is judged; rising, 0 is "before any training".
-        learning_rate: peak of the one-cycle schedule of SGD with Nesterov momentum.
-        weight_decay: of weights with two or more dimensions.
+        optimizer: "sgd" (Nesterov momentum), "adamw", or "auto": SGD for convolutional nets, AdamW for others.
+        learning_rate: peak of the one-cycle schedule; None takes the one for this optimizer and model.
+        weight_decay: of weights with two or more dimensions; None takes 1e-4 for SGD, 0.01 for AdamW.
         temperature: softens both outputs; at least 1 (Hinton et al. 2015).
         alpha: weight of the teacher's soft targets, in [0, 1]; the rest is the task's own loss on labels.
         feature_weight: weight of the mean squared error between intermediate features; 0 turns it off.
-        feature_layers: module paths whose outputs are compared; both models must have them, with equal shapes.
+        feature_layers: module paths whose outputs are compared, where widths differ through a trained linear map. A
+            candidate that dropped one of them is compared on the others.
         learn_scales: train the scales of 8-bit layers too (LSQ), in place of following what they see.
         l1_weight: weight of the mean magnitude of all weights; pushes single entries to zero.
         group_lasso_weight: weight of the group lasso over channel groups; pushes whole channels to zero, so that a
@@ -33,8 +37,9 @@ class DistillSettings:
     """
 
     rungs: tuple[int, ...] = (0, 20, 60, 180)
-    learning_rate: float = 0.01
-    weight_decay: float = 1e-4
+    optimizer: str = "auto"
+    learning_rate: float | None = None
+    weight_decay: float | None = None
     temperature: float = 4.0
     alpha: float = 0.9
     feature_weight: float = 0.0
@@ -52,8 +57,9 @@ class DistillSettings:
             or any(a >= b for a, b in zip(self.rungs, self.rungs[1:], strict=False))
         ):
             raise InputError(f"rungs must rise from 0, like [0, 20, 60, 180], but got {list(self.rungs)}")
-        _check(self.learning_rate > 0, "learning_rate > 0", self.learning_rate)
-        _check(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
+        _check(self.optimizer in OPTIMIZERS, f"optimizer in {list(OPTIMIZERS)}", repr(self.optimizer))
+        _check(self.learning_rate is None or self.learning_rate > 0, "learning_rate > 0", self.learning_rate)
+        _check(self.weight_decay is None or self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
         _check(self.temperature >= 1, "temperature >= 1", self.temperature)
         _check(0 <= self.alpha <= 1, "0 <= alpha <= 1", self.alpha)
         for name in ("feature_weight", "l1_weight", "group_lasso_weight"):
