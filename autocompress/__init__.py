@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from autocompress.api import resume, search
     from autocompress.compression import compress
     from autocompress.config import DistillSettings
-    from autocompress.distillation import distill
+    from autocompress.distillation.fine_tune import distill
     from autocompress.errors import AutocompressError
     from autocompress.graph import ModelGraph, inspect_model
     from autocompress.latency import LatencyModel, Measurement, measure_latency, measure_paired, profile

@@ -48,8 +48,24 @@ class DistillSettings(CheckedSettings):
         "rungs rise from 0, like [0, 20, 60, 180]",
         _rising_from_zero,
     )
-    learning_rate: float = declare(0.01, "peak of the one-cycle schedule", "learning_rate > 0", _above(0))
-    weight_decay: float = declare(1e-4, "of weights with two or more dimensions", "weight_decay >= 0", _at_least(0))
+    optimizer: str = declare(
+        "auto",
+        "sgd (Nesterov momentum), adamw, or auto: SGD for convolutional nets, AdamW for others",
+        "optimizer in ['auto', 'sgd', 'adamw']",
+        _one_of("auto", "sgd", "adamw"),
+    )
+    learning_rate: float | None = declare(
+        None,
+        "peak of the one-cycle schedule (default: by optimizer and model)",
+        "learning_rate > 0",
+        _above(0),
+    )
+    weight_decay: float | None = declare(
+        None,
+        "of weights with two or more dimensions (default: 1e-4 for SGD, 0.01 for AdamW)",
+        "weight_decay >= 0",
+        _at_least(0),
+    )
     temperature: float = declare(4.0, "softens the outputs of teacher and student", "temperature >= 1", _at_least(1))
     alpha: float = declare(
         0.9,
@@ -61,7 +77,7 @@ class DistillSettings(CheckedSettings):
         0.0, "weight of the squared error between intermediate features; 0 is off", "feature_weight >= 0", _at_least(0)
     )
     feature_layers: tuple[str, ...] = declare(
-        (), "module paths whose outputs are compared; teacher and student must both have them"
+        (), "module paths whose outputs are compared; where widths differ through a trained linear map"
     )
     learn_scales: bool = declare(False, "train the scales of 8-bit layers (LSQ) instead of following what they see")
     l1_weight: float = declare(

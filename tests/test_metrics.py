@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autocompress.distillation import teaching_loss
+from autocompress.distillation.fine_tune import teaching_loss
 from autocompress.errors import InputError
 from autocompress.metrics import accuracy, class_dim, cross_entropy
 

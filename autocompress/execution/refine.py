@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor, nn
 
-from autocompress.distillation import FineTune, Teacher
+from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import InputError
 from autocompress.execution.open_run import open_run, study_of, task_of
 from autocompress.execution.ray_backend import open_target_device

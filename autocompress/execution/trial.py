@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.compression import CalibrationStats, Recipe, rebuild, resolve, sparse_saving_bytes
-from autocompress.distillation import FineTune, Teacher
+from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
 from autocompress.execution.locked_temp_dir import LockedTempDir
 from autocompress.latency import MeasurementLock, time_sessions

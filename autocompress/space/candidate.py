@@ -64,9 +64,12 @@ def _plain(sparsity: float | str) -> float | str:
 
 FINE_TUNE_RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "learning_rate": ("`learning_rate > 0`", lambda value: value > 0),
+    "weight_decay": ("`weight_decay >= 0`", lambda value: value >= 0),
     "temperature": ("`temperature >= 1`", lambda value: value >= 1),
     "alpha": ("`0 <= alpha <= 1`", lambda value: 0 <= value <= 1),
     "feature_weight": ("`feature_weight >= 0`", lambda value: value >= 0),
+    "l1_weight": ("`l1_weight >= 0`", lambda value: value >= 0),
+    "group_lasso_weight": ("`group_lasso_weight >= 0`", lambda value: value >= 0),
     "steps": ("`steps >= 1` and whole", lambda value: value >= 1 and value == int(value)),
 }
 """What a candidate may ask of its own fine-tune: the rule of each, as text and as a check."""
@@ -109,8 +112,7 @@ class Candidate:
             (weights alone: int8 by channel, int4 by group), 2 to 7 (weights alone, a code table), or 32: as it is.
         sparsity: layer path -> share of the weight's entries that become zero, in [0, 1), or "n:m": of every m
             neighbours along the input dimension n stay, as "2:4".
-        fine_tune: learning_rate, temperature, alpha, feature_weight, steps -> its value for this candidate, in place of
-            the search's; see `FINE_TUNE_RULES`.
+        fine_tune: a name in `FINE_TUNE_RULES` -> its value for this candidate, in place of the search's.
         rank_grid: the ranks that come of `rank_ratio` are multiples of it.
 
     Choices that change nothing (ratio 0, 32 bits, a grid without ranks) are left out, so that equal models have

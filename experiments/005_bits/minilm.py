@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from autocompress.compression import compress
 from autocompress.config import DistillSettings
-from autocompress.distillation import FineTune, Teacher
+from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.graph import inspect_model
 from autocompress.latency import time_sessions
 from autocompress.runtimes import Runtime, check_parity, runtime_named

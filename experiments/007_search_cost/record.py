@@ -24,7 +24,7 @@ from torch import Tensor
 
 from autocompress.compression import CalibrationStats, rebuild, resolve
 from autocompress.config import DistillSettings
-from autocompress.distillation import FineTune, Teacher
+from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.execution.trial import n_macs
 from autocompress.graph import inspect_model
 from autocompress.latency.clock import time_pair

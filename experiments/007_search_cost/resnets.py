@@ -25,7 +25,7 @@ from torch import nn
 
 from autocompress.compression import CalibrationStats, rebuild, resolve
 from autocompress.config import DistillSettings, SearchSettings
-from autocompress.distillation import FastMode, FineTune, Teacher
+from autocompress.distillation.fine_tune import FastMode, FineTune, Teacher
 from autocompress.errors import AutocompressError
 from autocompress.execution.fisher import fisher_sensitivity
 from autocompress.execution.sensitivity import Sensitivity, SensitivityProbe, measure_sensitivity

@@ -12,7 +12,7 @@ from torch import nn
 
 from autocompress.compression import GroupLasso, l1_penalty
 from autocompress.config import DistillSettings
-from autocompress.distillation import distill
+from autocompress.distillation.fine_tune import distill
 from autocompress.errors import InputError
 from autocompress.graph import ModelGraph, inspect_model
 from tests.shared.tasks import images, tiny_task, trained_model

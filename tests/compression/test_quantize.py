@@ -185,3 +185,15 @@ def test_blocks_called_by_keyword_round_their_input_and_token_numbers_are_never_
     expected, found = model(ids), student(ids)
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
     assert isinstance(student.block.input_quantizer, ActivationQuantizer)
+
+
+def test_a_recurrent_layer_whose_weights_were_replaced_is_rounded_from_its_first_call() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.LSTM(4, 8)).eval(), (torch.randn(5, 2, 4),)
+    graph = inspect_model(model, x)
+    model[0].weight_ih_l0 = nn.Parameter(model[0].weight_ih_l0.detach().clone())  # as pruning does
+    quantize_(model, graph.layers, {"0": "4w"})
+    model.eval()
+    with torch.no_grad():
+        first, second = model(*x)[0], model(*x)[0]
+    assert torch.equal(first, second)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autocompress.compression import compress, rebuild, resolve, sparse_saving_bytes
 from autocompress.compression.sparsify import magnitude_mask, weight_layers
 from autocompress.config import DistillSettings
-from autocompress.distillation import FineTune, Teacher, distill
+from autocompress.distillation.fine_tune import FineTune, Teacher, distill
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.publishing.artifact import load_student, save_student

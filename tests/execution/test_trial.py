@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from autocompress.compression import CRITERIA, Recipe, resolve
 from autocompress.compression.low_rank import source
 from autocompress.config import DistillSettings, SearchSettings
-from autocompress.distillation import FastMode
+from autocompress.distillation.fine_tune import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.execution import trial as bench_module
 from autocompress.execution import worker as worker_module

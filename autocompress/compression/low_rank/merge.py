@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -44,6 +45,38 @@ def merge(module: nn.Module) -> nn.Module:
             f"only layers that were split can be merged, but a {type(module).__name__} is nothing that a split makes"
         )
     return merged.train(module.training)
+
+
+def merge_hidden(module: StackedRecurrent) -> nn.Module:
+    """The plain LSTM whose hidden weights are those that an LSTM with split hidden weights multiplies out to.
+
+    Inner levels read what they read before: their input weights take in the projection of the level below. What the
+    last level gives is the state itself, not its projection, which is why `merge` refuses.
+
+    Args:
+        module: split by the scheme "recurrent"; not touched.
+    """
+    plain = copy.deepcopy(module)
+    read: Tensor | None = None
+    with torch.no_grad():
+        for index, (level, outward) in enumerate(zip(module.levels, module.outputs, strict=True)):
+            weights = {name: tensor.double() for name, tensor in level.named_parameters()}
+            if read is not None:
+                weights["weight_ih_l0"] = weights["weight_ih_l0"] @ read
+            read = None
+            projection = weights.pop("weight_hr_l0", None)
+            if projection is not None and isinstance(outward, nn.Linear):
+                weights["weight_hh_l0"] = weights["weight_hh_l0"] @ projection
+                read = outward.weight.double() @ projection
+            whole = nn.LSTM(
+                weights["weight_ih_l0"].shape[1],
+                module.hidden_size,
+                bias=bool(level.bias),
+                batch_first=module.batch_first,
+            )
+            plain.levels[index] = _filled(whole, **weights, like=next(module.parameters()))
+            plain.outputs[index] = nn.Identity()
+    return _merged_recurrent(plain).train(module.training)
 
 
 def _merged_linear(row: list[Any]) -> nn.Module:

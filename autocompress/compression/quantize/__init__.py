@@ -5,7 +5,7 @@ from __future__ import annotations
 from autocompress.compression.quantize.biases import snap_biases_
 from autocompress.compression.quantize.calibration import calibrate_, correct_bias_, is_quantized, learn_scales_
 from autocompress.compression.quantize.layers import QuantizedLayer, stored_bits
-from autocompress.compression.quantize.placement import quantize_, rounded
+from autocompress.compression.quantize.placement import quantize_, rounded, without_rounding_
 from autocompress.compression.quantize.ranges import RANGES
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "rounded",
     "snap_biases_",
     "stored_bits",
+    "without_rounding_",
 ]

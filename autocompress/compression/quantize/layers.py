@@ -110,6 +110,7 @@ class _QuantizedRecurrent(QuantizedLayer, nn.RNNBase):
 
     def forward(self, x: Any, hx: Any = None) -> Any:
         """Shapes as the torch layer."""
+        self._update_flat_weights()  # else torch itself puts the unrounded ones back, once after weights were replaced
         kept = self._flat_weights
         self._flat_weights = [
             self.rounded_weight(name) if name in self.weight_quantizers else getattr(self, name)

@@ -171,6 +171,19 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_rule: 
     swapped.refresh_weights()
 
 
+def without_rounding_(model: nn.Module) -> None:
+    """Makes every rounded linear, convolution, embedding and recurrent layer the torch layer that it was; in place.
+
+    Weights are those that training moves, not their rounded values. A residual beside factors stays rounded.
+    """
+    plain = {rounded: kind for kind, rounded in LAYERS.items()}
+    for path, module in list(model.named_modules()):
+        if path.rpartition(".")[2] != "residual" and isinstance(module, QuantizedLayer):
+            swapped = _swap_class(model, path, plain[type(module)])
+            for name in ("input_quantizer", "output_quantizer", "weight_quantizers"):
+                swapped._modules.pop(name, None)
+
+
 def _swap_class(model: nn.Module, path: str, counterpart: type[nn.Module]) -> nn.Module:
     module = model.get_submodule(path)
     swapped = counterpart.__new__(counterpart)

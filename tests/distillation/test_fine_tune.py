@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from autocompress.compression import compress
 from autocompress.config import DistillSettings
-from autocompress.distillation import FastMode, FineTune, Teacher, distill, soft_target_loss
+from autocompress.distillation.fine_tune import FastMode, FineTune, Teacher, choose_mode, distill, soft_target_loss
 from autocompress.errors import CompressionError, InputError
 from autocompress.space.candidate import Candidate
 from autocompress.task import Batch, SupervisedTask
@@ -85,7 +85,9 @@ def rate_at(step: int, n_steps: int, peak: float) -> float:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_steps_are_those_of_a_loop_by_hand(alpha: float) -> None:
-    settings = DistillSettings(rungs=(0, 25), alpha=alpha, temperature=3.0, learning_rate=0.2, weight_decay=0.05)
+    settings = DistillSettings(
+        rungs=(0, 25), alpha=alpha, temperature=3.0, optimizer="sgd", learning_rate=0.2, weight_decay=0.05
+    )
     torch.manual_seed(1)
     teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(64, 4)) for _ in range(2))
     task = SupervisedTask(student, batches(96, 1), batches(32, 2), batches(32, 3))
@@ -398,3 +400,18 @@ def test_named_inputs(tmp_path: Path) -> None:
     positional = SupervisedTask(trained_model(), batches(64, 1), batches(64, 2), batches(64, 3))
     FineTune(by_place, plain_teacher(trained_model()), positional, SETTINGS).advance(3)
     assert same(by_name, by_place)
+
+
+class WithoutHalf(nn.Linear):
+    """Has no kernel for bfloat16, as oneDNN's LSTM on some machines."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive descriptor")
+        return super().forward(x)
+
+
+def test_a_layer_without_a_bfloat16_kernel_is_trained_in_float32() -> None:
+    assert choose_mode(WithoutHalf(4, 2), (torch.rand(3, 4),)) == FastMode(False)
+    with pytest.raises(RuntimeError, match="size|shape"):
+        choose_mode(WithoutHalf(4, 2), (torch.rand(3, 5),))

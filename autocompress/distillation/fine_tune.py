@@ -1,7 +1,7 @@
 """The short fine-tune of a student under its teacher, in rungs that continue where the last one stopped.
 
 Loss: alpha T^2 KL(teacher / T || student / T) + (1 - alpha) task loss (Hinton et al. 2015, arXiv:1503.02531), and where
-asked the mean squared error between intermediate features (Romero et al. 2015, arXiv:1412.6550).
+asked the distance of intermediate features, see `FeatureLoss`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 
 from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, snap_biases_, sparse_weights
 from autocompress.config import DistillSettings
+from autocompress.distillation.feature_loss import FeatureLoss
+from autocompress.distillation.optimizers import make_optimizer, settings_for
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import inspect_model
 from autocompress.metrics import class_dim
@@ -29,7 +30,6 @@ from autocompress.task import Batch, Inputs, Task, as_inputs, call_model
 
 Turn = Callable[[], AbstractContextManager[None]]
 _WARM_UP_SHARE = 0.1
-_MOMENTUM = 0.9
 _MAX_GRAD_NORM = 5.0
 
 
@@ -57,18 +57,26 @@ def _channels_last(value: Tensor) -> Tensor:
 
 
 def choose_mode(model: nn.Module, inputs: Inputs) -> FastMode:
-    """Times two forward passes each way, after one to warm up, and takes the faster; on a GPU plain float32 is kept."""
+    """Times two forward passes each way, after one to warm up, and takes the faster.
+
+    On a GPU, and where a layer has no bfloat16 kernel (oneDNN's LSTM on some machines), plain float32 is kept.
+    """
     if next((p.device.type for p in model.parameters()), "cpu") != "cpu":
         return FastMode(False)
     seconds = {}
     for mode in (FastMode(False), FastMode(True)):
         fed = mode.layout(inputs)
-        with torch.no_grad(), mode():
-            call_model(model, fed)
-            begin = time.perf_counter()
-            for _ in range(2):
+        try:
+            with torch.no_grad(), mode():
                 call_model(model, fed)
-        seconds[mode.enabled] = time.perf_counter() - begin
+                begin = time.perf_counter()
+                for _ in range(2):
+                    call_model(model, fed)
+            seconds[mode.enabled] = time.perf_counter() - begin
+        except RuntimeError:
+            if not mode.enabled:
+                raise
+            return FastMode(False)
     return FastMode(seconds[True] < seconds[False])
 
 
@@ -139,21 +147,17 @@ class FineTune:
         seed: int = 0,
         turn: Turn = nullcontext,
     ) -> None:
-        self.student, self.teacher, self.task, self.settings, self.turn = student, teacher, task, settings, turn
+        self.student, self.teacher, self.task, self.turn = student, teacher, task, turn
+        self.settings = settings_for(settings, teacher.model)
         self.step = 0
         self.mode: FastMode | None = None  # chosen at the first step, then kept: also on another machine
         self._seed = seed
         self._batches = _stream(task, seed)
         if settings.learn_scales:
             learn_scales_(student)
-        decayed = [p for p in student.parameters() if p.requires_grad and p.ndim >= 2]
-        others = [p for p in student.parameters() if p.requires_grad and p.ndim < 2]
-        self._optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.learning_rate,
-            momentum=_MOMENTUM,
-            nesterov=True,
-        )
+        self._features = self._feature_loss() if settings.feature_weight else None
+        adapters = [] if self._features is None else self._features.adapters.parameters()
+        self._optimizer = make_optimizer(student, self.settings, adapters)
         self._masks = _zero_masks(student)
         self._trained: dict[str, Tensor] = {}  # what settling the biases has moved, as training left it
         self._lasso = _group_lasso(student, task) if settings.group_lasso_weight else None
@@ -185,6 +189,7 @@ class FineTune:
             "student": self.student.state_dict(),
             "trained": self._trained,
             "optimizer": self._optimizer.state_dict(),
+            "adapters": {} if self._features is None else self._features.adapters.state_dict(),
             "random": torch.get_rng_state(),
         }
 
@@ -193,6 +198,8 @@ class FineTune:
         self.student.load_state_dict(state["student"])
         self._trained = dict(state["trained"])
         self._masks = _zero_masks(self.student)
+        if self._features is not None:
+            self._features.adapters.load_state_dict(state["adapters"])
         self._optimizer.load_state_dict(dict(state["optimizer"]))
         self.step = int(state["step"])
         self.mode = None if state["fast"] is None else FastMode(bool(state["fast"]))
@@ -206,14 +213,15 @@ class FineTune:
         settings = self.settings
         mode = self.mode = self.mode or self.teacher.mode_for(inputs)
         for group in self._optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(self.step, settings.rungs[-1])
-        with _features(self.student, settings) as ours, _features(self.teacher.model, settings) as theirs:
-            # features need a forward pass of the teacher each time; outputs alone are computed once and kept
-            ask = self.teacher.run if settings.feature_weight else partial(self.teacher.outputs, self.step)
-            soft = ask(inputs, mode)
-            with mode():
-                outputs = call_model(self.student, mode.layout(inputs)).float()
-            loss = self._loss(outputs, soft, batch) + settings.feature_weight * _feature_loss(ours, theirs)
+            group["lr"] = settings.learning_rate * _schedule(self.step, settings.rungs[-1])  # type: ignore[operator]
+        if self._features is None:
+            soft = self.teacher.outputs(self.step, inputs, mode)
+            loss = self._loss(self._outputs(inputs, mode), soft, batch)
+        else:  # features need a forward pass of the teacher each time; outputs alone are computed once and kept
+            with self._features.watch() as (ours, theirs):
+                soft = self.teacher.run(inputs, mode)
+                loss = self._loss(self._outputs(inputs, mode), soft, batch)
+            loss = loss + settings.feature_weight * self._features(ours, theirs)
         if not bool(torch.isfinite(loss)):
             raise CompressionError(
                 f"the fine-tune's loss must be finite, but is {loss.item()} after {self.step} steps; "
@@ -226,6 +234,15 @@ class FineTune:
         with torch.no_grad():
             for weight, mask in self._masks:
                 weight.mul_(mask)
+
+    def _outputs(self, inputs: Inputs, mode: FastMode) -> Tensor:
+        with mode():
+            outputs: Tensor = call_model(self.student, mode.layout(inputs)).float()
+        return outputs
+
+    def _feature_loss(self) -> FeatureLoss:
+        inputs, _ = next(_stream(self.task, self._seed))
+        return FeatureLoss(self.student, self.teacher.model, self.settings.feature_layers, inputs)
 
     def _loss(self, outputs: Tensor, soft: Tensor, batch: Batch) -> Tensor:
         alpha, temperature = self.settings.alpha, self.settings.temperature
@@ -330,30 +347,3 @@ def _schedule(step: int, n_steps: int) -> float:
         return (step + 1) / (warm_up + 1)
     progress = min(1.0, (step - warm_up) / max(1.0, n_steps - warm_up))
     return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@contextmanager
-def _features(model: nn.Module, settings: DistillSettings) -> Iterator[dict[str, Tensor]]:
-    """Collects the outputs of the feature layers during one forward pass."""
-    seen: dict[str, Tensor] = {}
-    layers = settings.feature_layers if settings.feature_weight else ()
-
-    def keep(path: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _module, _inputs, output: seen.__setitem__(path, output)
-
-    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in layers]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _feature_loss(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
-    """Mean squared error relative to the teacher's power, over the layers whose width was not pruned."""
-    losses = [
-        F.mse_loss(ours[path].float(), feature.float()) / feature.float().pow(2).mean().clamp(min=1e-8)
-        for path, feature in theirs.items()
-        if path in ours and ours[path].shape == feature.shape
-    ]
-    return torch.stack(losses).mean() if losses else torch.zeros(())

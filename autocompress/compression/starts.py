@@ -1,0 +1,179 @@
+"""Which trained weights a candidate starts from: the uncompressed model's, or those of a candidate trained before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compression import rebuild
+from autocompress.compression.calibration_stats import CalibrationStats
+from autocompress.compression.drop import drop_branches_
+from autocompress.compression.inherit import scatter_back
+from autocompress.compression.recipe import Recipe
+from autocompress.config import QuantizeSettings
+from autocompress.graph import ModelGraph
+from autocompress.space.candidate import Candidate
+from autocompress.task import Batch, Inputs, call_model
+
+UNCOMPRESSED = "uncompressed"
+
+Loss = Callable[[Tensor, Batch], Tensor]
+"""Outputs and batch -> scalar, smaller is better; as `Task.loss`."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Weights that a candidate can start from.
+
+    Attributes:
+        name: that is recorded: "uncompressed", or a trial.
+        model: of the uncompressed architecture; not touched.
+        candidate: whose training it holds; the uncompressed one holds none.
+        recipe: of that candidate.
+    """
+
+    name: str
+    model: nn.Module
+    candidate: Candidate = field(default_factory=Candidate)
+    recipe: Recipe = field(default_factory=Recipe)
+
+    @classmethod
+    def trained(
+        cls, name: str, student: nn.Module, candidate: Candidate, recipe: Recipe, base: Parent, graph: ModelGraph
+    ) -> Parent:
+        """From a trained student, written back into the model that it was made from (see `scatter_back`)."""
+        return cls(name, scatter_back(student, base.model, graph, recipe), candidate, recipe)
+
+
+@dataclass(frozen=True)
+class Rebuilding:
+    """How students are made, the same for all parents; see `rebuild`.
+
+    Attributes:
+        graph: of the uncompressed model.
+        calibration: batches of inputs.
+        reconstruct: refit the layers that lost inputs, so that they give what they gave in the parent.
+        activation_aware: how layers are split.
+        quantize: how grids are chosen.
+    """
+
+    graph: ModelGraph
+    calibration: Sequence[Inputs] = ()
+    reconstruct: bool = True
+    activation_aware: bool = True
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A student before training, and what it was made from.
+
+    Attributes:
+        student: in evaluation mode.
+        parent: name of the parent.
+        losses: parent -> mean loss of the student made from it.
+    """
+
+    student: nn.Module
+    parent: str
+    losses: Mapping[str, float]
+
+
+def student_from(
+    parent: Parent, recipe: Recipe, how: Rebuilding, calibration_stats: CalibrationStats | None = None
+) -> nn.Module:
+    """A candidate's student with a parent's weights.
+
+    Branches that both lack are gone before anything is refitted, so that the refit aims at what the parent gives.
+
+    Args:
+        parent: not touched.
+        recipe: from `resolve` with the uncompressed model, whatever the parent: one candidate has one structure, and
+            a stronger prune ratio takes channels away from a weaker one's.
+        how: see `Rebuilding`.
+        calibration_stats: of the parent's model, where it is kept; only decompositions need it.
+    """
+    source = parent.model
+    shared = set(parent.recipe.dropped) & set(recipe.dropped)
+    if shared:
+        source = copy.deepcopy(source)
+        drop_branches_(source, how.graph, shared)
+    if calibration_stats is None and recipe.ranks:
+        calibration_stats = CalibrationStats(parent.model, how.graph, how.calibration)
+    return rebuild(
+        source,
+        how.graph,
+        recipe,
+        how.calibration,
+        how.reconstruct,
+        calibration_stats,
+        how.activation_aware,
+        how.quantize,
+    ).eval()
+
+
+def best_start(
+    parents: Iterable[Parent], recipe: Recipe, how: Rebuilding, loss: Loss, batches: Sequence[Batch]
+) -> Start:
+    """The student with the smallest mean loss on a few batches, of one made from each parent; of equals the first.
+
+    A parent whose student has a loss that is not finite is passed over, unless all are.
+
+    Args:
+        parents: at least one, the uncompressed model first.
+        recipe: see `student_from`.
+        how: see `Rebuilding`.
+        loss: of outputs and batch.
+        batches: held out: ones that the parents' training did not end on.
+    """
+    losses: dict[str, float] = {}
+    best: nn.Module | None = None
+    name = ""
+    for parent in parents:
+        student = student_from(parent, recipe, how)
+        losses[parent.name] = mean = mean_loss(student, loss, batches)
+        if best is None or _rank(mean) < _rank(losses[name]):
+            best, name = student, parent.name
+    assert best is not None, "there is at least one parent"
+    return Start(best, name, losses)
+
+
+def nearest_parents(candidate: Candidate, parents: Iterable[Parent], n: int = 2) -> list[Parent]:
+    """The n parents whose candidates differ in the fewest choices; of equals the later ones, which trained on more."""
+    later_first = list(parents)[::-1]
+    return sorted(later_first, key=lambda parent: n_different(candidate, parent.candidate))[:n]
+
+
+def n_different(one: Candidate, other: Candidate) -> float:
+    """How far apart two candidates are.
+
+    The sum over channel groups of the difference of prune ratios, plus the number of branches, ranks, precisions and
+    sparsities that differ.
+    """
+    ratios = sum(
+        abs(one.prune_ratio.get(name, 0.0) - other.prune_ratio.get(name, 0.0))
+        for name in {*one.prune_ratio, *other.prune_ratio}
+    )
+    n_choices = len(one.drop ^ other.drop)
+    for ours, theirs in (
+        (one.rank_ratio, other.rank_ratio),
+        (one.weight_bits, other.weight_bits),
+        (one.sparsity, other.sparsity),
+    ):
+        n_choices += sum(ours.get(name) != theirs.get(name) for name in {*ours, *theirs})
+    return ratios + n_choices
+
+
+def mean_loss(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
+    """Mean over batches, in evaluation mode."""
+    with torch.no_grad():
+        values = [float(loss(call_model(model, batch[0]), batch)) for batch in batches]
+    return sum(values) / len(values)
+
+
+def _rank(loss: float) -> float:
+    return loss if loss == loss else float("inf")
