@@ -171,7 +171,7 @@ class SearchSettings(CheckedSettings):
     )
     minutes: float | None = declare(
         None,
-        "time limit of this start, all of which is used (default: none)",
+        "time of this start in all, all of which is used (default: no limit)",
         "minutes > 0",
         _above(0),
         changeable=True,
@@ -201,6 +201,28 @@ class SearchSettings(CheckedSettings):
         None,
         "the search ends after this number of trials without a larger hypervolume (default: never)",
         "patience >= 1",
+        _at_least(1),
+        changeable=True,
+    )
+    polish_share: float = declare(
+        0.6,
+        "share of the minutes in which the front's points are trained further",
+        "0 <= polish_share <= 0.8",
+        lambda value: 0 <= value <= 0.8,
+        changeable=True,
+    )
+    polish_points: int = declare(
+        8,
+        "most front points that are trained further; 0 polishes none",
+        "polish_points >= 0",
+        _at_least(0),
+        changeable=True,
+    )
+    polish_steps: int | None = declare(
+        None,
+        "training steps of each polished point (default: with --minutes what time is left, else four times the last "
+        "rung)",
+        "polish_steps >= 1",
         _at_least(1),
         changeable=True,
     )
@@ -293,6 +315,9 @@ class ChangeableDict(TypedDict, total=False):
     trial_minutes: float | None
     trial_retries: int
     patience: int | None
+    polish_share: float
+    polish_points: int
+    polish_steps: int | None
     ray_address: str | None
     dashboard: bool
 

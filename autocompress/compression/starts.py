@@ -32,21 +32,17 @@ class Parent:
     Attributes:
         name: that is recorded: "uncompressed", or a trial.
         model: of the uncompressed architecture; not touched.
-        candidate: whose training it holds; the uncompressed one holds none.
-        recipe: of that candidate.
+        recipe: of the student whose training it holds; that of the uncompressed model changes nothing.
     """
 
     name: str
     model: nn.Module
-    candidate: Candidate = field(default_factory=Candidate)
     recipe: Recipe = field(default_factory=Recipe)
 
     @classmethod
-    def trained(
-        cls, name: str, student: nn.Module, candidate: Candidate, recipe: Recipe, base: Parent, graph: ModelGraph
-    ) -> Parent:
+    def trained(cls, name: str, student: nn.Module, recipe: Recipe, base: Parent, graph: ModelGraph) -> Parent:
         """From a trained student, written back into the model that it was made from (see `scatter_back`)."""
-        return cls(name, scatter_back(student, base.model, graph, recipe), candidate, recipe)
+        return cls(name, scatter_back(student, base.model, graph, recipe), recipe)
 
 
 @dataclass(frozen=True)
@@ -140,12 +136,6 @@ def best_start(
             best, name = student, parent.name
     assert best is not None, "there is at least one parent"
     return Start(best, name, losses)
-
-
-def nearest_parents(candidate: Candidate, parents: Iterable[Parent], n: int = 2) -> list[Parent]:
-    """The n parents whose candidates differ in the fewest choices; of equals the later ones, which trained on more."""
-    later_first = list(parents)[::-1]
-    return sorted(later_first, key=lambda parent: n_different(candidate, parent.candidate))[:n]
 
 
 def n_different(one: Candidate, other: Candidate) -> float:

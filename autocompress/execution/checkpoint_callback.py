@@ -1,10 +1,11 @@
-"""Keeps what workers send: finished trials' files, and the states from which cut-off trials go on."""
+"""Keeps what workers send, and sends what a trial starts from: trials' files, and the states of interrupted trials."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +13,55 @@ from ray import tune
 
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.retry_callback import RetryCallback
+from autocompress.execution.trial import TrainedFiles
 from autocompress.execution.worker import FILES, STATE
+from autocompress.publishing.artifact import RECIPE, WEIGHTS
 from autocompress.results.run_folder import RunFolder
 from autocompress.space.candidate import Candidate
 
 
 class CheckpointCallback(tune.Callback):
-    """Writes reports' files into the run's folder, on the driver, and hands states back to restarted trials.
+    """Writes reports' files into the run's folder, on the driver, and hands states and parents to starting trials.
 
-    A trial's files are on disk before the study is told that it is over. States are kept by candidate, so that a
-    trial goes on from its last rung after its worker died, and on resume after the driver died.
+    A trial's files are on disk before the study is told that it ended. States are kept by candidate, so that a trial
+    continues from its last rung after its worker died, and on resume after the driver died.
+
+    The bytes are taken out of a report before any of the further callbacks sees it, so that no logger has to carry
+    them and Tune does not keep them for as long as the search lasts.
 
     Args:
         folder: of the run.
-        stop: told when the disk does not take what is written.
+        stop: aborts the search when the disk does not take what is written.
         retries: knows whether a trial that Tune gave up runs again.
+        further: callbacks that see reports without the bytes, in this order.
     """
 
-    def __init__(self, folder: RunFolder, stop: AbortStopper, retries: RetryCallback) -> None:
-        self._folder, self._stop, self._retries = folder, stop, retries
+    def __init__(
+        self, folder: RunFolder, stop: AbortStopper, retries: RetryCallback, further: Sequence[tune.Callback] = ()
+    ) -> None:
+        self._folder, self._stop, self._retries, self._further = folder, stop, retries, list(further)
+
+    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+        """Called once, before any trial."""
+        for callback in self._further:
+            callback.setup(stop, num_samples, total_num_samples, **info)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when a worker is ready for the trial, before its first step there."""
-        state = self._state_of(trial)
-        if state.is_file():
-            trial.temporary_state.ray_actor.restore_state.remote(state.read_bytes())
+        file = self._state_of(trial)
+        state = file.read_bytes() if file.is_file() else None
+        parents = [] if state is not None else [self._trained(name) for name in trial.config["parents"]]
+        trial.temporary_state.ray_actor.prepare.remote(state, [parent for parent in parents if parent is not None])
+        for callback in self._further:
+            callback.on_trial_start(iteration, trials, trial, **info)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Takes the bytes out of the report, so that Tune does not keep them for as long as the search lasts."""
+        """Writes what a report brings: files after every rung, and the state unless the trial is done."""
         state, files = result.pop(STATE, None), result.pop(FILES, None)
         with self._stop.abort_on_full_disk():
-            if result.get("done") and files is not None:  # also where it was stopped early
+            if files is not None:
                 folder = self._folder.trial(trial.config["name"])
                 folder.mkdir(parents=True, exist_ok=True)
                 for name, content in files.items():
@@ -53,29 +70,55 @@ class CheckpointCallback(tune.Callback):
                 self._state_of(trial).unlink(missing_ok=True)
             elif state is not None:
                 _write(self._state_of(trial), state)
+        for callback in self._further:
+            callback.on_trial_result(iteration, trials, trial, result, **info)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called after the searcher heard of the end: lets go what nobody reads any more.
+        """Called after the searcher heard of the end: drops what nobody reads any more.
 
         Tune keeps all its trials until the search ends, and then writes them into its own folder, which is removed.
         """
+        for callback in self._further:
+            callback.on_trial_complete(iteration, trials, trial, **info)
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
         trial.run_metadata.last_result = {"done": True}
         trial.evaluated_params, trial.experiment_tag = {}, ""
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called when a worker died and the trial is queued again."""
+        for callback in self._further:
+            callback.on_trial_recover(iteration, trials, trial, **info)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when Tune gives the trial up."""
+        for callback in self._further:
+            callback.on_trial_error(iteration, trials, trial, **info)
         if not self._retries.again(trial):
             self._state_of(trial).unlink(missing_ok=True)
 
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Called once, at the end."""
+        for callback in self._further:
+            callback.on_experiment_end(trials, **info)
+
     def clear(self) -> None:
-        """Removes all states, when there is nothing left to go on with."""
+        """Removes all states, when there is nothing left to continue."""
         shutil.rmtree(self._folder.states, ignore_errors=True)
 
     def _state_of(self, trial: Any) -> Path:
         digest = Candidate.from_dict(json.loads(trial.config["candidate"])).digest
-        return self._folder.states / f"{digest}.pt"
+        kind = "-polish" if trial.config["polish_steps"] else ""
+        return self._folder.states / f"{digest}{kind}.pt"
+
+    def _trained(self, name: str) -> TrainedFiles | None:
+        """A trial's files; None where they are no longer there, which costs the child nothing but a start."""
+        folder = self._folder.trial(name)
+        try:
+            files = {file: (folder / file).read_bytes() for file in (WEIGHTS, RECIPE)}
+        except OSError:
+            return None
+        return TrainedFiles(name, files)
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 from autocompress.config import SearchSettings
 from autocompress.execution.fisher import fisher_sensitivity
-from autocompress.execution.sensitivity import Sensitivity, SensitivityProbe, measure_sensitivity
+from autocompress.execution.sensitivity import Effort, Sensitivity, SensitivityProbe, measure_sensitivity
 from autocompress.graph import ModelGraph
 from autocompress.latency import Estimate, LatencyModel, batch_size, load_latency_model
 from autocompress.latency.online_model import LatencyPredictor, LaunchLatencyModel
@@ -115,19 +115,14 @@ def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: Mo
     return model
 
 
-def find_sensitivity(
-    context: SearchContext,
-    space: SearchSpace,
-    n_workers: int,
-    on_choice: Callable[[int, int], None] = lambda done, total: None,
-) -> Sensitivity:
+def find_sensitivity(context: SearchContext, space: SearchSpace, effort: Effort) -> Sensitivity:
     """Measures what each choice costs, on the Ray that is initialized, or estimates it where the settings say so."""
     probe = SensitivityProbe(context.task, context.model, context.graph, context.settings)
     if context.settings.sensitivity == "fisher":
         importance = context.settings.importance
         return fisher_sensitivity(space, context.task, context.model, context.graph, list(probe.labelled), importance)
     make_probe = partial(SensitivityProbe, context.task, context.model, context.graph, context.settings)
-    return measure_sensitivity(space, probe, cache_folder() / "sensitivity", make_probe, n_workers, on_choice)
+    return measure_sensitivity(space, probe, cache_folder() / "sensitivity", make_probe, effort)
 
 
 def enqueue_uniform(study: SearchStudy, n_trials: int) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from autocompress.config import ALL_THAT_FIT
 from autocompress.results.objectives import Objectives
@@ -99,8 +108,32 @@ class SearchProgress:
         """By the mean rate of this start, cut at the time limit."""
         elapsed = time.monotonic() - self._begin
         n_done = max(1, self._n_done - self._n_before)
+        if self._minutes is not None and self._n_trials == ALL_THAT_FIT:
+            return max(0.0, 60 * self._minutes - elapsed)
         left = elapsed / n_done * max(0, self._n_trials - self._n_done)
         return left if self._minutes is None else max(0.0, min(left, 60 * self._minutes - elapsed))
+
+
+@contextmanager
+def step_progress(console: Console | None, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A line with a bar and the time left, for work of a known number of steps; gives what to call after each.
+
+    Args:
+        console: where to draw; None draws nothing.
+        what: of which there are a number, like "files measured".
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn(what),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=console is None, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda n_done, n_all: progress.update(task, completed=n_done, total=n_all)
 
 
 def _clock(seconds: float) -> str:

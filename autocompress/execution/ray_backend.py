@@ -89,6 +89,7 @@ def run_trials(
     stop: AbortStopper,
     callbacks: Sequence[tune.Callback] = (),
     scheduler: TrialScheduler | None = None,
+    seconds: float | None = None,
 ) -> None:
     """Runs the searcher's trials on the Ray that is initialized.
 
@@ -97,9 +98,10 @@ def run_trials(
     Args:
         searcher: gives the trials and takes their results.
         context: what the trials share; it goes to the object store once, and from there to each worker once.
-        stop: looked at all the time.
-        callbacks: told of what happens to each trial.
-        scheduler: may stop trials early; None lets each go to its end.
+        stop: ends all trials once it has a reason.
+        callbacks: called with what happens to each trial.
+        scheduler: may stop trials early; None runs each to its end.
+        seconds: after which the trials end; None is no limit.
     """
     settings = context.settings
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
@@ -114,7 +116,7 @@ def run_trials(
                 reuse_actors=True,
                 trial_name_creator=_name_of,
                 trial_dirname_creator=_name_of,
-                time_budget_s=None if settings.minutes is None else 60 * settings.minutes,
+                time_budget_s=seconds,
             ),
             run_config=tune.RunConfig(
                 name="tune",

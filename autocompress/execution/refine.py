@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import torch
-from torch import Tensor, nn
-
-from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import InputError
 from autocompress.execution.open_run import open_run, study_of, task_of
 from autocompress.execution.ray_backend import open_target_device
-from autocompress.publishing.artifact import load_student, save_student
+from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext
+from autocompress.publishing.artifact import RECIPE, WEIGHTS
 from autocompress.publishing.export_front import export_front
 from autocompress.results.records import Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.study import REFINED
-from autocompress.search_context import SearchContext
-from autocompress.task import Inputs, Task, call_model, check_metrics
-
-_MAX_RUNGS = 8
+from autocompress.task import Task
 
 
 def refine(
@@ -44,13 +36,13 @@ def refine(
         epochs: passes over the training batches, at least 1.
         learning_rate: peak of the schedule; None takes the search's.
         task: needed when the search was given a task object.
-        on_rung: told the metrics after each part of the training.
+        on_rung: called with the metrics after each part of the training.
 
     Returns:
         The new record, with the numbers of its file if it is on the front.
 
     Raises:
-        InputError: no such trial, or the run cannot be taken up again.
+        InputError: no such trial, or the run cannot be opened.
     """
     if epochs < 1:
         raise InputError(f"`epochs >= 1` must hold, but got {epochs}")
@@ -62,25 +54,48 @@ def refine(
         origin = trial_of(study.records(), trial)
         if origin.candidate.is_baseline:
             raise InputError(f"trial {trial} is the uncompressed model; refine a compressed one")
-        student, recipe = load_student(folder.trial(origin.name), run.context.model, run.context.graph)
-        begin = time.perf_counter()
-        rungs = _train(student, run.context, epochs, learning_rate, on_rung)
+        assert origin.latency is not None, "a point has a latency"
+        context = run.context
+        if learning_rate is not None:
+            distill = replace(info.settings.distill, learning_rate=learning_rate)
+            context = replace(context, settings=replace(info.settings, distill=distill))
+        steps = epochs * sum(1 for _ in task.train_batches(info.settings.seed))
+        plan = TrialPlan(origin.candidate, steps, Measured(origin.latency, origin.size_mib))
+        worker = WorkerContext(context)
+        try:
+            trained = Trial.begin(worker, plan, [trained_files(folder, origin.name)])
+            while not trained.done:
+                trained.step()
+                on_rung(trained.outcome().rungs[-1])
+            outcome, files = trained.outcome(), trained.files()
+        finally:
+            worker.close()
         record = replace(
             origin,
             number=study.next_number,
             origin=REFINED,
-            metrics=run.context.objectives.best_rung(rungs).metrics,
-            rungs=tuple(rungs),
+            metrics=outcome.metrics,
+            rungs=outcome.rungs,
             fine_tuned=True,
             file=None,
-            seconds={"fine-tune": time.perf_counter() - begin},
+            parent=origin.name,
+            seconds=outcome.seconds,
             ended=(datetime.now(UTC) - datetime.fromisoformat(info.started)).total_seconds(),
         )
-        save_student(folder.trial(record.name), student, recipe)
+        path = folder.trial(record.name)
+        path.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (path / name).write_bytes(content)
         study.add_refined(study.judged(record))
         with open_target_device(info.settings) as target_device:
             records, _ = export_front(study.records(), run.context, folder, info, target_device)
     return next(item for item in records if item.number == record.number)
+
+
+def trained_files(folder: RunFolder, name: str) -> TrainedFiles:
+    """What a trial left in the run's folder."""
+    path = folder.trial(name)
+    return TrainedFiles(name, {file: (path / file).read_bytes() for file in (WEIGHTS, RECIPE)})
 
 
 def trial_of(records: list[TrialRecord], number: int) -> TrialRecord:
@@ -94,38 +109,3 @@ def trial_of(records: list[TrialRecord], number: int) -> TrialRecord:
         state = "there is none of that number" if found is None else f"it is {found.state}"
         raise InputError(f"a trial of the run that did not fail is needed, but got {number}: {state}; see trials.jsonl")
     return found
-
-
-def _train(
-    student: nn.Module,
-    context: SearchContext,
-    epochs: int,
-    learning_rate: float | None,
-    on_rung: Callable[[Rung], None],
-) -> list[Rung]:
-    """Judges the student before and during the training; leaves it with the best weights."""
-    steps = epochs * sum(1 for _ in context.task.train_batches(context.settings.seed))
-    n_rungs = min(epochs, _MAX_RUNGS)
-    marks = [round(steps * (i + 1) / n_rungs) for i in range(n_rungs)]
-    rate = context.settings.distill.learning_rate if learning_rate is None else learning_rate
-    settings = replace(context.settings.distill, rungs=(0, *marks), learning_rate=rate)
-    fine_tune = FineTune(student, Teacher(copy.deepcopy(context.model)), context.task, settings, context.settings.seed)
-    rungs: list[Rung] = []
-    best: dict[str, Tensor] = {}
-    for mark in settings.rungs:
-        fine_tune.advance(mark)
-        rungs.append(Rung(mark, _judge(student, context)))
-        on_rung(rungs[-1])
-        if context.objectives.best_rung(rungs) is rungs[-1]:
-            best = copy.deepcopy(student.state_dict())
-    student.load_state_dict(best)
-    return rungs
-
-
-def _judge(student: nn.Module, context: SearchContext) -> dict[str, float]:
-    def predict(inputs: Inputs) -> Tensor:
-        with torch.no_grad():
-            outputs: Tensor = call_model(student, inputs)
-        return outputs
-
-    return check_metrics(context.task.evaluate(predict, "selection"), "selection")

@@ -25,8 +25,9 @@ class ParetoScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Continue or stop. A trial that is done, or that reports no rung, ends by itself."""
-        if result.get("done") or "latency_ratio" not in result:
+        if result.get("done") or "latency_ratio" not in result or trial.config["polish_steps"]:
             return TrialScheduler.CONTINUE
         value = result[f"metrics/{self._optimized}"]  # Tune flattens what is nested
-        continues = self._stopping.should_continue(trial.trial_id, result["steps"], value, result["latency_ratio"])
+        name, latency_ratio = trial.config["name"], result["latency_ratio"]
+        continues = self._stopping.should_continue(name, result["steps"], value, latency_ratio)
         return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP

@@ -1,10 +1,10 @@
-"""A search from start to front: checks first, then trials, then the front as files. Also goes on with a run."""
+"""A search from start to front: checks, whole models, sensitivities, exploration, polish, files. Also resumes a run."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, SearchSettings
-from autocompress.errors import InputError, StorageError
+from autocompress.errors import AutocompressError, InputError, StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.event_log_callback import EventLogCallback
@@ -28,12 +28,16 @@ from autocompress.execution.planning import (
     n_knapsack_candidates,
     planner_of,
 )
+from autocompress.execution.polish import PolishPlanner, PolishSettings
 from autocompress.execution.preparation import prepare
-from autocompress.execution.progress import SearchProgress
+from autocompress.execution.progress import SearchProgress, step_progress
 from autocompress.execution.ray_backend import n_concurrent, open_target_device, ray_cluster, run_trials
 from autocompress.execution.retry_callback import RetryCallback
+from autocompress.execution.run_clock import RunClock
 from autocompress.execution.scheduler import ParetoScheduler
-from autocompress.execution.sensitivity import Sensitivity
+from autocompress.execution.sensitivity import Effort, Sensitivity
+from autocompress.execution.trial_queue import Limits, TrialQueue
+from autocompress.execution.whole_models import judge_whole_models
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.export_front import export_front
@@ -63,11 +67,12 @@ def start(
     Raises:
         InputError: the folder exists, or anything about the task, the space or the budget that can be known beforehand.
     """
+    clock = RunClock(settings.minutes, settings.polish_share)
     folder = RunFolder(run_dir)
     if run_dir.exists():
-        way_out = f"`autocompress resume {run_dir}` goes on with it" if folder.info.is_file() else "name another one"
+        way_out = f"`autocompress resume {run_dir}` continues it" if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
-    _say(console, "checking the task, reading the model, timing the uncompressed model")
+    _print(console, "checking the task, reading the model, timing the uncompressed model")
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
     with open_target_device(settings) as target_device:
         prepared = prepare(task, space, settings, spec, target_device)
@@ -75,13 +80,14 @@ def start(
         with folder.locked():
             folder.reference.write_bytes(prepared.context.reference)
             save_student(folder.trial(prepared.baseline.name), prepared.context.model, Recipe())
-            latency_predictor = OnlineLatencyPredictor.of(prepared.context)
-            study = study_of(folder, prepared.space, prepared.info, latency_predictor.screening_ratio)
+            predictor = OnlineLatencyPredictor.of(prepared.context)
+            study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
             study.add(prepared.baseline)
             if settings.sampler != PLANNED:
                 enqueue_uniform(study, settings.n_trials)
             folder.write_info(prepared.info)  # last: a folder without it is not a run yet
-            return _go_on(folder, prepared.context, prepared.info, study, latency_predictor, console, target_device)
+            search = _Search(folder, prepared.context, prepared.info, study, predictor, clock, console, target_device)
+            return search.run()
 
 
 def resume(
@@ -90,7 +96,7 @@ def resume(
     console: Console | None,
     changes: Mapping[str, Any] | None = None,
 ) -> ParetoFront:
-    """Goes on with a run; trials that were cut off run again. See `autocompress.resume`.
+    """Continues a run; interrupted trials run again from their last rung. See `autocompress.resume`.
 
     Raises:
         InputError: not a run folder, another driver holds it, or the task's model is another one.
@@ -100,97 +106,144 @@ def resume(
     if info.settings.n_trials == ALL_THAT_FIT and not {"n_trials", "minutes"} & set(changes or {}):
         raise InputError(f"{run_dir} was limited by its minutes, which are over; give --minutes or --trials")
     settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
+    clock = RunClock(settings.minutes, settings.polish_share)
     info = replace(info, settings=settings)
     task = task_of(folder, info, task)
     with open_target_device(settings) as target_device, folder.locked():
         run = open_run(folder, info, task)
         folder.write_info(info)
-        latency_predictor = OnlineLatencyPredictor.of(run.context)
-        study = study_of(folder, run.space, info, latency_predictor.screening_ratio)
+        predictor = OnlineLatencyPredictor.of(run.context)
+        study = study_of(folder, run.space, info, predictor.screening_ratio)
         n_again = study.requeue_interrupted()
         if n_again:
-            _say(console, f"{n_again} trials were cut off and run again")
-        return _go_on(folder, run.context, info, study, latency_predictor, console, target_device)
+            _print(console, f"{n_again} trials were interrupted and run again")
+        return _Search(folder, run.context, info, study, predictor, clock, console, target_device).run()
 
 
-def _go_on(
-    folder: RunFolder,
-    context: SearchContext,
-    info: RunInfo,
-    study: SearchStudy,
-    latency_predictor: OnlineLatencyPredictor,
-    console: Console | None,
-    target_device: TargetDevice | None,
-) -> ParetoFront:
-    settings = info.settings
-    records = study.records()
-    n_before = len(records)
-    write_records(folder.records, records)
-    began = datetime.fromisoformat(info.started)
-    begin = time.perf_counter()
-    progress = SearchProgress(
-        records,
-        settings.n_trials,
-        settings.minutes,
-        info.objectives,
-        console,
-    )
-    for record in records:
-        latency_predictor.learn(record)
-    stopping = ParetoEarlyStopping(info.objectives) if settings.early_stopping else None
-    if stopping is not None:
-        stopping.learn(records)
-    patience = None
-    if settings.patience is not None:
-        patience = Patience(settings.patience, info.objectives)
+@dataclass
+class _Search:
+    """One start of a search, with everything at hand.
 
-    def finished(record: TrialRecord) -> None:
-        latency_predictor.learn(record)
-        progress.finished(record)
+    Attributes:
+        folder: of the run; its lock is held.
+        context: what the trials share.
+        info: of the run.
+        study: asked and told.
+        predictor: of latencies; learns from each trial.
+        clock: of this start.
+        console: where to print; None prints nothing.
+        target_device: the machine that the model is for, when it is another one than this.
+    """
 
-    stop = AbortStopper()
-    n_more = settings.n_trials - study.n_finished
-    searcher = OptunaSearcher(
-        study,
-        folder.records,
-        lambda: (datetime.now(UTC) - began).total_seconds(),
-        finished,
-        stop,
-        stopping,
-        patience,
-        latency_predictor.predicted,
-        n_more,
-    )
-    retries = RetryCallback(searcher.on_trial_lost)
-    events, checkpoints = EventLogCallback(folder.events, stop, retries), CheckpointCallback(folder, stop, retries)
-    n_workers = 1
-    if n_more > 0:
-        shared = replace(context, moments=moments_of(context, study.space))
+    folder: RunFolder
+    context: SearchContext
+    info: RunInfo
+    study: SearchStudy
+    predictor: OnlineLatencyPredictor
+    clock: RunClock
+    console: Console | None
+    target_device: TargetDevice | None
+
+    def run(self) -> ParetoFront:
+        """Runs what is left of the search, and writes the front's files."""
+        settings, study = self.info.settings, self.study
+        for record in study.records():
+            self.predictor.learn(record)
+        n_before = len(study.records())
+        stop = AbortStopper()
         with ray_cluster(settings):
-            n_workers = n_concurrent(settings)
-            if settings.sampler == PLANNED:
-                _plan(folder, context, study, latency_predictor, n_workers, console)
-            callbacks = [checkpoints, events, retries, *loggers_named(settings.loggers, folder)]
-            scheduler = None if stopping is None else ParetoScheduler(stopping, info.objectives.metric)
+            if study.n_finished < settings.n_trials:
+                self._judge_whole_models()
+                self._plan()
+            write_records(self.folder.records, study.records())
+            progress = SearchProgress(
+                study.records(), settings.n_trials, settings.minutes, self.info.objectives, self.console
+            )
+            queue = self._queue(stop, progress)
             begin = time.perf_counter()
             with progress:
-                run_trials(searcher, shared, stop, callbacks, scheduler)
-    seconds = time.perf_counter() - begin
-    if isinstance(stop.reason, StorageError):
-        raise stop.reason  # there is no room for the front's files either
-    if study.n_finished >= settings.n_trials:
-        checkpoints.clear()
-    _say(console, "measuring the front's files with the workers idle")
-    records, front = export_front(study.records(), context, folder, info, target_device=target_device)
-    if n_more > 0:
-        _say(console, _share_at_work(records[n_before:], seconds, n_workers))
-    _say_budgets(front, console)
-    if stop.reason is not None:
-        raise stop.reason
-    return front
+                self._run_trials(queue, stop)
+            seconds, n_workers = time.perf_counter() - begin, n_concurrent(settings)
+        if isinstance(stop.reason, StorageError):
+            raise stop.reason  # there is no room for the front's files either
+        if study.n_finished >= settings.n_trials:
+            CheckpointCallback(self.folder, stop, RetryCallback(lambda *lost: None)).clear()
+        _print(self.console, "measuring the front's files with the workers idle")
+        with step_progress(self.console, "files measured") as on_point:
+            _, front = export_front(study.records(), self.context, self.folder, self.info, self.target_device, on_point)
+        _print(self.console, _busy_text(study.records()[n_before:], seconds, n_workers))
+        _print_budgets(front, self.console)
+        if stop.reason is not None:
+            raise stop.reason
+        return front
+
+    def _judge_whole_models(self) -> None:
+        _print(self.console, "judging the uncompressed model at the runtime's own precisions")
+        try:
+            judge_whole_models(self.study, self.context, self.folder)
+        except AutocompressError as error:
+            _print(self.console, f"  not all of them can be judged: {error}")
+
+    def _plan(self) -> None:
+        """Gives the default sampler its plan; measures sensitivities unless an earlier start of the run did."""
+        settings, study = self.info.settings, self.study
+        if settings.sampler != PLANNED:
+            return
+        known = self.folder.sensitivity.is_file()
+        if known:
+            sensitivity = Sensitivity.read(self.folder.sensitivity)
+        else:
+            seconds = self.clock.sensitivity_seconds
+            until = None if seconds is None else time.monotonic() + seconds
+            with step_progress(self.console, "choices judged alone") as on_choice:
+                effort = Effort(n_concurrent(settings), until, on_choice)
+                sensitivity = find_sensitivity(self.context, study.space, effort)
+        study.use(planned(planner_of(study, sensitivity, self.predictor), settings.seed))
+        if not known:
+            n_points = n_knapsack_candidates(settings.n_trials)
+            enqueue_knapsack_front(study, sensitivity, self.predictor, n_points)
+            sensitivity.write(self.folder.sensitivity)  # last: without it all this is done again
+
+    def _queue(self, stop: AbortStopper, progress: SearchProgress) -> TrialQueue:
+        settings, objectives = self.info.settings, self.info.objectives
+        began = datetime.fromisoformat(self.info.started)
+
+        def on_ended(record: TrialRecord) -> None:
+            self.predictor.learn(record)
+            progress.finished(record)
+
+        steps = settings.polish_steps
+        if steps is None and settings.minutes is None:
+            steps = 4 * settings.distill.rungs[-1]
+        polish = PolishSettings(settings.polish_points, steps, n_concurrent(settings))
+        patience = None if settings.patience is None else Patience(settings.patience, objectives)
+        return TrialQueue(
+            self.study,
+            self.folder.records,
+            Limits(self.clock, settings.n_trials - self.study.n_finished, patience),
+            stop,
+            PolishPlanner(objectives, polish, self.clock),
+            self.predictor.predicted,
+            lambda: (datetime.now(UTC) - began).total_seconds(),
+            on_ended,
+        )
+
+    def _run_trials(self, queue: TrialQueue, stop: AbortStopper) -> None:
+        settings = self.info.settings
+        searcher = OptunaSearcher(queue)
+        retries = RetryCallback(searcher.on_trial_lost)
+        further = [EventLogCallback(self.folder.events, stop, retries), *loggers_named(settings.loggers, self.folder)]
+        checkpoints = CheckpointCallback(self.folder, stop, retries, further)
+        scheduler = None
+        if settings.early_stopping:
+            stopping = ParetoEarlyStopping(self.info.objectives)
+            stopping.learn(self.study.records())
+            scheduler = ParetoScheduler(stopping, self.info.objectives.metric)
+        context = replace(self.context, moments=moments_of(self.context, self.study.space))
+        run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
 
 
-def _say_budgets(front: ParetoFront, console: Console | None) -> None:
+def _print_budgets(front: ParetoFront, console: Console | None) -> None:
     """The best point of each budget, where there are several: one front serves all."""
     objectives = front.objectives
     budgets = objectives.latency_budgets
@@ -198,33 +251,14 @@ def _say_budgets(front: ParetoFront, console: Console | None) -> None:
         within = [point for point in front.points if ratio(point) <= budget]
         best = max(within, key=objectives.gain_of, default=None)
         found = "none" if best is None else f"{best.name}, {objectives.metric} {objectives.score_of(best):.4f}"
-        _say(console, f"within {budget:.3g}x: {found}")
+        _print(console, f"within {budget:.3g}x: {found}")
 
 
-def _share_at_work(records: list[TrialRecord], seconds: float, n_workers: int) -> str:
+def _busy_text(records: list[TrialRecord], seconds: float, n_workers: int) -> str:
     spent = sum(sum(record.seconds.values()) for record in records)
-    return f"trials took {seconds:.0f} s; workers were at work for {100 * spent / (seconds * n_workers):.0f} % of it"
+    return f"trials took {seconds:.0f} s; workers were busy for {100 * spent / (seconds * n_workers):.0f} % of it"
 
 
-def _plan(
-    folder: RunFolder,
-    context: SearchContext,
-    study: SearchStudy,
-    latency_predictor: OnlineLatencyPredictor,
-    n_workers: int,
-    console: Console | None,
-) -> None:
-    """Gives the default sampler its plan; measures what each choice costs unless an earlier start of the run did."""
-    known = folder.sensitivity.is_file()
-    if not known:
-        _say(console, "judging each choice alone on calibration data")
-    sensitivity = Sensitivity.read(folder.sensitivity) if known else find_sensitivity(context, study.space, n_workers)
-    study.use(planned(planner_of(study, sensitivity, latency_predictor), context.settings.seed))
-    if not known:
-        enqueue_knapsack_front(study, sensitivity, latency_predictor, n_knapsack_candidates(context.settings.n_trials))
-        sensitivity.write(folder.sensitivity)  # last: without it all this is done again
-
-
-def _say(console: Console | None, text: str) -> None:
+def _print(console: Console | None, text: str) -> None:
     if console is not None:
         console.print(text, style="dim")

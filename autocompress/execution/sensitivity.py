@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.util import ActorPool
@@ -107,6 +109,26 @@ class Sensitivity:
             raise InputError(f"{path} must hold sensitivities, but: {error}; remove it to measure again") from error
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What measuring sensitivities may take.
+
+    Attributes:
+        n_workers: Ray workers at the same time.
+        until: time of `time.monotonic` after which no further choice is measured; None measures all.
+        on_choice: called with how many of how many choices are known, after each.
+    """
+
+    n_workers: int = 1
+    until: float | None = None
+    on_choice: Callable[[int, int], None] = lambda done, total: None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        return self.until is not None and time.monotonic() >= self.until
+
+
 class SensitivityProbe:
     """Judges candidates on a little labelled data, without training.
 
@@ -192,46 +214,102 @@ def measure_sensitivity(
     probe: SensitivityProbe,
     cache: Path,
     make_probe: Callable[[], SensitivityProbe] | None = None,
-    n_workers: int = 1,
-    on_choice: Callable[[int, int], None] = lambda done, total: None,
+    effort: Effort | None = None,
 ) -> Sensitivity:
     """Measures every single choice that the cache does not know; may be stopped and called again at any point.
+
+    When the time is over, choices that were not measured are estimated from those that were; see `with_estimates`.
 
     Args:
         space: of the search.
         probe: on this process; judges what is left when there is one worker.
         cache: folder of the losses known so far, one file for each model, data and way of compressing.
         make_probe: makes the probe again on a Ray worker; None judges on this process.
-        n_workers: Ray workers at the same time.
-        on_choice: told how many of how many are known, after each.
+        effort: workers and time.
 
     Raises:
         InputError: the uncompressed model's loss is not finite.
     """
+    effort = effort or Effort()
     path = cache / f"{probe.digest}.jsonl"
     known = _known(path)
-    wanted = {candidate.digest: candidate for _, _, candidate in single_choices(space)}
-    wanted[Candidate().digest] = Candidate()
+    wanted = {Candidate().digest: Candidate()}
+    wanted |= {candidate.digest: candidate for _, _, candidate in spread_choices(space)}
     missing = [candidate for digest, candidate in wanted.items() if digest not in known]
     cache.mkdir(parents=True, exist_ok=True)
-    parallel = make_probe is not None and n_workers > 1 and len(missing) > n_workers
-    losses = _on_workers(make_probe, missing, n_workers) if parallel and make_probe else _here(probe, missing)
+    parallel = make_probe is not None and effort.n_workers > 1 and len(missing) > effort.n_workers
+    losses = _on_workers(make_probe, missing, effort.n_workers) if parallel and make_probe else _here(probe, missing)
     with path.open("a", encoding="utf-8") as file:
         for i, (digest, loss) in enumerate(losses):
             known[digest] = loss
             file.write(json.dumps({"candidate": digest, "loss": None if math.isnan(loss) else loss}) + "\n")
             file.flush()
-            on_choice(len(wanted) - len(missing) + i + 1, len(wanted))
+            effort.on_choice(len(wanted) - len(missing) + i + 1, len(wanted))
+            if effort.is_over and Candidate().digest in known:
+                break
     baseline = known[Candidate().digest]
     if not math.isfinite(baseline):
         raise InputError(f"the uncompressed model's loss on training batches must be finite, but is {baseline}")
+    measured = {
+        (knob.name, choice): known[candidate.digest] - baseline
+        for knob, choice, candidate in single_choices(space)
+        if candidate.digest in known
+    }
+    losses_of = with_estimates(space, measured)
     return Sensitivity(
         baseline,
         tuple(
-            ChoiceLoss(knob.kind, knob.target, choice, known[candidate.digest] - baseline)
-            for knob, choice, candidate in single_choices(space)
+            ChoiceLoss(knob.kind, knob.target, choice, losses_of[knob.name, choice])
+            for knob, choice, _ in single_choices(space)
         ),
     )
+
+
+def spread_choices(space: SearchSpace) -> list[tuple[Knob, Choice, Candidate]]:
+    """All single choices, in an order whose beginning says something of every knob: strongest choices first."""
+    by_knob: dict[str, list[tuple[Knob, Choice, Candidate]]] = {}
+    for item in single_choices(space):
+        by_knob.setdefault(item[0].name, []).append(item)
+    rows = [items[::-1] for items in by_knob.values()]
+    return [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if i < len(row)]
+
+
+def with_estimates(space: SearchSpace, measured: Mapping[tuple[str, Choice], float]) -> dict[tuple[str, Choice], float]:
+    """Loss increases of all single choices; those that were not measured are estimated.
+
+    A knob's own measured choices are interpolated over their positions in its list, from no increase at the choice
+    that changes nothing. A knob without any gets the median of its kind at the same position.
+
+    Args:
+        space: of the search.
+        measured: (knob name, choice) -> loss increase; NaN for a choice that cannot be built.
+    """
+    found = dict(measured)
+    shares: dict[str, list[tuple[float, float]]] = {}
+    for knob in space.knobs:
+        for place, choice in enumerate(knob.choices):
+            value = measured.get((knob.name, choice))
+            if value is not None and math.isfinite(value):
+                shares.setdefault(knob.kind, []).append((place / max(1, len(knob.choices) - 1), value))
+    for knob, choice, _ in single_choices(space):
+        if (knob.name, choice) in found:
+            continue
+        own = [
+            (place, measured[knob.name, other])
+            for place, other in enumerate(knob.choices)
+            if math.isfinite(measured.get((knob.name, other), math.nan))
+        ]
+        place = knob.choices.index(choice)
+        if own:
+            unchanged = knob.choices.index(AS_IT_IS[knob.kind]) if AS_IT_IS[knob.kind] in knob.choices else -1
+            places, values = zip(*sorted([(unchanged, 0.0), *own]), strict=True)
+            found[knob.name, choice] = float(np.interp(place, places, values))
+        else:
+            share = place / max(1, len(knob.choices) - 1)
+            near = sorted(shares.get(knob.kind, [(share, 0.0)]), key=lambda item: abs(item[0] - share))
+            closest = [value for at, value in near if abs(at - share) == abs(near[0][0] - share)]
+            found[knob.name, choice] = float(np.median(closest))
+    return found
 
 
 def _known(path: Path) -> dict[str, float]:

@@ -1,13 +1,14 @@
-"""One candidate's way through on a worker: compress, export, time, then fine-tune in rungs and judge each."""
+"""One candidate on a worker: compress, choose a start, export, time, then train in rungs and judge each."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,62 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.compression import CalibrationStats, Recipe, rebuild, resolve, sparse_saving_bytes
+from autocompress.compression.starts import UNCOMPRESSED, Parent, Rebuilding, best_start, student_from
+from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
+from autocompress.evaluation import evaluate_model
 from autocompress.execution.locked_temp_dir import LockedTempDir
 from autocompress.latency import MeasurementLock, time_sessions
-from autocompress.publishing.artifact import save_student
+from autocompress.publishing.artifact import load_student, save_student
 from autocompress.results.records import Latency, Rung
 from autocompress.runtimes import rounds_before_sums, runtime_named
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
-from autocompress.task import Inputs, as_inputs, call_model, check_metrics
+from autocompress.task import Batch, Inputs, as_batch, as_inputs, call_model
 
 _BYTES_PER_MIB = 2**20
+_HELD_OUT_SEED = 7919  # of the training batches on which starts are compared; no training begins with it
+_N_HELD_OUT = 2
+_POLISH_MARKS = (0.5, 0.75, 0.9, 1.0)  # of the polish's steps: the learning rate is low, and a rung worth judging
+_LEAST_SUBSET = 500
+_EVALUATION_SHARE = 0.1  # of a trial's passes; a training step is three forward passes
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a worker is asked to do.
+
+    Attributes:
+        candidate: to compress to.
+        polish_steps: training steps of a polish; 0 for a trial of the exploration.
+        measured: latency and size of a polish's structure, which an earlier trial has measured.
+    """
+
+    candidate: Candidate
+    polish_steps: int = 0
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured from an exported student, which training does not change."""
+
+    latency: Latency
+    size_mib: float
+
+
+@dataclass(frozen=True)
+class TrainedFiles:
+    """What a trained trial left on the driver's disk: the files that `save_student` wrote, by name."""
+
+    name: str
+    files: Mapping[str, bytes] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished trial reports to the driver; the fields of `TrialRecord` that a worker knows."""
+    """What a trial reports to the driver; the fields of `TrialRecord` that a worker knows."""
 
     metrics: Mapping[str, float]
     latency: Latency
@@ -43,10 +83,11 @@ class Outcome:
     sparse_size_mib: float | None
     rungs: tuple[Rung, ...]
     seconds: Mapping[str, float]
+    parent: str
 
 
 class WorkerContext:
-    """What a worker keeps from trial to trial: teacher, its outputs, calibration, evidence, the reference file."""
+    """What a worker keeps from trial to trial: teacher, its outputs, calibration, statistics, the reference file."""
 
     def __init__(self, context: SearchContext) -> None:
         self.context = context
@@ -54,6 +95,7 @@ class WorkerContext:
         self.teacher = Teacher(copy.deepcopy(context.model))
         with self.measurement_lock.shared():  # the first access may load a whole data set
             self.calibration = [as_inputs(inputs) for inputs in context.task.calibration_batches()]
+            self.held_out = _held_out(context)
         shared = context.moments
         known = None if shared is None else {name: torch.from_numpy(second) for name, second in shared.items()}
         self.calibration_stats = CalibrationStats(
@@ -61,59 +103,158 @@ class WorkerContext:
         )
         self.example_inputs = as_inputs(context.task.example_inputs())
         self.runtime = runtime_named(context.settings.runtime)
-        self._scratch = LockedTempDir()
-        self.folder = self._scratch.path
+        settings = context.settings
+        self.rebuilding = Rebuilding(
+            context.graph, self.calibration, settings.reconstruct, settings.activation_aware, settings.quantize
+        )
+        self._temp_dir = LockedTempDir()
+        self.folder = self._temp_dir.path
         reference = self.folder / "reference"
         reference.write_bytes(context.reference)
         self.reference = self.runtime.load(reference, context.settings.n_threads)
 
     def close(self) -> None:
-        """Removes the worker's scratch folder."""
-        self._scratch.close()
+        """Removes the worker's temporary folder."""
+        self._temp_dir.close()
+
+    def parent_of(self, trained: TrainedFiles) -> Parent:
+        """A trained trial's weights, written back into the uncompressed model."""
+        context = self.context
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            for file, content in trained.files.items():
+                (Path(name) / file).write_bytes(content)
+            student, recipe = load_student(Path(name), context.model, context.graph)
+        base = Parent(UNCOMPRESSED, context.model)
+        return Parent.trained(trained.name, student, recipe, base, context.graph)
 
 
 class Trial:
-    """One candidate on a bench; each `step` is one rung.
+    """One candidate on a worker; each `step` trains to the next rung and judges the student there.
 
-    Attributes:
-        done: True after the last rung.
+    Made whole by `begin` or by `restore`.
     """
 
-    def __init__(self, worker_context: WorkerContext, candidate: Candidate) -> None:
-        self._worker_context, self._context = worker_context, worker_context.context
-        self._candidate = candidate
-        self._distill = worker_context.context.settings.distill.changed(candidate.fine_tune)
+    def __init__(self, worker: WorkerContext, plan: TrialPlan, recipe: Recipe, student: nn.Module, parent: str) -> None:
+        self._worker, self._context, self._plan = worker, worker.context, plan
+        self._recipe, self._student, self._parent = recipe, student, parent
+        self._training = training_of(self._context.settings.distill, plan)
+        self._fine_tune = FineTune(
+            student,
+            worker.teacher,
+            self._context.task,
+            self._training,
+            self._context.settings.seed,
+            worker.measurement_lock.shared,
+        )
         self._seconds: dict[str, float] = {}
         self._rungs: list[Rung] = []
         self._best: dict[str, Tensor] = {}
-        self.done = False
-        self._built = False
+        self._measured: Measured | None = plan.measured
+
+    @classmethod
+    def begin(cls, worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFiles] = ()) -> Trial:
+        """Compresses the candidate from the best start, and times the student where that is not known.
+
+        Args:
+            worker: where the trial runs.
+            plan: what is asked.
+            trained: trials whose weights may be the start, as the uncompressed model's may; of a polish they alone.
+        """
+        begin, waited = time.perf_counter(), worker.measurement_lock.waited
+        with worker.measurement_lock.shared():
+            recipe, student, parent = _start(worker, plan, trained)
+        trial = cls(worker, plan, recipe, student, parent)
+        waiting = worker.measurement_lock.waited - waited
+        trial._seconds |= {"compress": time.perf_counter() - begin - waiting, "wait": waiting}
+        if trial._measured is None:
+            trial._measured = trial._measure()
+        return trial
+
+    @classmethod
+    def restore(cls, worker: WorkerContext, plan: TrialPlan, state: Mapping[str, Any]) -> Trial:
+        """The trial after the rung at which `state_dict` was taken, perhaps in another process."""
+        recipe = Recipe.from_dict(state["recipe"])
+        settings = worker.context.settings
+        with worker.measurement_lock.shared():
+            student = rebuild(  # without calibration: the state has all tensors
+                worker.context.model,
+                worker.context.graph,
+                recipe,
+                None,
+                settings.reconstruct,
+                worker.calibration_stats,
+                settings.activation_aware,
+                settings.quantize,
+            )
+        trial = cls(worker, plan, recipe, student, state.get("parent", UNCOMPRESSED))
+        trial._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
+        trial._measured = Measured(Latency(**state["latency"]), state["size_mib"])
+        trial._seconds = dict(state["seconds"])
+        trial._best = dict(state["best"])
+        trial._fine_tune.load_state_dict(state["fine_tune"])
+        return trial
+
+    @property
+    def done(self) -> bool:
+        """Whether the last rung was judged, or training is not worth while."""
+        return bool(self._rungs) and (len(self._rungs) == len(self._training.rungs) or not self._worth_training)
 
     def step(self) -> None:
-        """Compresses and times before the first rung; then trains to the next rung and judges the student there."""
-        if not self._built:
-            self._build()
-            self._time()
-        rung_steps = self._distill.rungs
-        target = rung_steps[len(self._rungs)]
+        """Trains to the next rung and judges the student there."""
+        target = self._training.rungs[len(self._rungs)]
         with self._phase("fine-tune"):
             self._fine_tune.advance(target)
         self._judge(target)
-        self.done = len(self._rungs) == len(rung_steps) or not self._worth_training
 
     def files(self) -> dict[str, bytes]:
         """The student of the best rung as `save_student` writes it: file name -> content. It travels to the driver."""
-        with (
-            tempfile.TemporaryDirectory(dir=self._worker_context.folder) as name,
-            self._phase("save"),
-            self._at_its_best(),
-        ):
+        with tempfile.TemporaryDirectory(dir=self._worker.folder) as name, self._phase("save"), self._with_best():
             folder = Path(name)
             save_student(folder, self._student, self._recipe)
             return {file.name: file.read_bytes() for file in folder.iterdir()}
 
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The last rung in numbers: `steps`, `latency_ratio` and the metrics by name."""
+        rung = self._rungs[-1]
+        return {"steps": rung.steps, "latency_ratio": self._known.latency.ratio, "metrics": dict(rung.metrics)}
+
+    def outcome(self) -> Outcome:
+        """What is known of the trial now; the metrics are the best rung's (training can hurt)."""
+        return Outcome(
+            metrics=self._best_rung().metrics,
+            latency=self._known.latency,
+            fine_tuned=len(self._rungs) > 1,
+            n_params=sum(parameter.numel() for parameter in self._student.parameters()),
+            n_macs=n_macs(self._student, self._worker.example_inputs),
+            size_mib=self._known.size_mib,
+            sparse_size_mib=self._sparse_size_mib,
+            rungs=tuple(self._rungs),
+            seconds=dict(self._seconds),
+            parent=self._parent,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `restore` needs after the last rung: tensors, numbers and text only."""
+        return {
+            "candidate": self._plan.candidate.to_json(),
+            "recipe": self._recipe.to_dict(),
+            "parent": self._parent,
+            "rungs": [(rung.steps, dict(rung.metrics)) for rung in self._rungs],
+            "latency": dict(self._known.latency.__dict__),
+            "size_mib": self._known.size_mib,
+            "seconds": dict(self._seconds),
+            "best": self._best,
+            "fine_tune": self._fine_tune.state_dict(),
+        }
+
+    @property
+    def _known(self) -> Measured:
+        assert self._measured is not None, "`begin` and `restore` have set it"
+        return self._measured
+
     @contextmanager
-    def _at_its_best(self) -> Iterator[None]:
+    def _with_best(self) -> Iterator[None]:
         """The student has the best rung's weights inside, and those of the last rung afterwards."""
         if self._best_rung() is self._rungs[-1]:
             yield
@@ -125,49 +266,6 @@ class Trial:
         finally:
             self._student.load_state_dict(last)
 
-    @property
-    def progress(self) -> dict[str, Any]:
-        """The last rung in numbers: `steps`, `latency_ratio` and the metrics by name."""
-        rung = self._rungs[-1]
-        return {"steps": rung.steps, "latency_ratio": self._latency.ratio, "metrics": dict(rung.metrics)}
-
-    def outcome(self) -> Outcome:
-        """What is known of the finished trial; the metrics are the best rung's (training can hurt)."""
-        return Outcome(
-            metrics=self._best_rung().metrics,
-            latency=self._latency,
-            fine_tuned=len(self._rungs) > 1,
-            n_params=sum(parameter.numel() for parameter in self._student.parameters()),
-            n_macs=n_macs(self._student, self._worker_context.example_inputs),
-            size_mib=self._size_mib,
-            sparse_size_mib=self._sparse_size_mib,
-            rungs=tuple(self._rungs),
-            seconds=dict(self._seconds),
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on after the last rung: tensors, numbers and text only."""
-        return {
-            "candidate": self._candidate.to_json(),
-            "recipe": self._recipe.to_dict(),
-            "rungs": [(rung.steps, dict(rung.metrics)) for rung in self._rungs],
-            "latency": dict(self._latency.__dict__),
-            "size_mib": self._size_mib,
-            "seconds": dict(self._seconds),
-            "best": self._best,
-            "fine_tune": self._fine_tune.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self._set_student(Recipe.from_dict(state["recipe"]), None)
-        self._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
-        self._latency = Latency(**state["latency"])
-        self._size_mib = state["size_mib"]
-        self._seconds = dict(state["seconds"])
-        self._best = dict(state["best"])
-        self._fine_tune.load_state_dict(state["fine_tune"])
-
     def _best_rung(self) -> Rung:
         return self._context.objectives.best_rung(self._rungs)
 
@@ -176,81 +274,43 @@ class Trial:
         if not self._recipe.sparse_layers:
             return None
         saved = sparse_saving_bytes(self._student, self._recipe.sparse_layers)
-        return float(self._size_mib) - saved / _BYTES_PER_MIB
+        return float(self._known.size_mib) - saved / _BYTES_PER_MIB
 
     @property
     def _worth_training(self) -> bool:
-        if self._candidate.is_baseline:
+        if self._plan.polish_steps:
+            return True
+        if self._plan.candidate.is_baseline:
             return False
         budget = self._context.objectives.budget
-        return budget is None or self._latency.ratio <= budget * (1 + self._context.settings.fine_tune_margin)
+        return budget is None or self._known.latency.ratio <= budget * (1 + self._context.settings.fine_tune_margin)
 
-    def _build(self) -> None:
-        with self._phase("compress"), self._worker_context.measurement_lock.shared():
-            context = self._context
-            worker_context = self._worker_context
-            settings = context.settings
-            recipe = resolve(
-                context.model,
-                context.graph,
-                self._candidate,
-                settings.importance,
-                worker_context.calibration_stats,
-                settings.activation_aware,
-            )
-            recipe = replace(recipe, rounds_before_sums=rounds_before_sums(worker_context.runtime))
-            self._set_student(recipe, worker_context.calibration)
-
-    def _set_student(self, recipe: Recipe, calibration: list[Inputs] | None) -> None:
-        context = self._context
-        self._recipe = recipe
-        self._student = rebuild(
-            context.model,
-            context.graph,
-            recipe,
-            calibration,
-            context.settings.reconstruct,
-            self._worker_context.calibration_stats,
-            context.settings.activation_aware,
-            context.settings.quantize,
-        )
-        self._fine_tune = FineTune(
-            self._student,
-            self._worker_context.teacher,
-            context.task,
-            self._distill,
-            context.settings.seed,
-            self._worker_context.measurement_lock.shared,
-        )
-        self._built = True
-
-    def _time(self) -> None:
-        worker_context, settings = self._worker_context, self._context.settings
-        with self._phase("export"), worker_context.measurement_lock.shared():
-            file = worker_context.runtime.export(self._student, worker_context.example_inputs, worker_context.folder)
-            session = worker_context.runtime.load(file, settings.n_threads)
-            self._size_mib = file.stat().st_size / _BYTES_PER_MIB
+    def _measure(self) -> Measured:
+        worker, settings = self._worker, self._context.settings
+        with self._phase("export"), worker.measurement_lock.shared():
+            file = worker.runtime.export(self._student, worker.example_inputs, worker.folder)
+            session = worker.runtime.load(file, settings.n_threads)
+            size_mib = file.stat().st_size / _BYTES_PER_MIB
         # the reference's latency on another machine does not tell whether this one is quiet
         quiet_ms = self._context.objectives.reference_ms if settings.latency_resource is None else None
         with self._phase("measure"):
             timing = time_sessions(
                 session,
-                worker_context.reference,
-                worker_context.example_inputs,
-                measurement_lock=worker_context.measurement_lock,
+                worker.reference,
+                worker.example_inputs,
+                measurement_lock=worker.measurement_lock,
                 quiet_ms=quiet_ms,
             )
         ms = timing.ratio * self._context.objectives.reference_ms
-        self._latency = Latency(timing.ratio, timing.spread, ms, timing.n_rounds)
+        return Measured(Latency(timing.ratio, timing.spread, ms, timing.n_rounds), size_mib)
 
     def _judge(self, steps: int) -> None:
-        def predict(inputs: Inputs) -> Tensor:
-            with self._worker_context.measurement_lock.shared(), torch.no_grad():
-                outputs: Tensor = call_model(self._student, inputs)
-            return outputs
-
+        task = self._context.task
+        n_samples = None if self._plan.polish_steps else subset_size(self._training, self._worker.held_out)
         with self._phase("evaluate"):
-            metrics = check_metrics(self._context.task.evaluate(predict, "selection"), "selection")
+            metrics = evaluate_model(
+                self._student, task, n_samples=n_samples, lock=self._worker.measurement_lock.shared
+            )
         metric = self._context.objectives.metric
         if metric not in metrics:
             raise MeasurementError(f"evaluate must give {metric!r}, but gave {sorted(metrics)}")
@@ -260,20 +320,62 @@ class Trial:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        """Adds the seconds of a phase, without those spent waiting for a turn, which are counted apart."""
-        begin, waited = time.perf_counter(), self._worker_context.measurement_lock.waited
+        """Adds the seconds of a phase, without those spent waiting for the lock, which are counted apart."""
+        lock = self._worker.measurement_lock
+        begin, waited = time.perf_counter(), lock.waited
         try:
             yield
         finally:
-            waiting = self._worker_context.measurement_lock.waited - waited
+            waiting = lock.waited - waited
             elapsed = time.perf_counter() - begin - waiting
             self._seconds[name] = self._seconds.get(name, 0.0) + elapsed
             self._seconds["wait"] = self._seconds.get("wait", 0.0) + waiting
+
+
+def training_of(settings: DistillSettings, plan: TrialPlan) -> DistillSettings:
+    """The fine-tune of a plan: what the candidate asks, and for a polish its own steps with rungs near their end."""
+    settings = settings.changed(plan.candidate.fine_tune)
+    if not plan.polish_steps:
+        return settings
+    marks = sorted({max(1, round(plan.polish_steps * mark)) for mark in _POLISH_MARKS})
+    return replace(settings, rungs=(0, *marks))
+
+
+def subset_size(training: DistillSettings, batches: Sequence[Batch]) -> int:
+    """Samples to judge a rung of the exploration on, so that judging takes a tenth of the training's passes."""
+    n_trained = training.rungs[-1] * max((_n_samples(inputs) for inputs, _ in batches), default=1)
+    return max(_LEAST_SUBSET, round(3 * _EVALUATION_SHARE * n_trained / len(training.rungs)))
 
 
 def n_macs(model: nn.Module, inputs: Inputs) -> int:
     """Multiply-accumulates of one sample."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call_model(model, inputs)
+    return int(counter.get_total_flops()) // 2 // _n_samples(inputs)
+
+
+def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFiles]) -> tuple[Recipe, nn.Module, str]:
+    """The recipe, and the student with the smallest loss on held-out training batches among the possible starts."""
+    context, settings = worker.context, worker.context.settings
+    stats = worker.calibration_stats
+    recipe = resolve(
+        context.model, context.graph, plan.candidate, settings.importance, stats, settings.activation_aware
+    )
+    recipe = replace(recipe, rounds_before_sums=rounds_before_sums(worker.runtime))
+    whole = Parent(UNCOMPRESSED, context.model)
+    if plan.candidate.is_baseline or not trained:
+        return recipe, student_from(whole, recipe, worker.rebuilding, stats), UNCOMPRESSED
+    parents = [worker.parent_of(item) for item in trained]
+    if not plan.polish_steps:
+        parents = [whole, *parents]
+    start = best_start(parents, recipe, worker.rebuilding, context.task.loss, worker.held_out)
+    return recipe, start.student, start.parent
+
+
+def _held_out(context: SearchContext) -> list[Batch]:
+    return [as_batch(batch) for batch in islice(context.task.train_batches(_HELD_OUT_SEED), _N_HELD_OUT)]
+
+
+def _n_samples(inputs: Inputs) -> int:
     first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
-    return int(counter.get_total_flops()) // 2 // first.shape[0]
+    return int(first.shape[0])

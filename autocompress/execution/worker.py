@@ -9,6 +9,7 @@ import logging
 import platform
 import traceback
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from ray import tune
 
 from autocompress.execution.time_limit import TimeLimit, TimeLimitError
-from autocompress.execution.trial import Trial, WorkerContext
+from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext
+from autocompress.results.records import Latency
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
 
@@ -30,10 +32,10 @@ class UnusableWorkerError(Exception):
 class Worker(tune.Trainable):
     """See `tune.Trainable`; reused from trial to trial, so the teacher and the data are loaded once per process.
 
-    The config of a trial has `number`, `name` and `candidate` (canonical JSON). A step reports
+    The config of a trial is that of an `Assignment`. A step reports
 
     - after each rung, the trial's `progress`, its outcome `so_far`, under `STATE` the bytes from which another process
-      can go on, and under `FILES` the compressed model's files by name, if the trial may be stopped early;
+      can continue, and under `FILES` the compressed model's files by name;
     - after the last, its `outcome` and `FILES`;
     - `failed`, the traceback of a trial that raised or took too long: that does not kill the process;
     - `unusable`, one line, when this machine cannot run any trial (no data, a full disk).
@@ -42,13 +44,12 @@ class Worker(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], context: SearchContext | None = None) -> None:
-        """Called once per process; the bench is made by the first step, whose report can say what failed."""
+        """Called once per process; the worker's context is made by the first step, whose report can say what failed."""
         assert context is not None
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
         torch.set_num_threads(max(1, int(context.settings.cpus_per_trial)))
         self._worker_context: WorkerContext | None = None
-        self._state: bytes | None = None
         self._context = context
         self._start(config)
 
@@ -57,9 +58,14 @@ class Worker(tune.Trainable):
         self._start(new_config)
         return True
 
-    def restore_state(self, state: bytes) -> None:
-        """Called before the first step of a trial that another process began."""
-        self._state = state
+    def prepare(self, state: bytes | None, trained: Sequence[TrainedFiles]) -> None:
+        """Called before the first step of a trial.
+
+        Args:
+            state: of a trial that another process began, or None.
+            trained: trials whose weights may be the start.
+        """
+        self._state, self._trained = state, trained
 
     def step(self) -> dict[str, Any]:
         """One rung."""
@@ -77,10 +83,10 @@ class Worker(tune.Trainable):
             self._worker_context.close()
 
     def _start(self, config: dict[str, Any]) -> None:
-        self._candidate = Candidate.from_dict(json.loads(config["candidate"]))
-        self._limit = TimeLimit(self._context.settings.trial_minutes)
+        self._plan = plan_of(config)
+        self._limit = TimeLimit(self._context.settings.trial_minutes if not self._plan.polish_steps else None)
         self._trial: Trial | None = None
-        self._state = None
+        self.prepare(None, ())
 
     def _ready_context(self) -> WorkerContext:
         if self._worker_context is None:
@@ -96,12 +102,11 @@ class Worker(tune.Trainable):
                 self._trial = self._new_trial(worker_context)
             trial = self._trial
             trial.step()
-            # a rung's report has the files too: the driver decides only then whether it is the last one
-            files = trial.files() if trial.done or self._context.settings.early_stopping else {}
+            outcome = json.dumps(asdict(trial.outcome()))
             if not trial.done:
                 state = _to_bytes(trial.state_dict())
-                return {**trial.progress, "so_far": _outcome(trial), STATE: state, FILES: files, "done": False}
-            return {**trial.progress, "outcome": _outcome(trial), FILES: files, "done": True}
+                return {**trial.progress, "so_far": outcome, STATE: state, FILES: trial.files(), "done": False}
+            return {**trial.progress, "outcome": outcome, FILES: trial.files(), "done": True}
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise _unusable(error) from error
@@ -109,15 +114,22 @@ class Worker(tune.Trainable):
 
     def _new_trial(self, worker_context: WorkerContext) -> Trial:
         torch.manual_seed(self._context.settings.seed)
-        trial = Trial(worker_context, self._candidate)
-        if self._state is not None:
-            trial.load_state_dict(torch.load(io.BytesIO(self._state), weights_only=True))
-            self._state = None
+        if self._state is None:
+            trial = Trial.begin(worker_context, self._plan, self._trained)
+        else:
+            state = torch.load(io.BytesIO(self._state), weights_only=True)
+            trial = Trial.restore(worker_context, self._plan, state)
+        self._state, self._trained = None, ()
         return trial
 
 
-def _outcome(trial: Trial) -> str:
-    return json.dumps(asdict(trial.outcome()))
+def plan_of(config: Mapping[str, Any]) -> TrialPlan:
+    """The plan that an assignment's config holds."""
+    measured = None
+    if config["measured"] is not None:
+        found = json.loads(config["measured"])
+        measured = Measured(Latency(**found["latency"]), found["size_mib"])
+    return TrialPlan(Candidate.from_dict(json.loads(config["candidate"])), config["polish_steps"], measured)
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from autocompress.errors import AutocompressError
 from autocompress.latency.target_device import TargetDevice
-from autocompress.publishing.artifact import load_student, read_manifest
+from autocompress.publishing.artifact import MANIFEST, load_student, read_manifest
 from autocompress.publishing.export_point import ExportTarget, export_point
 from autocompress.publishing.model_card import UNKNOWN_LICENSE, write_card
 from autocompress.report.files import write_front_table, write_report_page
@@ -19,6 +20,8 @@ from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.search_context import SearchContext
 from autocompress.task import Task
 
+_POINT = re.compile(r"\.?trial_\d{4,}")
+
 
 def export_front(
     records: Sequence[TrialRecord],
@@ -26,10 +29,11 @@ def export_front(
     folder: RunFolder,
     info: RunInfo,
     target_device: TargetDevice | None = None,
+    on_point: Callable[[int, int], None] = lambda n_done, n_all: None,
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Measures the front's files, and writes the records, the tables and the report; see `measure_front`."""
     facts = facts_of(info, context.task, context.graph.n_params)
-    measured, front = measure_front(records, context, folder, facts, target_device=target_device)
+    measured, front = measure_front(records, context, folder, facts, on_point, target_device)
     write_records(folder.records, measured)
     run = folder.read()
     write_front_table(run)
@@ -56,7 +60,7 @@ def measure_front(
     context: SearchContext,
     folder: RunFolder,
     facts: Mapping[str, Any],
-    on_point: Callable[[str], None] = lambda name: None,
+    on_point: Callable[[int, int], None] = lambda n_done, n_all: None,
     target_device: TargetDevice | None = None,
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Gives every front point, and the uncompressed model, numbers measured from its file.
@@ -69,7 +73,7 @@ def measure_front(
         context: of the search.
         folder: of the run; points go to `front/`, and points no longer on the front are removed.
         facts: for the manifests.
-        on_point: told the name of each point before it is measured.
+        on_point: called with how many of how many points have files, after each.
         target_device: the machine that the model is for, when it is another one than this.
 
     Returns:
@@ -82,16 +86,20 @@ def measure_front(
         missing = [record for record in wanted if record.file is None]
         if not missing:
             break
-        for record in missing:
-            on_point(record.name)
+        for n_measured, record in enumerate(missing, start=1 + len(wanted) - len(missing)):
             by_number[record.number] = _measure(record, context, folder, facts, target_device)
+            on_point(n_measured, len(wanted))
     for record in wanted:
         write_card(folder.point(record.name), None if front.baseline is None else front.baseline.file)
-    kept = {record.name for record in wanted}
-    for path in folder.front.iterdir() if folder.front.is_dir() else ():
-        if path.name not in kept:
-            shutil.rmtree(path)
+    _remove_others(folder, {record.name for record in wanted})
     return list(by_number.values()), front
+
+
+def _remove_others(folder: RunFolder, kept: Collection[str]) -> None:
+    """Removes points that left the front; what this run did not write there stays."""
+    for path in folder.front.iterdir() if folder.front.is_dir() else ():
+        if path.name not in kept and _POINT.fullmatch(path.name) and (path / MANIFEST).is_file():
+            shutil.rmtree(path)
 
 
 def _with_known_file(record: TrialRecord, folder: RunFolder) -> TrialRecord:

@@ -241,10 +241,21 @@ def front_of(records: Sequence[TrialRecord], objectives: Objectives) -> ParetoFr
             f"({feasible[0].name}) has {objectives.score_of(feasible[0]):.4g}; "
             "give more trials or fine-tune steps, or another --min-accuracy"
         )
+    feasible = _best_trained(feasible, objectives)
     marks = non_dominated(objectives.costs(feasible))
     points = [record for record, marked in zip(feasible, marks, strict=True) if marked]
     points.sort(key=lambda record: (ratio(record), -objectives.gain_of(record)))
     return ParetoFront(tuple(points), baseline, objectives, reason)
+
+
+def _best_trained(records: Sequence[TrialRecord], objectives: Objectives) -> list[TrialRecord]:
+    """Of records of one candidate, which differ in their training alone, the first of the best."""
+    best: dict[str, TrialRecord] = {}
+    for record in records:
+        other = best.get(record.candidate.digest)
+        if other is None or objectives.gain_of(record) > objectives.gain_of(other):
+            best[record.candidate.digest] = record
+    return list(best.values())
 
 
 def _limits_text(size_mib: float | None, memory_mib: float | None) -> str:

@@ -100,7 +100,7 @@ class TrialRecord:
         state: "complete"; "stopped" early, at its last rung, because its rank was low: a point like any other, trained
             less; or "failed" with a traceback in `error`.
         origin: who proposed it: "baseline", "uniform", "single drop", "sampler", "random" (it repeated itself), or
-            "refined" (trained longer, from an earlier trial's weights).
+            "polished" (trained further by the search, out of the sampler's sight), or "refined" (by `refine`).
         candidate: what was asked.
         metrics: the best rung's metrics on the selection split (empty when failed).
         latency: measured during the search (None when failed before).
@@ -114,6 +114,7 @@ class TrialRecord:
         error: traceback when failed.
         file: filled for points of the front, from the exported file.
         predicted: the latency that the latency model expected; None for trials that were not predicted.
+        parent: name of the trial whose trained weights it started from; None for the uncompressed model's.
     """
 
     number: int
@@ -135,6 +136,7 @@ class TrialRecord:
     error: str | None = None
     file: FileNumbers | None = None
     predicted: Predicted | None = None
+    parent: str | None = None
 
     @property
     def name(self) -> str:

@@ -25,10 +25,10 @@ _LATEST = 1024  # trials at a rung that another is compared with, so that a deci
 class ParetoEarlyStopping:
     """Successive halving with several objectives (MO-ASHA, Schmucker et al. 2021, arXiv:2106.12639), asynchronous.
 
-    At each rung a trial goes on if it is among the best of the trials that were judged there so far, of the latest
-    1,024 in a long search. Their order: those within the budget first, then front after front (non-dominated sorting),
-    and within a front those that add more hypervolume. The latency is that of the finished model, measured before the
-    first rung. A trial that is stopped stays a point with what it has reached.
+    At each rung after some training a trial continues if it is among the best of the trials that were judged there so
+    far, of the latest 1,024 in a long search. Their order: those within the budget first, then front after front
+    (non-dominated sorting), and within a front those that add more hypervolume. The latency is that of the finished
+    model, measured before the first rung. A stopped trial keeps its best checkpoint and may join the front.
 
     Args:
         objectives: of the search.
@@ -39,7 +39,6 @@ class ParetoEarlyStopping:
         self._objectives, self._keep_fraction = objectives, keep_fraction
         self._costs: dict[int, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=_LATEST))
         self._warmup_trials: set[str] = set()
-        self.stopped: set[str] = set()
 
     def learn(self, records: Iterable[TrialRecord]) -> None:
         """Takes in the rungs of trials that ended in an earlier start of the run."""
@@ -54,21 +53,20 @@ class ParetoEarlyStopping:
         """Whether a trial is worth the next rung.
 
         Args:
-            trial: its name; remembered in `stopped` if not.
+            trial: its name, which stays the same when it restarts on another worker.
             steps: of fine-tuning after which it was judged, which name the rung.
-            score: the metric there; a trial with NaN is stopped.
+            score: the metric there; a trial with NaN is stopped. Before any training nothing else is.
             ratio: its latency ratio.
         """
         costs = self._costs[steps]
         costs.append((ratio, -self._objectives.gain(score)))
         if len(self._warmup_trials) < _N_WARMUP_TRIALS:
             self._warmup_trials.add(trial)
+        if steps == 0 or math.isnan(score):
+            return not math.isnan(score)
         place = pareto_order(np.array(costs), self._objectives.budget)[-1]
         is_high = place < max(1, math.ceil(len(costs) * self._keep_fraction))
-        if math.isnan(score) or not (is_high or trial in self._warmup_trials):
-            self.stopped.add(trial)
-            return False
-        return True
+        return is_high or trial in self._warmup_trials
 
 
 def pareto_order(costs: Floats, budget: float | None) -> NDArray[np.intp]:
@@ -125,7 +123,8 @@ def _contributions(front: Floats) -> Floats:
 def expected_score(record: TrialRecord, others: Iterable[TrialRecord], objectives: Objectives) -> float:
     """What a stopped trial would probably have reached: a line through the trials that went on from its last rung.
 
-    The line's slope is kept in [0, 1] (what is worse has more to gain) and its value at least at what was reached.
+    The line's slope is kept in [0, 1] (what is worse has more to gain), and its value between what was reached and the
+    best that a trial reached: a line may point at scores that no model can have.
     With fewer than five trials to go by, it is what was reached.
     """
     metric = objectives.metric
@@ -141,7 +140,8 @@ def expected_score(record: TrialRecord, others: Iterable[TrialRecord], objective
     if len(pairs) < _MIN_PAIRS:
         return reached
     expected = final_score(record.rungs[last].metrics[metric], pairs)
-    return max(reached, expected, key=objectives.gain)
+    best = max((reached, *(final for _, final in pairs)), key=objectives.gain)
+    return max(reached, min(expected, best, key=objectives.gain), key=objectives.gain)
 
 
 def final_score(at: float, pairs: Sequence[tuple[float, float]]) -> float:

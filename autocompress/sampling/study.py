@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -24,11 +24,30 @@ from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 
 REFINED = "refined"
+POLISHED = "polished"
+_POLISH = "polish"  # attribute of a trial: what is known of a polish
 _NAME = "autocompress"
 _PATIENCE = 5  # repeated proposals in a row before random candidates are tried
 _MAX_REPEATS = 60
 _PAST = ("fixed_params", "tpe:relative_params")  # how Optuna's samplers begin the names of what they note for a while
 _LEARNT_FROM = 1024  # numbers before a trial's whose records say what it would have reached; more would only cost time
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that the study gave out.
+
+    Attributes:
+        number: of the trial.
+        candidate: to try.
+        origin: who proposed it, see `TrialRecord`.
+        polish: of a polish, the notes that `ask_polish` was given.
+    """
+
+    number: int
+    candidate: Candidate
+    origin: str
+    polish: Mapping[str, int] | None = None
 
 
 class SearchStudy:
@@ -76,7 +95,7 @@ class SearchStudy:
     @property
     def n_finished(self) -> int:
         """Complete, stopped and failed trials; without interrupted ones, which run again, repeated and refined ones."""
-        return sum(record.origin != REFINED for record in self._records.values())
+        return sum(record.origin not in (REFINED, POLISHED) for record in self._records.values())
 
     def records(self) -> list[TrialRecord]:
         """The records of all finished trials, by number."""
@@ -109,6 +128,8 @@ class SearchStudy:
                 continue
             if trial.number not in requeued:
                 attrs = {"origin": trial.user_attrs.get("origin", "sampler"), "again": trial.number}
+                if _POLISH in trial.user_attrs:
+                    attrs[_POLISH] = trial.user_attrs[_POLISH]
                 self._study.enqueue_trial(trial.params, user_attrs=attrs)
             self._study.tell(trial.number, state=TrialState.FAIL)
             n_again += 1
@@ -118,9 +139,12 @@ class SearchStudy:
         """Queues candidates of the space, to be asked for before the sampler proposes."""
         with self._written_at_once():
             for candidate in candidates:
-                choices = self.space.choices_of(candidate)
-                params = {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
-                self._study.enqueue_trial(params, user_attrs={"origin": origin})
+                self._study.enqueue_trial(self._params_of(candidate), user_attrs={"origin": origin})
+
+    def _params_of(self, candidate: Candidate) -> dict[str, int]:
+        """Positions of a candidate's choices in the knobs' lists."""
+        choices = self.space.choices_of(candidate)
+        return {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
 
     def add(self, record: TrialRecord) -> None:
         """Adds a trial that is finished already, such as the uncompressed model."""
@@ -148,8 +172,28 @@ class SearchStudy:
             self._study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
         self._note(record)
 
-    def ask(self) -> tuple[int, Candidate, str] | None:
-        """Number, candidate and origin of the next trial, one that was neither judged before nor is running.
+    @property
+    def next_is_polish(self) -> bool:
+        """Whether a polish waits that an earlier start of the run left unfinished."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return bool(waiting) and _POLISH in waiting[0].user_attrs
+
+    def ask_polish(self, candidate: Candidate, notes: Mapping[str, int]) -> Asked | None:
+        """A trial that trains a candidate further which was judged before, out of the sampler's sight.
+
+        Longer training is no merit of the candidate's choices, so the sampler must not learn from it.
+
+        Args:
+            candidate: of an ended trial.
+            notes: what the study remembers of it, also for a later start of the run.
+        """
+        with self._written_at_once():
+            params = self._params_of(candidate)
+            self._study.enqueue_trial(params, user_attrs={"origin": POLISHED, _POLISH: dict(notes)})
+            return self._ask()
+
+    def ask(self) -> Asked | None:
+        """The next trial, one that was neither judged before nor is running.
 
         A proposal that was judged before is answered from its record. A sampler that keeps repeating itself gets random
         candidates in between.
@@ -160,12 +204,16 @@ class SearchStudy:
         with self._written_at_once():
             return self._ask()
 
-    def _ask(self) -> tuple[int, Candidate, str] | None:
-        running = {digest for _, digest in self._open.values()}
+    def _ask(self) -> Asked | None:
+        running = {digest for trial, digest in self._open.values() if _POLISH not in trial.user_attrs}
         for i in range(_MAX_REPEATS):
             if i >= _PATIENCE:
                 self.enqueue([self._drawn(i)], "random")
             trial, candidate = self._propose()
+            polish = trial.user_attrs.get(_POLISH)
+            if polish is not None:
+                self._open[trial.number] = trial, candidate.digest
+                return Asked(trial.number, candidate, POLISHED, dict(polish))
             known = self._known.get(candidate.digest)
             excess = self._predicted_excess(candidate)
             if known is not None:
@@ -179,7 +227,7 @@ class SearchStudy:
             else:
                 trial.set_user_attr("digest", candidate.digest)
                 self._open[trial.number] = trial, candidate.digest
-                return trial.number, candidate, str(trial.user_attrs.get("origin", "sampler"))
+                return Asked(trial.number, candidate, str(trial.user_attrs.get("origin", "sampler")))
         return None
 
     def _propose(self) -> tuple[optuna.Trial, Candidate]:
@@ -207,7 +255,7 @@ class SearchStudy:
 
     def _note(self, record: TrialRecord) -> None:
         self._records[record.number] = record
-        if record.origin != REFINED:
+        if record.origin not in (REFINED, POLISHED):
             self._known[record.candidate.digest] = record
 
     def judged(self, record: TrialRecord) -> TrialRecord:
@@ -229,7 +277,8 @@ class SearchStudy:
 
     def _tell(self, trial: optuna.Trial, record: TrialRecord, constrained: bool = False) -> None:
         told = [self._expected(record), ratio(record)]
-        if record.state == "failed" or not all(map(math.isfinite, told)):
+        hidden = record.origin == POLISHED
+        if hidden or record.state == "failed" or not all(map(math.isfinite, told)):
             self._study.tell(trial, state=TrialState.FAIL)
             return
         if not constrained:

@@ -106,8 +106,8 @@ class _Replay:
             asked, now = self._timed(now, self._study.ask)
             if asked is None:
                 return False
-            number, candidate, origin = asked
-            record = TrialRecord(number, "failed", origin, candidate, started=now)
+            candidate = asked.candidate
+            record = TrialRecord(asked.number, "failed", asked.origin, candidate, started=now)
             try:
                 evaluation = self._evaluate(candidate)
             except KeyError as error:

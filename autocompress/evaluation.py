@@ -1,0 +1,75 @@
+"""Judges a model, or a file loaded by its runtime, on a split of a task: the one place where metrics come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.runtimes import Session, runtime_named
+from autocompress.task import Inputs, Task, call_model, check_metrics
+
+LockContext = Callable[[], AbstractContextManager[None]]
+
+
+def evaluate(
+    model: nn.Module | str | Path, task: Task, split: str = "test", *, runtime: str = "onnxruntime", n_threads: int = 1
+) -> dict[str, float]:
+    """The metrics of a PyTorch model, or of an exported file, on a split of a task.
+
+    Args:
+        model: a module, which is put into evaluation mode, or the path of a file that `export` wrote.
+        task: judges.
+        split: "selection", "test", or a further one of the task's own.
+        runtime: that loads the file.
+        n_threads: of the runtime.
+    """
+    if isinstance(model, nn.Module):
+        return evaluate_model(model.eval(), task, split)
+    metrics, _ = evaluate_session(runtime_named(runtime).load(Path(model), n_threads), task, split)
+    return metrics
+
+
+def evaluate_model(
+    model: nn.Module,
+    task: Task,
+    split: str = "selection",
+    *,
+    n_samples: int | None = None,
+    lock: LockContext = nullcontext,
+) -> dict[str, float]:
+    """The metrics of a PyTorch model, without gradients.
+
+    Args:
+        model: in evaluation mode.
+        task: judges.
+        split: of the task.
+        n_samples: judge on about this number of samples where the task has `evaluate_subset`; None judges on all.
+        lock: held for each batch.
+    """
+
+    def predict(inputs: Inputs) -> Tensor:
+        with lock(), torch.no_grad():
+            outputs: Tensor = call_model(model, inputs)
+        return outputs
+
+    subset = getattr(task, "evaluate_subset", None)
+    if n_samples is not None and subset is not None:
+        return check_metrics(subset(predict, split, n_samples), split)
+    return check_metrics(task.evaluate(predict, split), split)
+
+
+def evaluate_session(session: Session, task: Task, split: str) -> tuple[dict[str, float], int]:
+    """The metrics of a loaded file, and for how many samples it was asked."""
+    counted: Counter[str] = Counter()
+
+    def predict(inputs: Inputs) -> Tensor:
+        outputs = session.predict(inputs)
+        counted[split] += outputs.shape[0]
+        return outputs
+
+    return check_metrics(task.evaluate(predict, split), split), counted[split]

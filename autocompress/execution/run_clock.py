@@ -1,0 +1,68 @@
+"""How a search's minutes are spent: sensitivities, exploration, polish, and the end, in this order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+SENSITIVITY_SHARE = 0.1
+END_SHARE = 0.1
+
+
+@dataclass
+class RunClock:
+    """Seconds of one start of a search; without `minutes` nothing ends by the clock.
+
+    Attributes:
+        minutes: of this start in all, or None.
+        polish_share: of the minutes that training front points further gets.
+        now: seconds of a clock that never runs backwards.
+    """
+
+    minutes: float | None
+    polish_share: float
+    now: Callable[[], float] = time.monotonic
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = self.now()
+
+    @property
+    def seconds(self) -> float | None:
+        """Of this start in all, or None."""
+        return None if self.minutes is None else 60 * self.minutes
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this start."""
+        return self.now() - self.began
+
+    @property
+    def sensitivity_seconds(self) -> float | None:
+        """How long sensitivities may take."""
+        return None if self.seconds is None else SENSITIVITY_SHARE * self.seconds
+
+    @property
+    def exploration_left(self) -> float | None:
+        """Seconds in which new candidates may begin."""
+        if self.seconds is None:
+            return None
+        return max(0.0, (1 - END_SHARE - self.polish_share) * self.seconds - self.elapsed)
+
+    @property
+    def training_left(self) -> float | None:
+        """Seconds until trials end, so that the front's files can be measured in time."""
+        return None if self.seconds is None else max(0.0, (1 - END_SHARE) * self.seconds - self.elapsed)
+
+    @property
+    def explores(self) -> bool:
+        """Whether new candidates may begin."""
+        left = self.exploration_left
+        return left is None or left > 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether the trials' time is not over."""
+        left = self.training_left
+        return left is None or left > 0
