@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.trial import TrainedFiles
 from autocompress.execution.worker import FILES, STATE
+from autocompress.files import write_atomically
 from autocompress.publishing.artifact import RECIPE, WEIGHTS
 from autocompress.results.run_folder import RunFolder
 from autocompress.space.candidate import Candidate
@@ -65,11 +65,12 @@ class CheckpointCallback(tune.Callback):
                 folder = self._folder.trial(trial.config["name"])
                 folder.mkdir(parents=True, exist_ok=True)
                 for name, content in files.items():
-                    _write(folder / name, content)
+                    write_atomically(folder / name, content)
             if result.get("done"):
                 self._state_of(trial).unlink(missing_ok=True)
             elif state is not None:
-                _write(self._state_of(trial), state)
+                self._folder.states.mkdir(exist_ok=True)
+                write_atomically(self._state_of(trial), state)
         for callback in self._further:
             callback.on_trial_result(iteration, trials, trial, result, **info)
 
@@ -119,14 +120,3 @@ class CheckpointCallback(tune.Callback):
         except OSError:
             return None
         return TrainedFiles(name, files)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all, also when the power fails."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    temporary.replace(file)

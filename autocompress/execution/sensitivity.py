@@ -20,6 +20,7 @@ from torch import nn
 from autocompress.compression import CalibrationStats, rebuild, resolve
 from autocompress.config import SearchSettings
 from autocompress.errors import AutocompressError, InputError
+from autocompress.files import read_json, write_atomically
 from autocompress.graph import ModelGraph
 from autocompress.latency import MeasurementLock
 from autocompress.publishing.artifact import model_digest
@@ -80,9 +81,7 @@ class Sensitivity:
             for item in self.choices
         ]
         data = {"schema": SCHEMA_VERSION, "unit": self.unit, "baseline_loss": self.baseline_loss, "choices": choices}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(data, indent=1))
 
     @classmethod
     def read(cls, path: Path) -> Sensitivity:
@@ -92,7 +91,7 @@ class Sensitivity:
             InputError: missing, damaged, or of another schema.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, "sensitivities")
             if data["schema"] != SCHEMA_VERSION:
                 raise InputError(f"{path} was written by another version; remove it and it is measured again")
             choices = tuple(
@@ -105,7 +104,7 @@ class Sensitivity:
                 for item in data["choices"]
             )
             return cls(float(data["baseline_loss"]), choices, data["unit"])
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise InputError(f"{path} must hold sensitivities, but: {error}; remove it to measure again") from error
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from autocompress.compression import Recipe, rebuild
 from autocompress.errors import CompressionError, InputError
+from autocompress.files import digest_of, read_json, write_atomically
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.results.records import TrialRecord
 from autocompress.task import Task, as_inputs
@@ -39,7 +40,7 @@ def save_student(folder: Path, student: nn.Module, recipe: Recipe) -> None:
     weights = folder / f"{WEIGHTS}.tmp"
     save_model(student, str(weights))
     weights.replace(folder / WEIGHTS)
-    _write_json(folder / RECIPE, recipe.to_dict())
+    write_atomically(folder / RECIPE, json.dumps(recipe.to_dict(), indent=1))
 
 
 def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.Module, Recipe]:
@@ -54,7 +55,7 @@ def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.
         InputError: a file is missing or damaged, or is not of this model.
     """
     manifest = folder / MANIFEST
-    recipe_data = read_manifest(folder)["recipe"] if manifest.is_file() else _read_json(folder / RECIPE)
+    recipe_data = read_manifest(folder)["recipe"] if manifest.is_file() else read_json(folder / RECIPE)
     try:
         recipe = Recipe.from_dict(recipe_data)
         student = rebuild(model, graph, recipe)
@@ -117,12 +118,12 @@ def write_manifest(
         "trial": record.number,
         "candidate": record.candidate.to_dict(),
         "recipe": recipe.to_dict(),
-        "files": {name.name: _sha256(name) for name in (file, folder / WEIGHTS)},
+        "files": {name.name: digest_of((name).read_bytes()) for name in (file, folder / WEIGHTS)},
         "runtime_file": file.name,
         "numbers": asdict(record.file) if record.file is not None else None,
         "search": {"metrics": dict(record.metrics), "latency": asdict(record.latency) if record.latency else None},
     }
-    _write_json(folder / MANIFEST, data)
+    write_atomically(folder / MANIFEST, json.dumps(data, indent=1))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -136,30 +137,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"a compressed model's folder holds {MANIFEST}, but {folder} does not; name a folder in RUN/front/"
         )
-    data = _read_json(manifest)
+    data = read_json(manifest)
     if data.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{manifest} has schema {data.get('schema')!r}, but this version reads {SCHEMA_VERSION}")
     missing = [key for key in ("task", "uncompressed", "recipe", "numbers") if key not in data]
     if missing:
         raise InputError(f"{manifest} is damaged: it has no {', '.join(missing)}")
-    return data
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _write_json(file: Path, data: Mapping[str, Any]) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    temporary.replace(file)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{file} must be readable JSON, but: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{file} must hold a JSON object, but holds {type(data).__name__}")
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from autocompress.files import write_atomically
 from autocompress.report.page import page
 from autocompress.results.columns import describe
 from autocompress.results.run_folder import Run
@@ -25,18 +26,12 @@ def write_front_table(run: Run) -> Path:
         "columns": describe([str(name) for name in frame.columns], run.info.objectives.metric),
         "rows": json.loads(frame.to_json(orient="records", double_precision=15)),
     }
-    _write(run.folder.table_json, json.dumps(table, indent=1, allow_nan=False))
-    return _write(run.folder.table, frame.to_csv(index=False))
+    write_atomically(run.folder.table_json, json.dumps(table, indent=1, allow_nan=False))
+    write_atomically(run.folder.table, frame.to_csv(index=False))
+    return run.folder.table
 
 
 def write_report_page(run: Run) -> Path:
     """Writes the report as `report.html`: one page that needs neither a network nor a server."""
-    return _write(run.folder.report, page(run))
-
-
-def _write(path: Path, text: str) -> Path:
-    """Writes beside the path and renames, so that a reader never opens half a file."""
-    draft = path.with_suffix(path.suffix + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-    return path
+    write_atomically(run.folder.report, page(run))
+    return run.folder.report

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from autocompress.errors import InputError
+from autocompress.files import read_json, write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -46,7 +47,7 @@ class LayerTimes:
 
     def write(self, file: Path) -> None:
         """Writes JSON."""
-        file.write_text(json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}), encoding="utf-8")
+        write_atomically(file, json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}))
 
     @classmethod
     def read(cls, file: Path) -> LayerTimes:
@@ -56,7 +57,7 @@ class LayerTimes:
             InputError: damaged, or of another schema version.
         """
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = read_json(file, "layer times")
             schema = data.pop("schema")
             nodes = tuple(NodeTime(str(node["path"]), str(node["op"]), float(node["ms"])) for node in data.pop("nodes"))
             times = cls(nodes=nodes, **data)

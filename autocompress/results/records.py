@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autocompress.errors import InputError
+from autocompress.files import write_atomically
 from autocompress.space.candidate import Candidate
 
 State = Literal["complete", "stopped", "failed"]
@@ -202,9 +203,7 @@ def _with_nan(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_records(path: Path, records: Iterable[TrialRecord]) -> None:
     """Writes one JSON object per line, through a temporary file so that a crash leaves the old one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, "".join(json.dumps(record.to_dict()) + "\n" for record in records))
 
 
 def append_record(path: Path, record: TrialRecord) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
+from autocompress.files import read_json, write_atomically
 from autocompress.results.objectives import Objectives, budget_ratios
 from autocompress.results.pareto import ParetoFront, front_of
 from autocompress.results.records import TrialRecord, read_records
@@ -194,9 +195,7 @@ class RunFolder:
         data = asdict(replace(info, objectives=None))  # type: ignore[arg-type]  # written key by key
         del data["objectives"]
         text = json.dumps({"schema": SCHEMA_VERSION, **data, **_objectives_to_dict(info.objectives)}, indent=1)
-        temporary = self.info.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.info)
+        write_atomically(self.info, text)
 
     def read_info(self) -> RunInfo:
         """Reads `run.json`.
@@ -207,9 +206,7 @@ class RunFolder:
         if not self.info.is_file():
             raise InputError(f"a run folder holds run.json, but {self.path} does not; name the folder of a search")
         try:
-            data = json.loads(self.info.read_text(encoding="utf-8"))
-            if not isinstance(data, dict):
-                raise InputError(f"{self.info} is damaged: it holds no JSON object")
+            data = read_json(self.info, "run")
             if data.pop("schema") != SCHEMA_VERSION:
                 raise InputError(f"{self.info} was written by another version; use that version to read it")
             data["settings"] = SearchSettings.from_dict(data["settings"])

@@ -206,21 +206,21 @@ def test_a_file_that_is_missing(copied: Path, missing: str) -> None:
 def test_no_such_folder(model: nn.Module, graph: ModelGraph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name a folder in RUN/front/"):
         load(tmp_path / "nothing", tiny_task())
-    with pytest.raises(InputError, match=r"recipe\.json must be readable"):
+    with pytest.raises(InputError, match=r"recipe\.json must exist"):
         load_student(tmp_path / "nothing", model, graph)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema": 1', "nonsense", b"\xff\xfe\x00"])
 def test_a_manifest_that_is_no_json(copied: Path, text: str | bytes) -> None:
     (copied / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError, match=r"manifest\.json must be readable JSON"):
+    with pytest.raises(InputError, match=r"manifest\.json is damaged"):
         load(copied, tiny_task())
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"text"'])
 def test_a_manifest_that_is_no_object(copied: Path, text: str) -> None:
     (copied / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match=r"manifest\.json must hold a JSON object"):
+    with pytest.raises(InputError, match=r"manifest\.json is damaged: .* must hold a JSON object"):
         load(copied, tiny_task())
 
 
