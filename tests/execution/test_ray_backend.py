@@ -28,7 +28,7 @@ from autocompress.errors import InputError, MissingDataError, WorkerError
 from autocompress.execution import ray_backend as engine
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.ray_backend import ray_cluster
-from autocompress.execution.sensitivity import SensitivityProbe, measure_sensitivity
+from autocompress.execution.sensitivity import Effort, SensitivityProbe, measure_sensitivity
 from autocompress.graph import inspect_model
 from autocompress.publishing.artifact import load_student
 from autocompress.report.status import status_lines
@@ -82,7 +82,7 @@ def test_choices_judged_on_workers_cost_what_they_cost_here(world: Any, tmp_path
     space = world.space_of(model)
     here = measure_sensitivity(space, make(), tmp_path / "here")
     assert len({choice.loss_increase for choice in here.choices}) > 3
-    assert measure_sensitivity(space, make(), tmp_path / "there", make, n_workers=2) == here
+    assert measure_sensitivity(space, make(), tmp_path / "there", make, Effort(n_workers=2)) == here
 
 
 def test_the_job_travels_once_and_what_happened_is_told(world: Any, tmp_path: Path) -> None:

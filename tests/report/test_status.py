@@ -90,8 +90,11 @@ def test_many_that_run_are_counted(folder: RunFolder) -> None:
 def test_a_line_that_is_being_written_is_left_out(folder: RunFolder) -> None:
     log(folder, {"event": "started", "trial": 4})
     whole = folder.events.read_text()
-    folder.events.write_text(whole + '{"time": "2026-0')
-    status_lines(folder)
+    with folder.locked():
+        expected = status_lines(folder, NOW)
+        folder.events.write_text(whole + '{"time": "2026-0')
+        assert status_lines(folder, NOW) == expected
+    assert expected[-1] == "running  trial 4, first rung, 0:01:05 ago"
     folder.events.write_text('{"time": "2026-0\n' + whole)
     with pytest.raises(InputError, match=r"events\.jsonl, line 1 is not JSON"):
         status_lines(folder)
