@@ -28,7 +28,7 @@ from autocompress.distillation.fine_tune import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.execution import trial as bench_module
 from autocompress.execution import worker as worker_module
-from autocompress.execution.trial import Trial, TrialPlan, WorkerContext, n_macs
+from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext, n_macs
 from autocompress.execution.trial_queue import Assignment
 from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
@@ -252,6 +252,63 @@ def test_a_saved_state_goes_on_exactly(tmp_path: Path, bench_of: MakeBench) -> N
         assert found == expected
         ours, theirs = (student_in(trial.files(), context).state_dict() for trial in (second, whole))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_trial_starts_from_the_best_weights_and_its_state_keeps_them(tmp_path: Path, bench_of: MakeBench) -> None:
+    context = context_of(tmp_path)
+    worker_context = bench_of(context)
+    parent = finished(worker_context, EVERYTHING)
+    trained = [TrainedFiles("trial_0001", parent.files())]
+    child = TrialPlan(replace(EVERYTHING, weight_bits={"conv1": 8, "conv2": 8}))
+    whole, first = (Trial.begin(worker_context, child, trained) for _ in range(2))
+    while not whole.done:
+        whole.step()
+    outcome = whole.outcome()
+    assert outcome.parent == "trial_0001"
+    alone = Trial.begin(worker_context, child)
+    alone.step()
+    assert alone.outcome().parent == "uncompressed"
+    gained = outcome.rungs[0].metrics["loss"], alone.outcome().rungs[0].metrics["loss"]
+    assert gained[0] < gained[1], "before any training of its own"
+    first.step()
+    torch.save(first.state_dict(), tmp_path / "trial.pt")
+    second = Trial.restore(bench_of(context), child, torch.load(tmp_path / "trial.pt", weights_only=True))
+    while not second.done:
+        second.step()
+    assert second.outcome().rungs == outcome.rungs and second.outcome().parent == "trial_0001"
+    assert second.files() == whole.files(), "as if the worker had not died"
+
+
+def test_a_polish_continues_its_origins_weights_and_measures_nothing_again(
+    tmp_path: Path, bench_of: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(tmp_path, budget=0.5)
+    worker_context = bench_of(context)
+    timed_at(0.4, monkeypatch)
+    origin = finished(worker_context, EVERYTHING)
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(bench_module, "time_sessions", again)
+    known = Measured(origin.outcome().latency, origin.outcome().size_mib)
+    plan = TrialPlan(EVERYTHING, 8, known)
+    files = [TrainedFiles("trial_0001", origin.files())]
+    whole = Trial.begin(worker_context, plan, files)
+    while not whole.done:
+        whole.step()
+    outcome = whole.outcome()
+    assert [rung.steps for rung in outcome.rungs] == [0, 4, 6, 7, 8]
+    assert outcome.rungs[0].metrics["accuracy"] == pytest.approx(origin.outcome().metrics["accuracy"], abs=0.02)
+    assert (outcome.latency, outcome.size_mib, outcome.parent) == (known.latency, known.size_mib, "trial_0001")
+    cut = Trial.begin(worker_context, plan, files)
+    cut.step()
+    cut.step()
+    torch.save(cut.state_dict(), tmp_path / "polish.pt")
+    rest = Trial.restore(bench_of(context), plan, torch.load(tmp_path / "polish.pt", weights_only=True))
+    while not rest.done:
+        rest.step()
+    assert rest.outcome().rungs == outcome.rungs and rest.files() == whole.files()
 
 
 def test_figures_of_an_outcome(tmp_path: Path, bench_of: MakeBench) -> None:

@@ -117,7 +117,9 @@ def test_a_worker_is_told_all_that_its_plan_needs(run: Run) -> None:
 
 def test_parents_are_the_nearest_trained_trials_and_the_one_that_was_used_is_recorded(run: Run) -> None:
     near = [Candidate(weight_bits={"fc0": 8}), Candidate(weight_bits={"fc0": 8, "fc1": 8, "fc2": 8, "fc3": 8})]
-    run.study.enqueue([*near, Candidate(weight_bits={"fc0": 8, "fc1": 8}), Candidate(weight_bits={"fc3": 8})], "uniform")
+    run.study.enqueue(
+        [*near, Candidate(weight_bits={"fc0": 8, "fc1": 8}), Candidate(weight_bits={"fc3": 8})], "uniform"
+    )
     first, second = run.next(), run.next()
     assert first.parents == second.parents == (), "nothing was trained before"
     assert run.end(first).parent is None, "the uncompressed model's weights"

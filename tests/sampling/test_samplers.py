@@ -47,9 +47,7 @@ def test_every_name_has_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samplers, "ReseededSampler", Recording)
     assert set(SAMPLERS) == set(KINDS)
     for name, kind in KINDS.items():
-        assert isinstance(sampler_named(name, 0), Recording), (
-            "a resumed run proposes the same"
-        )
+        assert isinstance(sampler_named(name, 0), Recording), "a resumed run proposes the same"
         assert type(made.pop()) is kind
 
 
