@@ -156,8 +156,10 @@ class _Search:
                 self._judge_whole_models()
                 self._plan()
             write_records(self.folder.records, study.records())
+            left = self.clock.training_left
+            minutes_left = None if left is None else left / 60
             progress = SearchProgress(
-                study.records(), settings.n_trials, settings.minutes, self.info.objectives, self.console
+                study.records(), settings.n_trials, minutes_left, self.info.objectives, self.console
             )
             queue = self._queue(stop, progress)
             begin = time.perf_counter()

@@ -108,7 +108,7 @@ class SearchStudy:
 
     def explored(self) -> list[TrialRecord]:
         """The records from which a sampler and early stopping may learn: without those of longer training."""
-        return [record for record in self.records() if record.origin not in (REFINED, POLISHED)]
+        return [record for record in self.records() if not record.is_trained_longer]
 
     def records(self) -> list[TrialRecord]:
         """The records of all finished trials, by number."""
@@ -287,7 +287,7 @@ class SearchStudy:
 
     def _note(self, record: TrialRecord) -> None:
         self._records[record.number] = record
-        if record.origin not in (REFINED, POLISHED):
+        if not record.is_trained_longer:
             self._known[record.candidate.digest] = record
 
     def judged(self, record: TrialRecord) -> TrialRecord:

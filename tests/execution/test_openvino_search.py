@@ -28,7 +28,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "n_workers": 1,
         "distill": {"rungs": [0, 4]},
         "sensitivity": "fisher",
-        "polish_points": 0,
     }
     ac.search(
         tiny_task(),
