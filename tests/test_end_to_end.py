@@ -45,7 +45,7 @@ def killed_and_resumed(example: Path) -> Path:
     run = example.parent / "run"
     search = _command(
         "search", f"{example}:task", "--run-dir", run, "--trials", 8, "--workers", 2, "--rungs", "0,10",
-        "--latency-budget", "0.9x",
+        "--latency-budget", "0.9x", "--polish-points", 0,
     )  # fmt: skip
     driver = subprocess.Popen(search, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     records = run / "trials.jsonl"
@@ -185,7 +185,7 @@ def test_ctrl_c_leaves_the_front_so_far(example: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     search = _command(
         "search", f"{example}:task", "--run-dir", run, "--trials", 200, "--workers", 2, "--rungs", "0,10",
-        "--sensitivity", "fisher",
+        "--sensitivity", "fisher", "--polish-points", 0,
     )  # fmt: skip
     driver = subprocess.Popen(search, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     records = run / "trials.jsonl"

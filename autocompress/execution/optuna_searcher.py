@@ -22,6 +22,7 @@ class OptunaSearcher(Searcher):
         super().__init__()
         self._queue = queue
         self._running: dict[str, Assignment] = {}
+        self._so_far: dict[str, str] = {}  # what running trials have reached
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's config; None while a running trial may bring another, `FINISHED` when none is left."""
@@ -33,7 +34,9 @@ class OptunaSearcher(Searcher):
         return assignment.config()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Rungs of a running trial are not told to the study."""
+        """Notes what a running trial has reached; the study is told at its end."""
+        if "so_far" in result:
+            self._so_far[trial_id] = result["so_far"]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study how the trial ended.
@@ -46,14 +49,21 @@ class OptunaSearcher(Searcher):
             return  # `on_trial_lost` says more
         result = result or {}
         assignment = self._running.pop(trial_id)
+        so_far = result.get("so_far", self._so_far.pop(trial_id, None))
         if "outcome" in result:
             self._queue.ended(assignment, "complete", result["outcome"])
         elif "failed" in result:
             self._queue.failed(assignment, str(result["failed"]))
         elif "unusable" in result:
             self._queue.stop.abort(WorkerError(str(result["unusable"])))
-        elif "so_far" in result and (result.get("done") or not self._queue.limits.clock.trains):
-            self._queue.ended(assignment, "stopped", result["so_far"])
+        elif so_far is not None and (result.get("done") or not self._queue.limits.clock.trains):
+            self._queue.ended(assignment, "stopped", so_far)
+
+    def on_experiment_end(self) -> None:
+        """Tells the study what running trials have reached when their time is over: Tune says nothing of them then."""
+        if not self._queue.limits.clock.trains:
+            for trial_id in list(self._running):
+                self.on_trial_complete(trial_id)
 
     def on_trial_lost(self, trial_id: str, n_failures: int, reason: str, again: bool) -> None:
         """Takes a trial back that Tune gave up, to be given out again or as a failed one.
@@ -65,6 +75,7 @@ class OptunaSearcher(Searcher):
             again: whether it has retries left.
         """
         assignment = self._running.pop(trial_id)
+        self._so_far.pop(trial_id, None)
         if again:
             self._queue.give_back(assignment, n_failures)
         else:

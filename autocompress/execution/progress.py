@@ -29,8 +29,8 @@ class SearchProgress:
 
     Args:
         records: of trials that finished before (a resumed run).
-        n_trials: how many there will be.
-        minutes: time limit, or None.
+        n_trials: how many there will be, without polishes.
+        minutes: until the trials end, or None.
         objectives: of the search.
         console: where to draw; None draws nothing.
     """
@@ -45,7 +45,8 @@ class SearchProgress:
     ) -> None:
         self._n_trials, self._minutes = n_trials, minutes
         self._objectives = objectives
-        self._n_before = self._n_done = len(records)
+        self._n_before = self._n_done = sum(not record.is_trained_longer for record in records)
+        self._n_polished = len(records) - self._n_done
         self._n_failed = sum(record.state == "failed" for record in records)
         self._front = self._front_with(records)
         self._begin = time.monotonic()
@@ -64,7 +65,7 @@ class SearchProgress:
         self._bar = self._progress.add_task(
             "trials",
             total=None if n_trials == ALL_THAT_FIT else n_trials,
-            completed=len(records),
+            completed=self._n_done,
             status=self.status(),
             left="?",
         )
@@ -80,7 +81,8 @@ class SearchProgress:
 
     def finished(self, record: TrialRecord) -> None:
         """Adds one finished trial."""
-        self._n_done += 1
+        self._n_done += not record.is_trained_longer
+        self._n_polished += record.is_trained_longer
         self._n_failed += record.state == "failed"
         self._front = self._front_with([*self._front, record])
         self._progress.update(self._bar, completed=self._n_done, status=self.status(), left=_clock(self.seconds_left()))
@@ -95,6 +97,8 @@ class SearchProgress:
         else:
             parts.append("none within budget yet")
         parts.append(f"front {len(self._front)}")
+        if self._n_polished:
+            parts.append(f"polished {self._n_polished}")
         if self._n_failed:
             parts.append(f"failed {self._n_failed}")
         return ", ".join(parts)

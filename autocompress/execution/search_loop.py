@@ -13,7 +13,7 @@ from rich.console import Console
 
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, SearchSettings
-from autocompress.errors import AutocompressError, InputError, StorageError
+from autocompress.errors import InputError, StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.event_log_callback import EventLogCallback
@@ -156,8 +156,10 @@ class _Search:
                 self._judge_whole_models()
                 self._plan()
             write_records(self.folder.records, study.records())
+            left = self.clock.training_left
+            minutes_left = None if left is None else left / 60
             progress = SearchProgress(
-                study.records(), settings.n_trials, settings.minutes, self.info.objectives, self.console
+                study.records(), settings.n_trials, minutes_left, self.info.objectives, self.console
             )
             queue = self._queue(stop, progress)
             begin = time.perf_counter()
@@ -166,7 +168,7 @@ class _Search:
             seconds, n_workers = time.perf_counter() - begin, n_concurrent(settings)
         if isinstance(stop.reason, StorageError):
             raise stop.reason  # there is no room for the front's files either
-        if study.n_finished >= settings.n_trials:
+        if study.n_finished >= settings.n_trials and not study.n_open:
             CheckpointCallback(self.folder, stop, RetryCallback(lambda *lost: None)).clear()
         _print(self.console, "measuring the front's files with the workers idle")
         with step_progress(self.console, "files measured") as on_point:
@@ -179,10 +181,8 @@ class _Search:
 
     def _judge_whole_models(self) -> None:
         _print(self.console, "judging the uncompressed model at the runtime's own precisions")
-        try:
-            judge_whole_models(self.study, self.context, self.folder)
-        except AutocompressError as error:
-            _print(self.console, f"  not all of them can be judged: {error}")
+        for reason in judge_whole_models(self.study, self.context, self.folder):
+            _print(self.console, f"  one of them cannot be judged: {reason}")
 
     def _plan(self) -> None:
         """Gives the default sampler its plan; measures sensitivities unless an earlier start of the run did."""
@@ -237,10 +237,11 @@ class _Search:
         scheduler = None
         if settings.early_stopping:
             stopping = ParetoEarlyStopping(self.info.objectives)
-            stopping.learn(self.study.records())
+            stopping.learn(self.study.explored())
             scheduler = ParetoScheduler(stopping, self.info.objectives.metric)
         context = replace(self.context, moments=moments_of(self.context, self.study.space))
         run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
+        searcher.on_experiment_end()
 
 
 def _print_budgets(front: ParetoFront, console: Console | None) -> None:

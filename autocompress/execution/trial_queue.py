@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from autocompress.execution.polish import PolishPlanner
 from autocompress.execution.run_clock import RunClock
 from autocompress.results.records import Latency, Predicted, Rung, State, TrialRecord, append_record
 from autocompress.sampling.patience import Patience
-from autocompress.sampling.study import POLISHED, SearchStudy
+from autocompress.sampling.study import POLISHED, Asked, SearchStudy
 from autocompress.space.candidate import Candidate
 
 Listener = Callable[[TrialRecord], None]
@@ -114,7 +114,7 @@ class TrialQueue:
                 return None
             if self._lost:
                 return self._lost.popleft()
-            return self._new_candidate() or self._next_polish()
+            return self._cut_off_polish() or self._new_candidate() or self._next_polish()
         finally:
             self.seconds += time.perf_counter() - begin
 
@@ -145,10 +145,13 @@ class TrialQueue:
         over = self._is_exhausted or impatient or self._n_asked >= self.limits.n_trials
         return not over and self.limits.clock.explores
 
+    def _cut_off_polish(self) -> Assignment | None:
+        asked = self.study.ask_cut_off()
+        return None if asked is None else self._polish_assignment(asked)
+
     def _new_candidate(self) -> Assignment | None:
         """A new trial of the exploration, or one that an earlier start of the run left unfinished."""
-        polish_waits = self.study.next_is_polish
-        if not (self.explores or polish_waits):
+        if not self.explores:
             return None
         asked = None
         with self.stop.abort_on_full_disk():
@@ -160,8 +163,6 @@ class TrialQueue:
             asked.number, "failed", asked.origin, asked.candidate, started=self.run_seconds(),
             predicted=self.predicted(asked.candidate),
         )  # fmt: skip
-        if asked.polish is not None:
-            return self._polish_assignment(record, asked.polish)
         self._n_asked += 1
         return Assignment(record, parents=self._parents_of(record))
 
@@ -176,12 +177,12 @@ class TrialQueue:
         asked = None
         with self.stop.abort_on_full_disk():
             asked = self.study.ask_polish(found.origin.candidate, notes)
-        if asked is None:
-            return None
-        record = TrialRecord(asked.number, "failed", POLISHED, asked.candidate, started=self.run_seconds())
-        return self._polish_assignment(record, notes)
+        return None if asked is None else self._polish_assignment(asked)
 
-    def _polish_assignment(self, record: TrialRecord, notes: Mapping[str, int]) -> Assignment:
+    def _polish_assignment(self, asked: Asked) -> Assignment:
+        notes = asked.polish
+        assert notes is not None, "the study says of a polish what it is"
+        record = TrialRecord(asked.number, "failed", POLISHED, asked.candidate, started=self.run_seconds())
         origin = next(item for item in self.study.records() if item.number == notes["origin"])
         parents = tuple(dict.fromkeys((origin.name, *self._parents_of(record))))
         assignment = Assignment(record, notes["steps"], parents, origin)

@@ -27,22 +27,29 @@ def whole_model_candidates(space: SearchSpace) -> Iterator[Candidate]:
         yield space.candidate(choices)
 
 
-def judge_whole_models(study: SearchStudy, context: SearchContext, folder: RunFolder) -> None:
+def judge_whole_models(study: SearchStudy, context: SearchContext, folder: RunFolder) -> list[str]:
     """Judges each without training, before anything else is tried, and adds it to the study; those known are skipped.
 
-    Candidates that the runtime or the model refuses are left to the search, which records why.
+    Returns:
+        Why candidates that the runtime or the model refuses could not be judged; the search may still try them.
     """
+    refused: list[str] = []
     known = {record.candidate.digest for record in study.records()}
     wanted = [item for item in whole_model_candidates(study.space) if item.digest not in known]
     if not wanted:
-        return
+        return refused
     worker = WorkerContext(context)
     try:
         for candidate in dict.fromkeys(wanted):
-            record = _judged(worker, candidate, study.next_number, folder)
+            try:
+                record = _judged(worker, candidate, study.next_number, folder)
+            except Exception as error:  # whatever export, the runtime or the task raises
+                refused.append(f"{type(error).__name__}: {error}")
+                continue
             study.add(study.judged(record))
     finally:
         worker.close()
+    return refused
 
 
 def _judged(worker: WorkerContext, candidate: Candidate, number: int, folder: RunFolder) -> TrialRecord:

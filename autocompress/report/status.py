@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from autocompress.config import ALL_THAT_FIT
 from autocompress.errors import InputError
 from autocompress.results.run_folder import Run, RunFolder
 
@@ -44,9 +45,9 @@ def status_lines(folder: RunFolder, now: datetime | None = None) -> list[str]:
 
 
 def _state(run: Run, driver: str | None) -> str:
-    n_done, n_trials = len(run.records), run.info.settings.n_trials
+    n_done, n_trials = _n_explored(run), run.info.settings.n_trials
     if driver is not None:
-        return f"{'searching' if n_done < n_trials else 'measuring the front'} ({driver})"
+        return f"{'searching' if n_done < n_trials else 'polishing or measuring the front'} ({driver})"
     if n_done >= n_trials and run.folder.report.is_file():
         return "done"
     return f"not running; `autocompress resume {run.folder.path}` continues it"
@@ -54,7 +55,15 @@ def _state(run: Run, driver: str | None) -> str:
 
 def _trials(run: Run) -> str:
     n_failed = sum(record.state == "failed" for record in run.records)
-    return f"{len(run.records)} of {run.info.settings.n_trials}" + (f", {n_failed} failed" if n_failed else "")
+    n_explored, n_trials = _n_explored(run), run.info.settings.n_trials
+    n_longer = len(run.records) - n_explored
+    parts = [str(n_explored) if n_trials == ALL_THAT_FIT else f"{n_explored} of {n_trials}"]
+    parts += [f"{n_longer} trained longer"] if n_longer else []
+    return ", ".join([*parts, f"{n_failed} failed"] if n_failed else parts)
+
+
+def _n_explored(run: Run) -> int:
+    return sum(not record.is_trained_longer for record in run.records)
 
 
 def _front(run: Run) -> str:
@@ -70,8 +79,10 @@ def _pace(run: Run) -> str:
     if len(ends) < 3 or ends[-1] <= ends[0]:
         return "not known yet"
     seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
-    left = seconds * (run.info.settings.n_trials - len(run.records))
-    return f"{3600 / seconds:.0f} trials an hour, about {_duration(left)} left"
+    pace, n_trials = f"{3600 / seconds:.0f} trials an hour", run.info.settings.n_trials
+    if n_trials == ALL_THAT_FIT:
+        return f"{pace}, as many as fit into {run.info.settings.minutes:g} minutes"
+    return f"{pace}, about {_duration(seconds * (n_trials - _n_explored(run)))} left"
 
 
 def _running(events: list[dict[str, Any]], now: datetime) -> list[str]:

@@ -145,6 +145,11 @@ class TrialRecord:
         return f"trial_{self.number:04d}"
 
     @property
+    def is_trained_longer(self) -> bool:
+        """Whether it trains a candidate further that was judged before; a search neither counts nor learns from it."""
+        return self.origin in ("polished", "refined")
+
+    @property
     def is_point(self) -> bool:
         """Whether it left a student that may be on the front; one that was stopped early did."""
         return self.state != "failed" and self.latency is not None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
@@ -91,11 +92,23 @@ class SearchStudy:
             knob.name: IntDistribution(0, len(knob.choices) - 1) for knob in space.knobs
         }
         self._open: dict[int, tuple[optuna.Trial, str]] = {}
+        self._cut_off: list[FrozenTrial] = []  # polishes that an earlier start of the run left unfinished
 
     @property
     def n_finished(self) -> int:
         """Complete, stopped and failed trials; without interrupted ones, which run again, repeated and refined ones."""
-        return sum(record.origin not in (REFINED, POLISHED) for record in self._records.values())
+        return len(self.explored())
+
+    @property
+    def n_open(self) -> int:
+        """Trials that were given out and not told, or that are queued to run again."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        again = sum("again" in trial.user_attrs for trial in waiting)
+        return len(self._open) + len(self._cut_off) + again
+
+    def explored(self) -> list[TrialRecord]:
+        """The records from which a sampler and early stopping may learn: without those of longer training."""
+        return [record for record in self.records() if not record.is_trained_longer]
 
     def records(self) -> list[TrialRecord]:
         """The records of all finished trials, by number."""
@@ -115,21 +128,23 @@ class SearchStudy:
     def requeue_interrupted(self) -> int:
         """Closes trials that were running when the driver died; returns how many are queued to run again.
 
-        A trial whose record was on disk already is ended with it. May itself be killed at any point and called again.
+        A trial whose record was on disk already is ended with it; a polish keeps its number, see `ask_cut_off`. May
+        itself be killed at any point and called again.
         """
         requeued = {trial.user_attrs.get("again") for trial in self._study.get_trials(deepcopy=False)}
         n_again = 0
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if "record" in trial.user_attrs:
                 record = TrialRecord.from_dict(trial.user_attrs["record"])
-                # the study gives open trials out only once; a second handle on this one needs its storage id
-                self._tell(optuna.Trial(self._study, trial._trial_id), record, constrained=bool(trial.constraints))
+                self._tell(self._handle(trial), record, constrained=bool(trial.constraints))
                 self._note(record)
+                continue
+            if _POLISH in trial.user_attrs:
+                self._cut_off.append(trial)
+                n_again += 1
                 continue
             if trial.number not in requeued:
                 attrs = {"origin": trial.user_attrs.get("origin", "sampler"), "again": trial.number}
-                if _POLISH in trial.user_attrs:
-                    attrs[_POLISH] = trial.user_attrs[_POLISH]
                 self._study.enqueue_trial(trial.params, user_attrs=attrs)
             self._study.tell(trial.number, state=TrialState.FAIL)
             n_again += 1
@@ -147,12 +162,28 @@ class SearchStudy:
         return {knob.name: knob.choices.index(choices[knob.name]) for knob in self.space.knobs}
 
     def add(self, record: TrialRecord) -> None:
-        """Adds a trial that is finished already, such as the uncompressed model."""
+        """Adds a trial that is finished already, such as the uncompressed model; its number is `next_number`."""
         with self._written_at_once():
-            self.enqueue([record.candidate], record.origin)
-            trial, candidate = self._propose()
-            self._open[trial.number] = trial, candidate.digest
+            trial = self._begin(record.candidate, {"origin": record.origin})
+            self._open[trial.number] = trial, record.candidate.digest
             self.tell(record)
+
+    def _begin(self, candidate: Candidate, attrs: dict[str, Any]) -> optuna.Trial:
+        """A running trial of that candidate; whatever is queued stays queued."""
+        number = self.next_number
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=self._params_of(candidate),
+                distributions=self._distributions,
+                user_attrs=attrs,
+            )
+        )
+        return self._handle(self._study.get_trials(deepcopy=False)[number])
+
+    def _handle(self, trial: FrozenTrial) -> optuna.Trial:
+        """The study gives open trials out only once; another handle on one needs its storage id."""
+        return optuna.Trial(self._study, trial._trial_id)
 
     @property
     def next_number(self) -> int:
@@ -172,13 +203,19 @@ class SearchStudy:
             self._study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
         self._note(record)
 
-    @property
-    def next_is_polish(self) -> bool:
-        """Whether a polish waits that an earlier start of the run left unfinished."""
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return bool(waiting) and _POLISH in waiting[0].user_attrs
+    def ask_cut_off(self) -> Asked | None:
+        """A polish that an earlier start of the run left unfinished, under its own number; None when there is none."""
+        if not self._cut_off:
+            return None
+        frozen = self._cut_off.pop(0)
+        choices = {knob.name: knob.choices[frozen.params[knob.name]] for knob in self.space.knobs}
+        return self._opened_polish(self._handle(frozen), self.space.candidate(choices), frozen.user_attrs[_POLISH])
 
-    def ask_polish(self, candidate: Candidate, notes: Mapping[str, int]) -> Asked | None:
+    def _opened_polish(self, trial: optuna.Trial, candidate: Candidate, notes: Mapping[str, int]) -> Asked:
+        self._open[trial.number] = trial, candidate.digest
+        return Asked(trial.number, candidate, POLISHED, dict(notes))
+
+    def ask_polish(self, candidate: Candidate, notes: Mapping[str, int]) -> Asked:
         """A trial that trains a candidate further which was judged before, out of the sampler's sight.
 
         Longer training is no merit of the candidate's choices, so the sampler must not learn from it.
@@ -188,9 +225,8 @@ class SearchStudy:
             notes: what the study remembers of it, also for a later start of the run.
         """
         with self._written_at_once():
-            params = self._params_of(candidate)
-            self._study.enqueue_trial(params, user_attrs={"origin": POLISHED, _POLISH: dict(notes)})
-            return self._ask()
+            trial = self._begin(candidate, {"origin": POLISHED, _POLISH: dict(notes)})
+        return self._opened_polish(trial, candidate, notes)
 
     def ask(self) -> Asked | None:
         """The next trial, one that was neither judged before nor is running.
@@ -210,10 +246,6 @@ class SearchStudy:
             if i >= _PATIENCE:
                 self.enqueue([self._drawn(i)], "random")
             trial, candidate = self._propose()
-            polish = trial.user_attrs.get(_POLISH)
-            if polish is not None:
-                self._open[trial.number] = trial, candidate.digest
-                return Asked(trial.number, candidate, POLISHED, dict(polish))
             known = self._known.get(candidate.digest)
             excess = self._predicted_excess(candidate)
             if known is not None:
@@ -255,7 +287,7 @@ class SearchStudy:
 
     def _note(self, record: TrialRecord) -> None:
         self._records[record.number] = record
-        if record.origin not in (REFINED, POLISHED):
+        if not record.is_trained_longer:
             self._known[record.candidate.digest] = record
 
     def judged(self, record: TrialRecord) -> TrialRecord:
@@ -266,7 +298,7 @@ class SearchStudy:
     def _expected(self, record: TrialRecord) -> float:
         """The metric that the sampler is told: of a trial that was stopped early, what it would have reached."""
         first = record.number - _LEARNT_FROM
-        others = (other for other in self._records.values() if other.number >= first)
+        others = (other for other in self.explored() if other.number >= first)
         return expected_score(record, others, self.objectives)
 
     def _drawn(self, attempt: int) -> Candidate:

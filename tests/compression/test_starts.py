@@ -16,7 +16,6 @@ from autocompress.compression.starts import (
     best_start,
     mean_loss,
     n_different,
-    nearest_parents,
     student_from,
 )
 from autocompress.graph import ModelGraph, inspect_model
@@ -50,7 +49,7 @@ def candidate(graph: ModelGraph, share: float, n_dropped: int = 0) -> Candidate:
 def after_training(whole: Parent, how: Rebuilding, asked: Candidate, name: str = "trial 1") -> tuple[nn.Module, Parent]:
     recipe = resolve(whole.model, how.graph, asked)
     student = trained(student_from(whole, recipe, how))
-    return student, Parent.trained(name, student, asked, recipe, whole, how.graph)
+    return student, Parent.trained(name, student, recipe, whole, how.graph)
 
 
 @pytest.mark.parametrize("n_dropped", [0, 2])
@@ -123,11 +122,11 @@ def test_split_layers_follow_the_parent(whole: Parent, how: Rebuilding) -> None:
     assert not torch.allclose(ours[0].weight, theirs[0].weight, atol=1e-3)  # type: ignore[index]
 
 
-def test_the_nearest_parents(how: Rebuilding, whole: Parent) -> None:
+def test_how_far_candidates_are_apart(how: Rebuilding) -> None:
     asked = [candidate(how.graph, share, n) for share, n in ((0.25, 0), (0.5, 0), (0.5, 1), (0.5, 2))]
-    parents = [whole, *(Parent(str(i), whole.model, item) for i, item in enumerate(asked))]
-    near = nearest_parents(candidate(how.graph, 0.5, 1), parents, 3)
-    assert near[0].name == "2" and {parent.name for parent in near} == {"1", "2", "3"}
+    near = sorted(asked, key=lambda item: n_different(candidate(how.graph, 0.5, 1), item))
+    assert near[0] == asked[2] and near[-1] == asked[0]
+    assert n_different(asked[0], asked[1]) == pytest.approx(0.25 * len(how.graph.groups))
     assert n_different(asked[0], asked[0]) == 0
     assert n_different(asked[2], asked[3]) == 1
     bits = Candidate(weight_bits={layer.path: 8 for layer in how.graph.layers})

@@ -180,7 +180,7 @@ def undisturbed(folder: Path, n_trials: int) -> list[TrialRecord]:
     import world
 
     from autocompress.execution.preparation import prepare
-    from autocompress.execution.trial import Trial, WorkerContext
+    from autocompress.execution.trial import Trial, TrialPlan, WorkerContext
     from autocompress.sampling.initial_candidates import single_drop_candidates, uniform_candidates
 
     task = world.World(pause=0.0)
@@ -197,11 +197,11 @@ def undisturbed(folder: Path, n_trials: int) -> list[TrialRecord]:
     while study.n_finished < n_trials:
         asked = study.ask()
         assert asked is not None
-        number, candidate, origin = asked
-        trial = Trial(worker_context, candidate)
+        trial = Trial.begin(worker_context, TrialPlan(asked.candidate))
         while not trial.done:
             trial.step()
-        study.tell(TrialRecord(number, "complete", origin, candidate, **asdict_shallow(trial.outcome())))
+        outcome = asdict_shallow(trial.outcome())
+        study.tell(TrialRecord(asked.number, "complete", asked.origin, asked.candidate, **outcome))
     worker_context.close()
     return study.records()
 

@@ -14,8 +14,8 @@ from autocompress.execution.locked_temp_dir import LockedTempDir
 
 HOLD = """
 import time
-from autocompress.execution.locked_temp_dir import Scratch
-scratch = Scratch()
+from autocompress.execution.locked_temp_dir import LockedTempDir
+scratch = LockedTempDir()
 print(scratch.path, flush=True)
 time.sleep(60)
 """

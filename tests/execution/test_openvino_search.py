@@ -23,8 +23,21 @@ pytestmark = pytest.mark.usefixtures("brief_clock")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
     folder = tmp_path_factory.mktemp("search") / "run"
-    settings = {"n_trials": 6, "n_workers": 1, "distill": {"rungs": [0, 4]}, "sensitivity": "fisher"}
-    ac.search(tiny_task(), space=tiny_space(), runtime="openvino", run_dir=folder, show_progress=False, **settings)
+    settings = {
+        "n_trials": 6,
+        "n_workers": 1,
+        "distill": {"rungs": [0, 4]},
+        "sensitivity": "fisher",
+    }
+    ac.search(
+        tiny_task(),
+        space=tiny_space(),
+        runtime="openvino",
+        run_dir=folder,
+        show_progress=False,
+        polish_points=0,
+        **settings,
+    )
     return folder
 
 

@@ -11,12 +11,14 @@ import ray.cloudpickle as cloudpickle
 from optuna.samplers import RandomSampler
 from ray.tune.search import Searcher
 
+from autocompress.config import ALL_THAT_FIT
 from autocompress.errors import StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.optuna_searcher import OptunaSearcher
+from autocompress.execution.run_clock import RunClock
 from autocompress.execution.trial import Outcome
+from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.results.records import Latency, Rung, TrialRecord, read_records
-from autocompress.sampling.early_stopping import ParetoEarlyStopping
 from autocompress.sampling.patience import Patience
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
@@ -35,7 +37,20 @@ class Run:
         self.update: list[TrialRecord] = []
         self.now = 0.0
         self.stop = AbortStopper()
-        self.searcher = OptunaSearcher(self.study, self.file, lambda: self.now, self.update.append, self.stop)
+        self.clock = RunClock(None, 0.3, lambda: self.now)
+        self.limited()
+
+    def limited(
+        self, n_trials: int = ALL_THAT_FIT, patience: Patience | None = None, seconds: float | None = None
+    ) -> None:
+        """Starts anew with these limits."""
+        if seconds is not None:
+            self.clock = RunClock(seconds / 60, 0.3, lambda: self.now)
+        limits = Limits(self.clock, n_trials, patience)
+        self.queue = TrialQueue(
+            self.study, self.file, limits, self.stop, run_seconds=lambda: self.now, listener=self.update.append
+        )
+        self.searcher = OptunaSearcher(self.queue)
 
     def suggest(self, trial_id: str) -> dict[str, object]:
         config = self.searcher.suggest(trial_id)
@@ -59,6 +74,7 @@ def outcome(ratio: float) -> Outcome:
         sparse_size_mib=0.4,
         rungs=(Rung(0, {"accuracy": 0.5}), Rung(20, {"accuracy": 0.9})),
         seconds={"compress": 1.0, "wait": 0.5},
+        parent="uncompressed",
     )
 
 
@@ -74,7 +90,7 @@ def test_a_complete_trial_is_told_written_and_heard(run: Run, ratio: float, feas
     (record,) = read_records(run.file)
     assert run.update == run.study.records() == [record]
     asked = {"number": record.number, "name": record.name, "candidate": record.candidate.to_json()}
-    assert config == {**asked, "n_failures": 0}
+    assert config == {**asked, "n_failures": 0, "polish_steps": 0, "parents": [], "measured": None}
     assert (record.state, record.origin, record.feasible) == ("complete", "sampler", feasible)
     assert (record.started, record.ended) == (3.0, 8.0)
     for name in (
@@ -124,7 +140,7 @@ def test_a_trial_that_runs_again_is_given_out_before_new_ones_and_told_once(run:
 
 
 def test_the_last_trial_may_have_to_run_again(run: Run) -> None:
-    run.searcher = OptunaSearcher(run.study, run.file, lambda: 5.0, run.update.append, n_trials=2)
+    run.limited(n_trials=2)
     first, _ = run.suggest("a"), run.suggest("b")
     assert run.searcher.suggest("c") is None, "two were asked for; one of them may come back"
     run.searcher.on_trial_complete("b", {"failed": "x"})
@@ -161,7 +177,7 @@ def test_no_trial_runs_again_after_a_reason_to_stop(run: Run) -> None:
 
 
 @pytest.mark.parametrize("result", [None, {}, {"done": False}])
-def test_a_trial_that_a_time_limit_cut_off_stays_open_and_runs_again(
+def test_a_trial_that_was_cut_off_before_its_first_rung_stays_open_and_runs_again(
     run: Run, result: dict[str, object] | None
 ) -> None:
     config = run.suggest("a")
@@ -172,7 +188,7 @@ def test_a_trial_that_a_time_limit_cut_off_stays_open_and_runs_again(
     assert again.requeue_interrupted() == 1
     asked = again.ask()
     assert asked is not None
-    assert asked[1].to_json() == config["candidate"]
+    assert asked.candidate.to_json() == config["candidate"]
 
 
 def test_a_worker_that_can_run_no_trial_stops_the_search_and_its_trial_runs_again(run: Run) -> None:
@@ -185,7 +201,7 @@ def test_a_worker_that_can_run_no_trial_stops_the_search_and_its_trial_runs_agai
     assert again.requeue_interrupted() == 1
     asked = again.ask()
     assert asked is not None
-    assert asked[1].to_json() == config["candidate"]
+    assert asked.candidate.to_json() == config["candidate"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -236,25 +252,20 @@ def test_the_searcher_that_tune_pickles_carries_nothing(run: Run, tmp_path: Path
 
 
 def test_its_own_time_is_counted(run: Run) -> None:
-    assert run.searcher.seconds == 0
+    assert run.queue.seconds == 0
     run.suggest("a")
-    asking = run.searcher.seconds
+    asking = run.queue.seconds
     assert 0 < asking < 5
     run.searcher.on_trial_complete("a", {"failed": "x"})
-    assert run.searcher.seconds > asking
+    assert run.queue.seconds > asking
 
 
 # --- early ends
 
 
 def test_a_trial_that_was_stopped_early_has_a_record_of_its_own(run: Run) -> None:
-    stopping = ParetoEarlyStopping(of_accuracy())
-    for number in range(5):  # so many go to their end before one is stopped
-        stopping.should_continue(f"before {number}", 0, 0.3, 0.3)
-    run.searcher = OptunaSearcher(run.study, run.file, lambda: 5.0, run.update.append, run.stop, stopping=stopping)
-    for trial_id, accuracy in (("a", 0.9), ("b", 0.1)):
-        run.suggest(trial_id)
-        assert stopping.should_continue(trial_id, 0, accuracy, 0.4) == (trial_id == "a")
+    run.suggest("a")
+    run.suggest("b")
     so_far = json.dumps(asdict(replace(outcome(0.4), rungs=(Rung(0, {"accuracy": 0.1}),), metrics={"accuracy": 0.1})))
     run.searcher.on_trial_complete("b", {"so_far": so_far, "done": True})
     (record,) = read_records(run.file)
@@ -262,13 +273,29 @@ def test_a_trial_that_was_stopped_early_has_a_record_of_its_own(run: Run) -> Non
     assert run.study.n_finished == 1
 
 
-def test_a_trial_that_a_time_limit_cut_off_is_not_a_stopped_one(run: Run) -> None:
-    run.searcher = OptunaSearcher(
-        run.study, run.file, lambda: 5.0, run.update.append, stopping=ParetoEarlyStopping(of_accuracy())
-    )
+def test_a_trial_that_ctrl_c_cut_off_is_not_a_stopped_one(run: Run) -> None:
     run.suggest("a")
-    run.searcher.on_trial_complete("a", {"so_far": json.dumps(asdict(outcome(0.4)))})
+    run.searcher.on_trial_complete("a", {"so_far": json.dumps(asdict(outcome(0.4))), "done": False})
+    run.searcher.on_experiment_end()
     assert not run.file.exists()
+
+
+def test_what_running_trials_have_reached_counts_when_time_is_up(run: Run) -> None:
+    run.limited(seconds=60)
+    reached, before = run.suggest("a"), run.suggest("b")
+    run.searcher.on_trial_result("a", {"so_far": json.dumps(asdict(outcome(0.4))), "done": False})
+    run.searcher.on_experiment_end()
+    assert not run.file.exists(), "time is not up: Ctrl-C ended the search"
+    run.now = 54.0
+    last: object = run.searcher.suggest("c")
+    assert last is None, "nothing new begins"
+    run.searcher.on_experiment_end()
+    (record,) = read_records(run.file)
+    assert (record.number, record.state, record.metrics) == (reached["number"], "stopped", outcome(0.4).metrics)
+    again = SearchStudy(run.journal, SPACE, RandomSampler(seed=1), of_accuracy(0.5))
+    assert again.requeue_interrupted() == 1, "the other had come to no rung"
+    asked = again.ask()
+    assert asked is not None and asked.candidate.to_json() == before["candidate"]
 
 
 @pytest.mark.parametrize(
@@ -292,7 +319,7 @@ def test_a_report_that_makes_no_sense_is_a_failed_trial(run: Run, report: str) -
 
 def test_a_search_without_gain_ends_if_asked(run: Run) -> None:
     patience = Patience(1, of_accuracy())
-    run.searcher = OptunaSearcher(run.study, run.file, lambda: 5.0, run.update.append, patience=patience)
+    run.limited(patience=patience)
     for trial_id in ("a", "b"):
         run.suggest(trial_id)
         run.searcher.on_trial_complete(trial_id, {"outcome": json.dumps(asdict(outcome(0.4))), "done": True})

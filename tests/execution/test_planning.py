@@ -20,7 +20,7 @@ from autocompress.graph import inspect_model
 from autocompress.latency.online_model import LaunchLatencyModel
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.samplers import planned
-from autocompress.sampling.study import SearchStudy
+from autocompress.sampling.study import Asked, SearchStudy
 from autocompress.space.candidate import Candidate
 from tests.shared.objectives import of_accuracy
 from tests.shared.tasks import images, tiny_space, trained_model
@@ -43,14 +43,14 @@ def study(budget: float | None = None) -> SearchStudy:
     return SearchStudy(None, SPACE, RandomSampler(seed=0), of_accuracy(budget))
 
 
-def asked(study: SearchStudy, n: int) -> list[tuple[int, Candidate, str]]:
+def asked(study: SearchStudy, n: int) -> list[Asked]:
     return [item for _ in range(n) if (item := study.ask()) is not None]
 
 
 def test_the_solvers_candidates_come_after_a_few_uniform_ones() -> None:
     search, latency_predictor = study(0.9), OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 2.0))
     enqueue_knapsack_front(search, SENSITIVITY, latency_predictor, 6)
-    origins = [origin for _, _, origin in asked(search, 10)]
+    origins = [item.origin for item in asked(search, 10)]
     assert origins[:2] == ["uniform", "uniform"]
     assert 2 <= origins.count("solver") <= 6
     assert "sampler" in origins, "then the sampler goes on"
@@ -64,7 +64,7 @@ def test_a_third_of_a_short_search_is_solved(n_trials: int, n: int) -> None:
 def test_what_the_solver_proposes_is_within_the_budget_and_different() -> None:
     search, latency_predictor = study(0.6), OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 2.0))
     enqueue_knapsack_front(search, SENSITIVITY, latency_predictor, 10)
-    solved = [candidate for _, candidate, origin in asked(search, 12) if origin == "solver"]
+    solved = [item.candidate for item in asked(search, 12) if item.origin == "solver"]
     assert solved and len({candidate.digest for candidate in solved}) == len(solved)
     assert (latency_predictor.ratios(solved) <= 0.6).all()
 
@@ -72,7 +72,7 @@ def test_what_the_solver_proposes_is_within_the_budget_and_different() -> None:
 def test_other_samplers_start_from_uniform_candidates() -> None:
     search = study()
     enqueue_uniform(search, 12)
-    assert {origin for _, _, origin in asked(search, 3)} == {"uniform"}
+    assert {item.origin for item in asked(search, 3)} == {"uniform"}
 
 
 def test_predictions_are_trusted_once_some_trials_were_measured() -> None:
@@ -127,12 +127,12 @@ class Search:
         """One trial; a killed one leaves it open."""
         item = self.study.ask()
         assert item is not None
-        number, candidate, origin = item
+        candidate = item.candidate
         if not killed:
             ratio = 0.3 + 0.5 * int(candidate.digest, 16) / 16**12  # of its own, so that the latency model must learn
             accuracy = 0.9 * ratio
             latency = Latency(ratio, 0.0, ratio, 9)
-            done = TrialRecord(number, "complete", origin, candidate, {"accuracy": accuracy}, latency)
+            done = TrialRecord(item.number, "complete", item.origin, candidate, {"accuracy": accuracy}, latency)
             self.study.tell(self.study.judged(done))
             self.latency_predictor.learn(done)
         return candidate.digest

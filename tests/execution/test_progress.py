@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -45,6 +46,19 @@ def test_status_says_the_best_within_the_budget_the_front_and_the_failed() -> No
     progress.finished(failed(4))
     progress.finished(complete(5, 0.5, 0.91234))
     assert progress.status() == "best accuracy 0.9123 within budget, front 3, failed 1"
+
+
+def test_polishes_are_counted_apart() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=160)
+    polished = replace(complete(2, 0.4, 0.85), origin="polished")
+    progress = progress_of([complete(0, 1.0, 0.99), complete(1, 0.4, 0.8), polished], n_trials=2, console=console)
+    assert progress.status() == "best accuracy 0.8500 within budget, front 1, polished 1"
+    with progress:
+        progress.finished(replace(polished, number=3, metrics={"accuracy": 0.7}))
+        time.sleep(0.3)
+    assert progress.status().endswith("polished 2") and "2/2" in text.getvalue()
+    assert progress.seconds_left() == 0
 
 
 def test_status_without_a_budget_and_without_trials() -> None:

@@ -28,10 +28,11 @@ from autocompress.errors import InputError, MissingDataError, WorkerError
 from autocompress.execution import ray_backend as engine
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.ray_backend import ray_cluster
-from autocompress.execution.sensitivity import SensitivityProbe, measure_sensitivity
+from autocompress.execution.sensitivity import Effort, SensitivityProbe, measure_sensitivity
 from autocompress.graph import inspect_model
 from autocompress.publishing.artifact import load_student
 from autocompress.report.status import status_lines
+from autocompress.results.pareto import front_of
 from autocompress.results.records import TrialRecord, read_records
 from autocompress.results.run_folder import RunFolder
 from autocompress.task import Inputs
@@ -82,7 +83,7 @@ def test_choices_judged_on_workers_cost_what_they_cost_here(world: Any, tmp_path
     space = world.space_of(model)
     here = measure_sensitivity(space, make(), tmp_path / "here")
     assert len({choice.loss_increase for choice in here.choices}) > 3
-    assert measure_sensitivity(space, make(), tmp_path / "there", make, n_workers=2) == here
+    assert measure_sensitivity(space, make(), tmp_path / "there", make, Effort(n_workers=2)) == here
 
 
 def test_the_job_travels_once_and_what_happened_is_told(world: Any, tmp_path: Path) -> None:
@@ -401,7 +402,7 @@ def test_files_are_timed_and_judged_on_the_machine_with_the_resource(
     with pytest.raises(InputError, match="latency_resource .* no machine has 'pi5'"):
         search(world, tmp_path / "none", world.World(0.0), latency_resource="pi5", ray_address="auto")
     assert not (tmp_path / "none").exists()
-    from autocompress.execution import cluster_device as device
+    from autocompress.latency import target_device as device
 
     def here(*_: object, **__: object) -> None:
         raise AssertionError("timed on the driver's machine")
@@ -478,3 +479,101 @@ def test_a_local_ray_listens_on_the_loopback_address_only_and_leaves_nothing(tmp
     assert len(addresses) >= 3 and set(addresses) <= loopback
     assert dashboard == "dashboard False"
     assert list(tmp_path.iterdir()) == []
+
+
+# --- the end of a search's time, and the polish
+
+
+def test_what_running_trials_have_reached_counts_when_time_is_up(world: Any, tmp_path: Path) -> None:
+    class Endless(world.World):  # type: ignore[misc,name-defined]
+        """On workers each rung takes a while, so that trials are cut off in the middle."""
+
+        def evaluate(self, predict: Callable[[Inputs], Tensor], split: str) -> dict[str, float]:
+            if ray.get_runtime_context().get_actor_id():
+                time.sleep(0.4)
+            figures: dict[str, float] = super().evaluate(predict, split)
+            return figures
+
+    run, task, minutes = tmp_path / "run", Endless(0.0), 0.25
+    rungs = {"rungs": list(range(0, 200, 2)), "learning_rate": 0.05}  # 40 seconds a trial
+    begin = time.monotonic()
+    records = search(world, run, task, n_trials=1_000, minutes=minutes, distill=rungs, polish_share=0.0)
+    seconds = time.monotonic() - begin
+    cut_off = [record for record in records if record.state == "stopped"]
+    assert len(cut_off) == 2, "one on each worker"
+    model = task.build_model()
+    graph = inspect_model(model, task.example_inputs())
+    for record in cut_off:
+        assert 1 <= len(record.rungs) < 100
+        student, _ = load_student(RunFolder(run).trial(record.name), model, graph)
+        assert task.evaluate(lambda inputs, own=student: own(*inputs), "selection") == record.metrics
+    assert RunFolder(run).read().front.points, "and so there is a front"
+    assert seconds < 60 * minutes * 1.15 + 5, "the start of Ray's workers and a busy machine take some"
+
+
+def test_front_points_are_polished_once_each_and_the_front_only_gets_better(world: Any, tmp_path: Path) -> None:
+    run, task = tmp_path / "run", world.World(pause=0.0)
+    records = search(world, run, task, n_trials=6, polish_points=2, polish_steps=40, n_workers=1)
+    polished = [record for record in records if record.origin == "polished"]
+    explored = [record for record in records if record.origin != "polished"]
+    assert len(explored) == 6 and 1 <= len(polished) <= 2
+    assert all(record.state == "complete" for record in records)
+    by_name = {record.name: record for record in records}
+    for record in polished:
+        assert record.parent in by_name
+        (origin,) = (other for other in explored if other.candidate == record.candidate)
+        assert record.latency == origin.latency and record.rungs[-1].steps == 40
+    objectives = RunFolder(run).read().info.objectives
+    before, after = front_of(explored, objectives), front_of(records, objectives)
+    assert after.hypervolume >= before.hypervolume
+    resume(run, task=task, show_progress=False)
+    assert len(read_records(run / "trials.jsonl")) == len(records), "nothing is polished again"
+
+
+POLISH = """
+import sys
+from pathlib import Path
+import world
+from autocompress.api import resume, run_new
+from autocompress.results.run_folder import RunFolder
+
+run, pause = Path(sys.argv[1]), float(sys.argv[2])
+task = world.World(pause)
+if RunFolder(run).info.is_file():
+    resume(run, task=task, show_progress=False)
+else:
+    settings = world.settings(5, n_workers=1, polish_points=2, polish_steps=40)
+    run_new(task, settings, run, space=world.space_of(task.build_model()), show_progress=False)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_polish_that_was_cut_off_continues_and_nothing_is_lost_or_done_twice(
+    world: Any, tmp_path: Path, how: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-W", "ignore", "-c", POLISH, str(run)]
+    whole = subprocess.run([*command[:-1], str(tmp_path / "whole"), "0.0"], capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr
+    driver = subprocess.Popen([*command, "0.5"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    states = RunFolder(run).states
+    while not list(states.glob("*-polish.pt")):
+        assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.02)
+    driver.send_signal(how)
+    driver.communicate(timeout=120)
+    before = read_records(run / "trials.jsonl")
+    assert list(states.glob("*-polish.pt")), "from which it continues"
+    assert sum(record.origin == "polished" for record in before) < 2
+    again = subprocess.run([*command, "0.0"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    after, expected = read_records(run / "trials.jsonl"), read_records(tmp_path / "whole" / "trials.jsonl")
+    assert [record.number for record in after] == [record.number for record in expected]
+    for ours, theirs in zip(after, expected, strict=True):
+        assert (ours.origin, ours.candidate, ours.parent) == (theirs.origin, theirs.candidate, theirs.parent)
+        assert (ours.state, ours.rungs) == (theirs.state, theirs.rungs), "exactly as without the interruption"
+    polished = [record.candidate.digest for record in after if record.origin == "polished"]
+    assert polished and len(polished) == len(set(polished))
+    rungs = [event for event in events(run) if event["event"] == "rung" and event["trial"] == after[-1].number]
+    assert len(rungs) == len({event["steps"] for event in rungs}), "no rung of the polish twice"
+    assert not states.exists()

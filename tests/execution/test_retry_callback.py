@@ -18,10 +18,16 @@ from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.event_log_callback import EventLogCallback
 from autocompress.execution.retry_callback import LOST, RetryCallback, worker_losses_restart_trials
+from autocompress.execution.trial_queue import Assignment
+from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.space.candidate import Candidate
 
 CANDIDATE = Candidate(weight_bits={"fc": 8})
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 class Tune:
@@ -31,20 +37,19 @@ class Tune:
         stop, self.folder = AbortStopper(), RunFolder(folder / "run")
         self.update: list[tuple[str, int, str, bool]] = []
         retries = RetryCallback(lambda *what: self.update.append(what))
-        self.callbacks = [
-            CheckpointCallback(self.folder, stop, retries),
-            EventLogCallback(self.folder.events, stop, retries),
-            retries,
-        ]
+        log = EventLogCallback(self.folder.events, stop, retries)
+        self.callbacks = [CheckpointCallback(self.folder, stop, retries, [log]), retries]
         self.folder.states.mkdir(parents=True)
         self.state.write_bytes(b"state")
-        config = {"number": 7, "candidate": CANDIDATE.to_json(), "n_failures": failed_before}
+        config = Assignment(TrialRecord(7, "failed", "sampler", CANDIDATE), n_failures=failed_before).config()
         self.trial: Any = SimpleNamespace(
             trial_id="a",
             config=config,
             max_failures=limit,
             run_metadata=SimpleNamespace(num_failures=0),
-            temporary_state=SimpleNamespace(ray_actor=SimpleNamespace(restore_state=SimpleNamespace(remote=len))),
+            temporary_state=SimpleNamespace(
+                ray_actor=SimpleNamespace(prepare=SimpleNamespace(remote=lambda *what: None))
+            ),
             error_file=str(folder / "error.txt"),
         )
 
@@ -138,7 +143,10 @@ def test_tune_takes_whatever_ends_a_worker_for_its_end(monkeypatch: pytest.Monke
 
 def test_the_course_of_a_finished_trials_figures_is_forgotten(tmp_path: Path) -> None:
     tune = Tune(tmp_path, limit=3)
-    kept = SimpleNamespace(metric_analysis={"steps": {"max": 1}}, metric_n_steps={"steps": {"5": [1]}})
+    kept = SimpleNamespace(
+        metric_analysis={"steps": {"max": 1}}, metric_n_steps={"steps": {"5": [1]}}, last_result={"outcome": "long"}
+    )
     tune.trial.run_metadata = kept
     tune.callbacks[0].on_trial_complete(1, [tune.trial], tune.trial)
     assert kept.metric_analysis == kept.metric_n_steps == {}
+    assert kept.last_result == {"done": True}

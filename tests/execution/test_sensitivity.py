@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autocompress.compression import compress
 from autocompress.config import SearchSettings
@@ -15,13 +18,17 @@ from autocompress.errors import InputError
 from autocompress.execution.fisher import fisher_sensitivity
 from autocompress.execution.sensitivity import (
     ChoiceLoss,
+    Effort,
     Sensitivity,
     SensitivityProbe,
     measure_sensitivity,
     single_choices,
+    spread_choices,
+    with_estimates,
 )
 from autocompress.graph import inspect_model
 from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import Choice, Knob, SearchSpace
 from autocompress.task import call_model
 from tests.shared.tasks import images, tiny_space, tiny_task, trained_model
 
@@ -173,3 +180,74 @@ def test_the_fisher_of_a_linear_model_is_that_of_the_formula() -> None:
     information, loss = _fisher(model, Task(), batches)  # type: ignore[arg-type]
     assert information["weight"].item() == pytest.approx(((2 * 3 - 1) * 3) ** 2)
     assert loss == pytest.approx((2 * 3 - 1) ** 2 / 2)
+
+
+# --- effort and estimates
+
+STEPS = SearchSpace(
+    (
+        Knob("prune_ratio", "conv1", (0.0, 0.25, 0.5, 0.75)),
+        Knob("prune_ratio", "conv2", (0.0, 0.25, 0.5, 0.75)),
+        Knob("weight_bits", "fc", (32, 8)),
+        Knob("drop", "block", (False, True)),
+    )
+)
+SINGLE = [(knob.name, choice) for knob, choice, _ in single_choices(STEPS)]
+
+
+@given(st.dictionaries(st.sampled_from(SINGLE), st.floats(-1.0, 5.0) | st.just(math.nan)))
+def test_measured_values_are_kept_and_estimates_lie_between_their_neighbours(
+    measured: dict[tuple[str, Choice], float],
+) -> None:
+    found = with_estimates(STEPS, measured)
+    assert set(found) == set(SINGLE), "each choice has a value"
+    assert all(found[key] is value for key, value in measured.items())
+    for knob in STEPS.knobs:
+        known = {0: 0.0} | {
+            place: measured[knob.name, choice]
+            for place, choice in enumerate(knob.choices)
+            if math.isfinite(measured.get((knob.name, choice), math.nan))
+        }
+        for place, choice in enumerate(knob.choices[1:], 1):
+            if len(known) == 1 or (knob.name, choice) in measured:
+                continue
+            below = known[max(at for at in known if at < place)]
+            above = known[min((at for at in known if at > place), default=max(known))]
+            assert min(below, above) - 1e-9 <= found[knob.name, choice] <= max(below, above) + 1e-9
+
+
+def test_a_knob_of_which_nothing_is_known_gets_the_median_of_its_kind() -> None:
+    measured: dict[tuple[str, Choice], float] = {("prune_ratio:conv1", 0.25): 0.1, ("prune_ratio:conv1", 0.75): 0.9}
+    found = with_estimates(STEPS, measured)
+    conv2 = [found["prune_ratio:conv2", choice] for choice in (0.25, 0.5, 0.75)]
+    assert conv2 == pytest.approx([0.1, 0.5, 0.9]) or conv2 == pytest.approx([0.1, 0.1, 0.9])
+    assert found["prune_ratio:conv1", 0.5] == pytest.approx(0.5)
+    assert found["drop:block", True] == found["weight_bits:fc", 8] == 0.0, "nothing of their kind is known"
+
+
+def test_the_strongest_choice_of_every_knob_is_measured_first() -> None:
+    order = [(knob.name, choice) for knob, choice, _ in spread_choices(STEPS)]
+    assert order[:4] == [
+        ("prune_ratio:conv1", 0.75),
+        ("prune_ratio:conv2", 0.75),
+        ("weight_bits:fc", 8),
+        ("drop:block", True),
+    ]
+    assert sorted(order, key=str) == sorted(SINGLE, key=str)
+
+
+def test_when_the_time_is_over_the_rest_is_estimated_and_measured_in_a_later_search(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    short = counting()
+    partly = measure_sensitivity(
+        SPACE, short, tmp_path, effort=Effort(until=time.monotonic(), on_choice=lambda *of: seen.append(of))
+    )
+    n_choices = len(list(single_choices(SPACE)))
+    assert short.n_asked == 1, "the uncompressed model at least"
+    assert seen == [(1, n_choices + 1)]
+    assert len(partly.choices) == n_choices and all(math.isfinite(item.loss_increase) for item in partly.choices)
+    rest = counting()
+    whole = measure_sensitivity(SPACE, rest, tmp_path, effort=Effort(on_choice=lambda *of: seen.append(of)))
+    assert rest.n_asked == n_choices
+    assert seen[1:] == [(i, n_choices + 1) for i in range(2, n_choices + 2)]
+    assert whole == measure_sensitivity(SPACE, probe(), tmp_path / "other")

@@ -28,11 +28,13 @@ from autocompress.distillation.fine_tune import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.execution import trial as bench_module
 from autocompress.execution import worker as worker_module
-from autocompress.execution.trial import Trial, WorkerContext, n_macs
+from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext, n_macs
+from autocompress.execution.trial_queue import Assignment
 from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
 from autocompress.latency import PairedTiming
 from autocompress.publishing.artifact import load_student
+from autocompress.results.records import TrialRecord
 from autocompress.runtimes import runtime_named
 from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.candidate import Candidate
@@ -105,7 +107,7 @@ _SENT: dict[int, dict[str, bytes]] = {}
 
 
 def finished(worker_context: WorkerContext, candidate: Candidate) -> Trial:
-    trial = Trial(worker_context, candidate)
+    trial = Trial.begin(worker_context, TrialPlan(candidate))
     while not trial.done:
         trial.step()
     _SENT[id(worker_context.context)] = trial.files()
@@ -135,7 +137,7 @@ def judged(model: nn.Module) -> Mapping[str, float]:
 
 def test_a_trial_goes_through_its_rungs_and_leaves_the_best_student(tmp_path: Path, bench_of: MakeBench) -> None:
     context = context_of(tmp_path)
-    trial = Trial(bench_of(context), EVERYTHING)
+    trial = Trial.begin(bench_of(context), TrialPlan(EVERYTHING))
     done = []
     for _ in range(3):
         trial.step()
@@ -155,7 +157,7 @@ def test_files_of_a_rung_are_those_of_the_best_so_far_and_taking_them_changes_no
 ) -> None:
     context = context_of(tmp_path, learning_rate=3.0)  # so that training hurts
     worker_context = bench_of(context)
-    undisturbed, trial = finished(worker_context, EVERYTHING), Trial(worker_context, EVERYTHING)
+    undisturbed, trial = finished(worker_context, EVERYTHING), Trial.begin(worker_context, TrialPlan(EVERYTHING))
     while not trial.done:
         trial.step()
         assert judged(student_in(trial.files(), context)) == trial.outcome().metrics
@@ -233,11 +235,12 @@ def test_a_saved_state_goes_on_exactly(tmp_path: Path, bench_of: MakeBench) -> N
     worker_context = bench_of(context)
     whole = finished(worker_context, EVERYTHING)
     for n_before in (1, 2):
-        first, second = (Trial(worker_context, EVERYTHING) for _ in range(2))
+        first = Trial.begin(worker_context, TrialPlan(EVERYTHING))
         for _ in range(n_before):
             first.step()
         torch.save(first.state_dict(), tmp_path / "trial.pt")
-        second.load_state_dict(torch.load(tmp_path / "trial.pt", weights_only=True))
+        state = torch.load(tmp_path / "trial.pt", weights_only=True)
+        second = Trial.restore(worker_context, TrialPlan(EVERYTHING), state)
         for _ in range(3 - n_before):
             assert not second.done
             second.step()
@@ -249,6 +252,63 @@ def test_a_saved_state_goes_on_exactly(tmp_path: Path, bench_of: MakeBench) -> N
         assert found == expected
         ours, theirs = (student_in(trial.files(), context).state_dict() for trial in (second, whole))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_trial_starts_from_the_best_weights_and_its_state_keeps_them(tmp_path: Path, bench_of: MakeBench) -> None:
+    context = context_of(tmp_path)
+    worker_context = bench_of(context)
+    parent = finished(worker_context, EVERYTHING)
+    trained = [TrainedFiles("trial_0001", parent.files())]
+    child = TrialPlan(replace(EVERYTHING, weight_bits={"conv1": 8, "conv2": 8}))
+    whole, first = (Trial.begin(worker_context, child, trained) for _ in range(2))
+    while not whole.done:
+        whole.step()
+    outcome = whole.outcome()
+    assert outcome.parent == "trial_0001"
+    alone = Trial.begin(worker_context, child)
+    alone.step()
+    assert alone.outcome().parent == "uncompressed"
+    gained = outcome.rungs[0].metrics["loss"], alone.outcome().rungs[0].metrics["loss"]
+    assert gained[0] < gained[1], "before any training of its own"
+    first.step()
+    torch.save(first.state_dict(), tmp_path / "trial.pt")
+    second = Trial.restore(bench_of(context), child, torch.load(tmp_path / "trial.pt", weights_only=True))
+    while not second.done:
+        second.step()
+    assert second.outcome().rungs == outcome.rungs and second.outcome().parent == "trial_0001"
+    assert second.files() == whole.files(), "as if the worker had not died"
+
+
+def test_a_polish_continues_its_origins_weights_and_measures_nothing_again(
+    tmp_path: Path, bench_of: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(tmp_path, budget=0.5)
+    worker_context = bench_of(context)
+    timed_at(0.4, monkeypatch)
+    origin = finished(worker_context, EVERYTHING)
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(bench_module, "time_sessions", again)
+    known = Measured(origin.outcome().latency, origin.outcome().size_mib)
+    plan = TrialPlan(EVERYTHING, 8, known)
+    files = [TrainedFiles("trial_0001", origin.files())]
+    whole = Trial.begin(worker_context, plan, files)
+    while not whole.done:
+        whole.step()
+    outcome = whole.outcome()
+    assert [rung.steps for rung in outcome.rungs] == [0, 4, 6, 7, 8]
+    assert outcome.rungs[0].metrics["accuracy"] == pytest.approx(origin.outcome().metrics["accuracy"], abs=0.02)
+    assert (outcome.latency, outcome.size_mib, outcome.parent) == (known.latency, known.size_mib, "trial_0001")
+    cut = Trial.begin(worker_context, plan, files)
+    cut.step()
+    cut.step()
+    torch.save(cut.state_dict(), tmp_path / "polish.pt")
+    rest = Trial.restore(bench_of(context), plan, torch.load(tmp_path / "polish.pt", weights_only=True))
+    while not rest.done:
+        rest.step()
+    assert rest.outcome().rungs == outcome.rungs and rest.files() == whole.files()
 
 
 def test_figures_of_an_outcome(tmp_path: Path, bench_of: MakeBench) -> None:
@@ -328,6 +388,10 @@ def test_a_metric_that_is_no_figure(
 MakeWorker = Callable[[SearchContext, Candidate], Worker]
 
 
+def config_of(candidate: Candidate) -> dict[str, object]:
+    return Assignment(TrialRecord(3, "failed", "sampler", candidate)).config()
+
+
 @pytest.fixture
 def worker_of(bench_of: MakeBench, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWorker]:
     """Makes workers as Ray Tune sets them up, without Ray."""
@@ -337,7 +401,7 @@ def worker_of(bench_of: MakeBench, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def make(context: SearchContext, candidate: Candidate) -> Worker:
         worker = Worker.__new__(Worker)
         with warnings.catch_warnings():
-            worker.setup({"number": 3, "name": "trial_0003", "candidate": candidate.to_json()}, context)
+            worker.setup(config_of(candidate), context)
         return worker
 
     yield make
@@ -359,7 +423,7 @@ def test_a_trial_that_raised_reports_its_traceback_and_can_be_saved(
     result = worker.step()
     assert result["done"] is True
     assert "CompressionError" in result["failed"]
-    assert worker.reset_config({"number": 4, "name": "trial_0004", "candidate": Candidate().to_json()})
+    assert worker.reset_config(config_of(Candidate()))
     assert "outcome" in worker.step()
 
 
@@ -384,7 +448,7 @@ def test_a_worker_goes_on_from_anothers_state_and_sends_what_the_other_would_hav
     first, second = worker_of(context, EVERYTHING), worker_of(context, EVERYTHING)
     rung = first.step()
     assert (rung["steps"], rung["done"]) == (0, False)
-    second.restore_state(rung["state"])
+    second.prepare(rung["state"], ())
     result = second.step()
     assert result["done"] is True
     outcome, whole = json.loads(result["outcome"]), first.step()
@@ -401,7 +465,7 @@ def test_the_mode_of_the_fine_tune_travels_with_the_state(tmp_path: Path, worker
         state = first.step()["state"]
     other = second._ready_context()
     other.teacher.mode = FastMode(True)  # as if the other machine were faster with it
-    second.restore_state(state)
+    second.prepare(state, ())
     ours, theirs = first.step()["files"], second.step()["files"]
     assert ours["weights.safetensors"] == theirs["weights.safetensors"]
 
@@ -463,7 +527,7 @@ def test_a_bench_judges_by_the_chosen_importance_and_keeps_its_evidence(
     worker_context = bench_of(context_of(tmp_path, rungs=(0,), importance=importance))
     for ratio in (0.25, 0.5):
         candidate = Candidate(prune_ratio={"conv1": ratio, "conv2": ratio})
-        trial = Trial(worker_context, candidate)
+        trial = Trial.begin(worker_context, TrialPlan(candidate))
         trial.step()
         assert trial.done and 0 <= trial.outcome().metrics["accuracy"] <= 1
         recipe = Recipe.from_dict(trial.state_dict()["recipe"])
@@ -523,7 +587,7 @@ def test_what_the_driver_sends_of_the_inputs_is_not_collected_on_a_worker(
     assert moments is not None and all(isinstance(second, np.ndarray) for second in moments.values())
     assert moments_of(context, SearchSpace((Knob("weight_bits", "fc", (32, 8)),))) is None
     assert moments_of(replace(context, settings=replace(context.settings, activation_aware=False)), space) is None
-    alone = Trial(WorkerContext(context), EVERYTHING)
+    alone = Trial.begin(WorkerContext(context), TrialPlan(EVERYTHING))
     alone.step()
 
     def collect(*args: object) -> None:
@@ -534,9 +598,9 @@ def test_what_the_driver_sends_of_the_inputs_is_not_collected_on_a_worker(
         second.setflags(write=False)  # as in the object store
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as a worker does; PyTorch warns of what cannot be written
-        helped = Trial(WorkerContext(replace(context, moments=moments)), EVERYTHING)
+        helped = Trial.begin(WorkerContext(replace(context, moments=moments)), TrialPlan(EVERYTHING))
     helped.step()
     for mine, theirs in zip(alone.files().values(), helped.files().values(), strict=True):
         assert mine == theirs
     with pytest.raises(AssertionError, match="collected again"):
-        Trial(WorkerContext(context), EVERYTHING).step()
+        Trial.begin(WorkerContext(context), TrialPlan(EVERYTHING))

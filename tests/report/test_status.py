@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from autocompress.cli import main
-from autocompress.config import SearchSettings
+from autocompress.config import ALL_THAT_FIT, SearchSettings
 from autocompress.errors import InputError
 from autocompress.report.status import status_lines
-from autocompress.results.records import Latency, TrialRecord, write_records
+from autocompress.results.records import Latency, TrialRecord, read_records, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.space.candidate import Candidate
 from tests.shared.objectives import of_accuracy
@@ -80,6 +81,25 @@ def test_a_run_in_the_middle(folder: RunFolder) -> None:
     ]
 
 
+def test_polishes_are_counted_apart_from_the_trials(folder: RunFolder) -> None:
+    records = read_records(folder.records)
+    polished = replace(records[3], number=4, origin="polished", ended=240.0)
+    write_records(folder.records, [*records, polished])
+    lines = status_lines(folder, NOW)
+    assert lines[1] == "trials   4 of 10, 1 trained longer, 1 failed"
+    with folder.locked():
+        assert "about 0:06:00 left" in status_lines(folder, NOW)[3]
+
+
+def test_a_search_limited_by_minutes_has_no_number_of_trials(folder: RunFolder) -> None:
+    info = folder.read_info()
+    folder.write_info(replace(info, settings=replace(info.settings, n_trials=ALL_THAT_FIT, minutes=5.0)))
+    with folder.locked():
+        lines = status_lines(folder, NOW)
+    assert lines[1] == "trials   4, 1 failed"
+    assert lines[3] == "pace     60 trials an hour, as many as fit into 5 minutes"
+
+
 def test_many_that_run_are_counted(folder: RunFolder) -> None:
     log(folder, *({"event": "started", "trial": i} for i in range(100)))
     with folder.locked():
@@ -90,8 +110,11 @@ def test_many_that_run_are_counted(folder: RunFolder) -> None:
 def test_a_line_that_is_being_written_is_left_out(folder: RunFolder) -> None:
     log(folder, {"event": "started", "trial": 4})
     whole = folder.events.read_text()
-    folder.events.write_text(whole + '{"time": "2026-0')
-    status_lines(folder)
+    with folder.locked():
+        expected = status_lines(folder, NOW)
+        folder.events.write_text(whole + '{"time": "2026-0')
+        assert status_lines(folder, NOW) == expected
+    assert expected[-1] == "running  trial 4, first rung, 0:01:05 ago"
     folder.events.write_text('{"time": "2026-0\n' + whole)
     with pytest.raises(InputError, match=r"events\.jsonl, line 1 is not JSON"):
         status_lines(folder)

@@ -49,7 +49,7 @@ def test_nan_rows_are_never_on_the_front() -> None:
 
 
 def _record(number: int, ratio: float, accuracy: float) -> TrialRecord:
-    candidate = Candidate(weight_bits={"conv": 8}) if number else Candidate()
+    candidate = Candidate(weight_bits={"conv": 8, f"fc{number}": 8}) if number else Candidate()
     latency = Latency(ratio, 0.0, ratio * 2.0, 5)
     return TrialRecord(number, "complete", "sampler", candidate, {"accuracy": accuracy}, latency, feasible=ratio <= 0.5)
 
@@ -100,6 +100,15 @@ def test_the_table_has_the_same_columns_with_and_without_points() -> None:
     assert list(front.to_frame().columns) == list(empty.to_frame().columns)
     names = {column.name.format(metric="accuracy", split="test") for column in COLUMNS}
     assert names <= set(empty.to_frame().columns), "every documented column is there"
+
+
+def test_of_one_candidate_that_was_trained_twice_the_better_one_is_on_the_front() -> None:
+    first = _record(1, 0.5, 0.9)
+    polished = replace(first, number=5, origin="polished", metrics={"accuracy": 0.93})
+    worse = replace(first, number=6, origin="polished", metrics={"accuracy": 0.85})
+    equal = replace(first, number=7, origin="refined")
+    for records, best in (([first, polished, worse], 5), ([first, worse], 1), ([first, equal], 1)):
+        assert [point.number for point in front_of(records, of_accuracy(0.5)).points] == [best]
 
 
 def test_no_feasible_point_gives_the_nearest_and_the_reason() -> None:

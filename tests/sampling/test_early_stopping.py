@@ -80,19 +80,37 @@ def by_rank(budget: float | None) -> ParetoEarlyStopping:
 def test_half_of_equally_spread_trials_go_on() -> None:
     rule = by_rank(None)
     rng = np.random.default_rng(0)
-    on = [rule.should_continue(str(i), 0, float(rng.random()), 0.5) for i in range(200)]
+    on = [rule.should_continue(str(i), 20, float(rng.random()), 0.5) for i in range(200)]
     assert on[0], "the first one has nothing above it"
     assert 0.4 < np.mean(on) < 0.6
-    assert rule.stopped == {str(i) for i, goes in enumerate(on) if not goes}
+    assert all(rule.should_continue(str(i), 0, float(rng.random()), 0.5) for i in range(200)), "not before training"
+
+
+def test_an_exemption_survives_the_loss_of_a_worker_and_the_drivers_restart() -> None:
+    """Names stay the same on another worker, and so do the first trials of a run."""
+    rule = ParetoEarlyStopping(of_accuracy(), keep_fraction=0.5)
+    for i in range(8):
+        rule.should_continue(f"trial_{i:04}", 0, 0.9 - i / 10, 0.4)
+    for i in (7, 4):  # these were restarted, and are judged before the others
+        assert rule.should_continue(f"trial_{i:04}", 0, 0.9 - i / 10, 0.4)
+    assert [rule.should_continue(f"trial_{i:04}", 20, 0.9 - i / 10, 0.4) for i in range(8)] == [True] * 5 + [False] * 3
+    resumed = ParetoEarlyStopping(of_accuracy(), keep_fraction=0.5)
+    resumed.learn([record(i, "complete", [0.9, 0.95]) for i in range(3)])
+    continues = []
+    for i in range(3, 7):
+        resumed.should_continue(f"trial_{i:04}", 0, 0.1, 0.4)
+        continues.append(resumed.should_continue(f"trial_{i:04}", 20, 0.1 - i / 100, 0.4))
+    assert continues == [True, True, False, False]
 
 
 def test_rungs_are_apart_and_nan_never_goes_on() -> None:
     rule = by_rank(0.5)
-    assert rule.should_continue("a", 0, 0.9, 0.4)
-    assert not rule.should_continue("b", 0, 0.1, 0.45)
-    assert rule.should_continue("c", 20, 0.1, 0.45), "nobody was judged at this rung before"
+    assert rule.should_continue("a", 20, 0.9, 0.4)
+    assert not rule.should_continue("b", 20, 0.1, 0.45)
+    assert rule.should_continue("c", 60, 0.1, 0.45), "nobody was judged at this rung before"
     assert not rule.should_continue("d", 0, math.nan, 0.3)
-    assert not rule.should_continue("e", 0, 0.99, 0.7), "over the budget comes after all others"
+    assert not rule.should_continue("d", 20, math.nan, 0.3)
+    assert not rule.should_continue("e", 20, 0.99, 0.7), "over the budget comes after all others"
 
 
 def record(number: int, state: str, values: list[float], latency: float = 0.4) -> TrialRecord:
@@ -111,8 +129,8 @@ def record(number: int, state: str, values: list[float], latency: float = 0.4) -
 def test_a_resumed_run_remembers_the_rungs() -> None:
     rule = ParetoEarlyStopping(of_accuracy(), keep_fraction=0.5)
     rule.learn([record(i, "complete", [0.9, 0.95]) for i in range(5)])
-    assert not rule.should_continue("a", 0, 0.5, 0.4)
-    assert ParetoEarlyStopping(of_accuracy(), keep_fraction=0.5).should_continue("a", 0, 0.5, 0.4)
+    assert not rule.should_continue("a", 20, 0.5, 0.4)
+    assert ParetoEarlyStopping(of_accuracy(), keep_fraction=0.5).should_continue("a", 20, 0.5, 0.4)
 
 
 def test_a_stopped_trial_is_told_as_what_it_would_probably_have_reached() -> None:
@@ -136,25 +154,26 @@ def test_the_scheduler_asks_after_each_rung_and_lets_ended_trials_end() -> None:
     rule = by_rank(None)
     scheduler = ParetoScheduler(rule, "accuracy")
 
-    def result(trial: str, value: float, steps: int = 0, **more: object) -> str:
+    def result(name: str, value: float, steps: int = 20, polish_steps: int = 0, **more: object) -> str:
         given = {"steps": steps, "latency_ratio": 0.4, "metrics/accuracy": value, "done": False, **more}
-        return scheduler.on_trial_result(None, SimpleNamespace(trial_id=trial), given)  # type: ignore[arg-type]
+        trial = SimpleNamespace(config={"name": name, "polish_steps": polish_steps})
+        return scheduler.on_trial_result(None, trial, given)  # type: ignore[arg-type]
 
     assert result("a", 0.9) == TrialScheduler.CONTINUE
     assert result("b", 0.1) == TrialScheduler.STOP
-    assert result("a", 0.9, 20) == TrialScheduler.CONTINUE, "its second rung, where it is the first"
+    assert result("a", 0.9, 60) == TrialScheduler.CONTINUE, "its next rung, where it is the first"
+    assert result("p", 0.0, polish_steps=300) == TrialScheduler.CONTINUE, "a polish"
     assert result("c", 0.0, done=True) == TrialScheduler.CONTINUE
     failed = {"failed": "Traceback", "done": True}
-    assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="d"), failed) == TrialScheduler.CONTINUE  # type: ignore[arg-type]
-    assert rule.stopped == {"b"}
+    assert scheduler.on_trial_result(None, SimpleNamespace(), failed) == TrialScheduler.CONTINUE  # type: ignore[arg-type]
 
 
 def test_in_a_long_search_the_latest_trials_set_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_stopping, "_LATEST", 8)
     rule = by_rank(None)
     for i in range(8):
-        rule.should_continue(f"good {i}", 0, 0.9 + i / 100, 0.4)
-    assert not rule.should_continue("a", 0, 0.5, 0.4)
+        rule.should_continue(f"good {i}", 20, 0.9 + i / 100, 0.4)
+    assert not rule.should_continue("a", 20, 0.5, 0.4)
     for i in range(8):
-        rule.should_continue(f"bad {i}", 0, 0.1 + i / 100, 0.4)
-    assert rule.should_continue("b", 0, 0.5, 0.4)
+        rule.should_continue(f"bad {i}", 20, 0.1 + i / 100, 0.4)
+    assert rule.should_continue("b", 20, 0.5, 0.4)

@@ -21,7 +21,7 @@ from autocompress.sampling.reseeded_sampler import (
     best_of,
 )
 from autocompress.sampling.samplers import sampler_named
-from autocompress.sampling.study import SearchStudy
+from autocompress.sampling.study import Asked, SearchStudy
 from autocompress.space.search_space import Knob, SearchSpace
 from tests.shared.objectives import of_accuracy
 
@@ -32,13 +32,13 @@ def opened(path: Path, sampler: str) -> SearchStudy:
     return SearchStudy(path, SPACE, sampler_named(sampler, 3), of_accuracy(0.8))
 
 
-def judged(asked: tuple[int, object, str]) -> TrialRecord:
-    number, candidate, origin = asked
-    bits = [candidate.weight_bits.get(knob.target, 32) for knob in SPACE.knobs]  # type: ignore[attr-defined]
+def judged(asked: Asked) -> TrialRecord:
+    candidate = asked.candidate
+    bits = [candidate.weight_bits.get(knob.target, 32) for knob in SPACE.knobs]
     ratio = sum(bits) / (32 * len(bits))
     accuracy = sum(min(8, b) * (i + 1) for i, b in enumerate(bits)) / 288
     latency = Latency(ratio, 0.0, ratio, 9)
-    return TrialRecord(number, "complete", origin, candidate, {"accuracy": accuracy}, latency)  # type: ignore[arg-type]
+    return TrialRecord(asked.number, "complete", asked.origin, candidate, {"accuracy": accuracy}, latency)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
@@ -48,7 +48,7 @@ def test_a_search_that_was_killed_goes_on_as_an_undisturbed_one_would(sampler: s
     for _ in range(24):
         asked = whole.ask()
         assert asked is not None
-        expected.append(asked[1].digest)
+        expected.append(asked.candidate.digest)
         whole.tell(judged(asked))
     found: list[str] = []
     study = opened(tmp_path / "killed", sampler)
@@ -60,9 +60,9 @@ def test_a_search_that_was_killed_goes_on_as_an_undisturbed_one_would(sampler: s
                 study = opened(tmp_path / "killed", sampler)
                 assert study.requeue_interrupted() == 1
                 again = study.ask()
-                assert again is not None and again[1] == asked[1]
+                assert again is not None and again.candidate == asked.candidate
                 asked = again
-        found.append(asked[1].digest)
+        found.append(asked.candidate.digest)
         study.tell(judged(asked))
     assert found == expected
 

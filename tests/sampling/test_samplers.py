@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -10,6 +12,7 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 
 from autocompress.errors import InputError, MissingExtraError
+from autocompress.sampling import samplers
 from autocompress.sampling.knapsack_sampler import KnapsackSampler
 from autocompress.sampling.reseeded_sampler import ReseededSampler
 from autocompress.sampling.samplers import SAMPLERS, ChoicesTPE, sampler_named
@@ -33,10 +36,19 @@ def proposals(sampler: BaseSampler) -> list[dict[str, int]]:
     return asked
 
 
-def test_every_name_has_its_kind() -> None:
-    made = {name: sampler_named(name, 0) for name in SAMPLERS}
-    inner = {name: sampler._inner for name, sampler in made.items() if isinstance(sampler, ReseededSampler)}
-    assert {name: type(sampler) for name, sampler in inner.items()} == KINDS
+def test_every_name_has_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[BaseSampler] = []
+
+    class Recording(ReseededSampler):
+        def __init__(self, make: Callable[[int], BaseSampler], seed: int, *view: Any) -> None:
+            made.append(make(seed))
+            super().__init__(make, seed, *view)
+
+    monkeypatch.setattr(samplers, "ReseededSampler", Recording)
+    assert set(SAMPLERS) == set(KINDS)
+    for name, kind in KINDS.items():
+        assert isinstance(sampler_named(name, 0), Recording), "a resumed run proposes the same"
+        assert type(made.pop()) is kind
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autocompress.errors import InputError
 from autocompress.results.records import Latency, Rung, TrialRecord
 from autocompress.sampling import study as study_module
-from autocompress.sampling.study import SearchStudy
+from autocompress.sampling.study import POLISHED, Asked, SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
 from tests.shared.objectives import of_accuracy
@@ -39,14 +39,13 @@ def opened(path: Path, space: SearchSpace = SPACE, budget: float | None = 0.5, s
     return SearchStudy(path, space, RandomSampler(seed=seed), of_accuracy(budget))
 
 
-def record_of(asked: tuple[int, Candidate, str] | None, ratio: float = 0.4, accuracy: float = 0.9) -> TrialRecord:
+def record_of(asked: Asked | None, ratio: float = 0.4, accuracy: float = 0.9) -> TrialRecord:
     assert asked is not None
-    number, candidate, origin = asked
     return TrialRecord(
-        number=number,
+        number=asked.number,
         state="complete",
-        origin=origin,
-        candidate=candidate,
+        origin=asked.origin,
+        candidate=asked.candidate,
         metrics={"accuracy": accuracy, "loss": 0.1},
         latency=Latency(ratio, 0.01, ratio * 2, 9),
         feasible=ratio <= 0.5,
@@ -129,8 +128,8 @@ def test_enqueued_candidates_come_first_and_keep_their_origin(path: Path) -> Non
     study.enqueue(wanted, "uniform")
     study = opened(path)
     asked = [study.ask() for _ in range(3)]
-    assert [item[1] for item in asked[:2] if item] == wanted
-    assert [item[2] for item in asked if item] == ["uniform", "uniform", "sampler"]
+    assert [item.candidate for item in asked[:2] if item] == wanted
+    assert [item.origin for item in asked if item] == ["uniform", "uniform", "sampler"]
 
 
 def test_a_candidate_outside_the_space_is_not_enqueued(path: Path) -> None:
@@ -140,7 +139,7 @@ def test_a_candidate_outside_the_space_is_not_enqueued(path: Path) -> None:
 
 def test_a_trial_that_is_finished_already_is_added(path: Path) -> None:
     study = opened(path)
-    baseline = replace(record_of((0, Candidate(), "baseline"), 1.0), feasible=False)
+    baseline = replace(record_of(Asked(0, Candidate(), "baseline"), 1.0), feasible=False)
     study.add(baseline)
     assert study.records() == [baseline]
     assert opened(path).records() == [baseline]
@@ -148,16 +147,16 @@ def test_a_trial_that_is_finished_already_is_added(path: Path) -> None:
         asked = study.ask()
         if asked is None:
             break
-        assert not asked[1].is_baseline, "it is known"
+        assert not asked.candidate.is_baseline, "it is known"
         study.tell(record_of(asked))
 
 
 def test_a_failed_trial_is_told_as_failed_and_its_record_kept(path: Path) -> None:
     study = opened(path)
-    number, candidate, origin = study.ask() or pytest.fail("nothing asked")
-    failed = TrialRecord(number, "failed", origin, candidate, error="Traceback ...", size_mib=0.0)
+    asked = study.ask() or pytest.fail("nothing asked")
+    failed = TrialRecord(asked.number, "failed", asked.origin, asked.candidate, error="Traceback ...", size_mib=0.0)
     study.tell(failed)
-    assert frozen(path)[number].state == TrialState.FAIL
+    assert frozen(path)[asked.number].state == TrialState.FAIL
     assert opened(path).records() == [failed]
     assert opened(path).n_finished == 1
 
@@ -186,7 +185,7 @@ def test_a_candidate_that_is_known_is_answered_from_its_record(path: Path) -> No
         reopened.enqueue([wanted], "uniform")
         asked = reopened.ask()
         assert asked is not None
-        assert asked[1] != wanted
+        assert asked.candidate != wanted
         assert reopened.n_finished == 1
     repeats = [trial for trial in frozen(path) if trial.user_attrs.get("repeats") == first.number]
     assert len(repeats) >= 2
@@ -200,7 +199,7 @@ def test_an_exhausted_space_gives_nothing_more(path: Path) -> None:
     study = opened(path, ONE_KNOB)
     asked = []
     while (item := study.ask()) is not None:
-        asked.append(item[1])
+        asked.append(item.candidate)
         study.tell(record_of(item))
     assert sorted(candidate.to_json() for candidate in asked) == sorted(
         candidate.to_json() for candidate in (Candidate(), Candidate(weight_bits={"fc": 8}))
@@ -227,13 +226,13 @@ def test_interrupted_trials_run_again_with_the_same_candidate(path: Path) -> Non
     assert first is not None
     assert second is not None
     asked = [again.ask(), again.ask()]
-    assert {item[1] for item in asked if item} == set(enqueued[1:])
-    assert {item[2] for item in asked if item} == {"uniform"}
-    assert not {item[0] for item in asked if item} & {first[0], second[0]}, "with numbers of their own"
+    assert {item.candidate for item in asked if item} == set(enqueued[1:])
+    assert {item.origin for item in asked if item} == {"uniform"}
+    assert not {item.number for item in asked if item} & {first.number, second.number}, "with numbers of their own"
     for item in asked:
         again.tell(record_of(item))
     assert again.n_finished == 3
-    assert [record.candidate for record in opened(path).records()].count(second[1]) == 1
+    assert [record.candidate for record in opened(path).records()].count(second.candidate) == 1
 
 
 def dies(*_: object, **__: object) -> None:
@@ -241,7 +240,7 @@ def dies(*_: object, **__: object) -> None:
 
 
 def test_a_kill_while_trials_are_queued_again_loses_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    number, candidate, _ = opened(path).ask() or pytest.fail("nothing asked")
+    first = opened(path).ask() or pytest.fail("nothing asked")
     again = opened(path)
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, "enqueue_trial", dies)
@@ -251,8 +250,8 @@ def test_a_kill_while_trials_are_queued_again_loses_none(path: Path, monkeypatch
     last.requeue_interrupted()
     asked = last.ask()
     assert asked is not None
-    assert asked[0] != number
-    assert asked[1] == candidate
+    assert asked.number != first.number
+    assert asked.candidate == first.candidate
 
 
 def test_a_kill_between_record_and_end_counts_the_trial_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +327,7 @@ def test_a_candidate_that_is_predicted_to_miss_the_budget_is_never_given_out(pat
     study = SearchStudy(path, SPACE, RandomSampler(seed=0), of_accuracy(0.5), predict=predict)
     asked = []
     while (item := study.ask()) is not None:
-        asked.append(item[1])
+        asked.append(item.candidate)
         study.tell(record_of(item))
     assert asked and all(predict(candidate) <= 0.5 for candidate in asked)
     screening_ratio = [trial for trial in frozen(path) if trial.state == TrialState.PRUNED]
@@ -338,7 +337,7 @@ def test_a_candidate_that_is_predicted_to_miss_the_budget_is_never_given_out(pat
 
 def test_an_infeasible_baseline_is_added_all_the_same(path: Path) -> None:
     study = SearchStudy(path, SPACE, RandomSampler(seed=0), of_accuracy(0.5), predict=lambda _: 1.0)
-    study.add(replace(record_of((0, Candidate(), "baseline"), 1.0), feasible=False))
+    study.add(replace(record_of(Asked(0, Candidate(), "baseline"), 1.0), feasible=False))
     assert study.n_finished == 1
     assert study.ask() is None
 
@@ -413,3 +412,71 @@ def test_what_an_ended_trial_leaves_in_memory_is_little_and_the_journal_has_all(
     again = opened(path)
     assert again.records() == kept
     assert again.requeue_interrupted() == 1 and again.records() == kept
+
+
+# --- what does not go through the queue
+
+
+def test_what_is_added_leaves_the_queue_as_it_is(path: Path) -> None:
+    study = opened(path)
+    queued = [Candidate(prune_ratio={"conv": 0.5}), Candidate(drop=frozenset({"block"}))]
+    study.enqueue(queued, "uniform")
+    whole = record_of(Asked(study.next_number, Candidate(weight_bits={"fc": 8}), "whole model"), 0.8)
+    study.add(whole)
+    assert study.records() == opened(path).records() == [whole]
+    asked = [study.ask(), study.ask()]
+    assert [item.candidate for item in asked if item] == queued
+
+
+def test_a_polish_leaves_the_queue_and_the_sampler_as_they_are(path: Path) -> None:
+    study = opened(path)
+    first = record_of(study.ask())
+    study.tell(first)
+    queued = Candidate(drop=frozenset({"block"}), weight_bits={"fc": 8})
+    study.enqueue([queued], "uniform")
+    polish = study.ask_polish(first.candidate, {"origin": first.number, "steps": 300})
+    assert (polish.candidate, polish.origin, polish.polish) == (
+        first.candidate, POLISHED, {"origin": first.number, "steps": 300},
+    )  # fmt: skip
+    assert study.n_open == 1
+    study.tell(replace(record_of(polish), metrics={"accuracy": 0.99, "loss": 0.0}))
+    assert study.n_open == 0
+    assert frozen(path)[polish.number].state == TrialState.FAIL, "no sampler learns from a failed trial"
+    assert (study.n_finished, len(study.records())) == (1, 2)
+    assert study.explored() == opened(path).explored() == [first]
+    asked = study.ask()
+    assert asked is not None and asked.candidate == queued
+    study.enqueue([first.candidate], "uniform")
+    study.ask()
+    repeat = next(trial for trial in frozen(path) if trial.user_attrs.get("repeats") == first.number)
+    assert repeat.values == [0.9, 0.4], "its repeats are answered by what the exploration gave"
+
+
+def test_a_polish_that_was_cut_off_keeps_its_number_and_is_given_out_once(path: Path) -> None:
+    study = opened(path)
+    first = record_of(study.ask())
+    study.tell(first)
+    polish = study.ask_polish(first.candidate, {"origin": first.number, "steps": 300})
+    for _ in range(2):  # killed, and again before anything was asked
+        study = opened(path)
+        assert study.ask_cut_off() is None
+        assert study.requeue_interrupted() == study.n_open == 1
+    assert study.ask_cut_off() == polish
+    assert study.ask_cut_off() is None and study.n_open == 1
+    study.tell(record_of(polish))
+    again = opened(path)
+    assert again.requeue_interrupted() == again.n_open == 0
+    assert [record.origin for record in again.records()] == ["sampler", POLISHED]
+
+
+def test_a_stopped_trial_is_not_told_by_what_a_polish_reached() -> None:
+    knobs = tuple(Knob("weight_bits", f"fc{i}", (32, 8)) for i in range(4))
+    study = SearchStudy(None, SearchSpace(knobs), RandomSampler(seed=0), of_accuracy())
+    for _ in range(6):
+        first = record_of(study.ask(), accuracy=0.5)
+        study.tell(first)
+        polish = study.ask_polish(first.candidate, {"origin": first.number, "steps": 300})
+        study.tell(record_of(polish, accuracy=0.99))
+    asked = record_of(study.ask(), accuracy=0.2)
+    study.tell(replace(asked, state="stopped", rungs=(Rung(0, {"accuracy": 0.2}),)))
+    assert study._study.get_trials(deepcopy=False)[-1].values[0] == pytest.approx(0.5)

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress import distillation
 from autocompress.api import resume, run_new
 from autocompress.config import SearchSettings
-from autocompress.execution import cluster_device as device
+from autocompress.distillation import fine_tune
 from autocompress.execution import trial as worker_context
 from autocompress.graph import inspect_model
 from autocompress.latency import PairedTiming
+from autocompress.latency import target_device as device
 from autocompress.results.run_folder import RunFolder
 from autocompress.runtimes import Capability
 from autocompress.space.search_space import SearchSpace
@@ -41,7 +41,8 @@ RULES = [
 def settings(n_trials: int, **more: Any) -> SearchSettings:
     values = {"runtime": "world:Stub", "sampler": "random", "n_trials": n_trials, "n_workers": 2, "trial_retries": 20}
     distill = {"rungs": [0, 2, 4, 6], "learning_rate": 0.05}
-    return SearchSettings.from_dict({**values, "distill": distill, "early_stopping": False, **more})
+    rest = {"early_stopping": False, "polish_points": 0}
+    return SearchSettings.from_dict({**values, "distill": distill, **rest, **more})
 
 
 class Net(nn.Module):
@@ -92,7 +93,7 @@ class World(SupervisedTask):
         return super().evaluate(predict, split)
 
 
-CLOCKS = [(worker_context, "time_sessions"), (device, "time_sessions"), (distillation, "choose_mode")]
+CLOCKS = [(worker_context, "time_sessions"), (device, "time_sessions"), (fine_tune, "choose_mode")]
 """What depends on the machine: modules and the names in them."""
 
 
@@ -103,7 +104,7 @@ def still_the_clocks(reference_ms: float = 2.0) -> None:
 
     for module, name in CLOCKS[:2]:
         setattr(module, name, timed)
-    distillation.choose_mode = lambda model, inputs: distillation.FastMode(False)
+    fine_tune.choose_mode = lambda model, inputs: fine_tune.FastMode(False)
 
 
 @contextlib.contextmanager
