@@ -49,6 +49,7 @@ def main() -> None:
     for run in part["runs"][: asked.first]:
         rungs = tuple(run.get("rungs", part["rungs"]))
         spec = {"start": UNCOMPRESSED, "seed": 0, **run, "part": asked.part, "n_steps": rungs[-1]}
+        spec.pop("rungs", None)
         if not _is_done(spec):
             worker_context.run(
                 spec, worker_context.candidate(part["candidates"][run["candidate"]]), rungs, part["candidates"]
