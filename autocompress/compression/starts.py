@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,21 +64,6 @@ class Rebuilding:
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
 
 
-@dataclass(frozen=True)
-class Start:
-    """A student before training, and what it was made from.
-
-    Attributes:
-        student: in evaluation mode.
-        parent: name of the parent.
-        losses: parent -> mean loss of the student made from it.
-    """
-
-    student: nn.Module
-    parent: str
-    losses: Mapping[str, float]
-
-
 def student_from(
     parent: Parent, recipe: Recipe, how: Rebuilding, calibration_stats: CalibrationStats | None = None
 ) -> nn.Module:
@@ -112,30 +97,17 @@ def student_from(
     ).eval()
 
 
-def best_start(
-    parents: Iterable[Parent], recipe: Recipe, how: Rebuilding, loss: Loss, batches: Sequence[Batch]
-) -> Start:
-    """The student with the smallest mean loss on a few batches, of one made from each parent; of equals the first.
+def best_of(starts: Mapping[str, nn.Module], loss: Loss, batches: Sequence[Batch]) -> str:
+    """The name of the student with the smallest mean loss on a few batches; of equals the first.
 
-    A parent whose student has a loss that is not finite is passed over, unless all are.
+    A student whose loss is not finite is passed over, unless all are.
 
     Args:
-        parents: at least one, the uncompressed model first.
-        recipe: see `student_from`.
-        how: see `Rebuilding`.
+        starts: students of one candidate by the name of their parent; at least one.
         loss: of outputs and batch.
         batches: held out: ones that the parents' training did not end on.
     """
-    losses: dict[str, float] = {}
-    best: nn.Module | None = None
-    name = ""
-    for parent in parents:
-        student = student_from(parent, recipe, how)
-        losses[parent.name] = mean = mean_loss(student, loss, batches)
-        if best is None or _rank(mean) < _rank(losses[name]):
-            best, name = student, parent.name
-    assert best is not None, "there is at least one parent"
-    return Start(best, name, losses)
+    return min(starts, key=lambda name: _rank(mean_loss(starts[name], loss, batches)))
 
 
 def n_different(one: Candidate, other: Candidate) -> float:

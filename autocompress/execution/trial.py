@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.compression import CalibrationStats, Recipe, rebuild, resolve, sparse_saving_bytes
-from autocompress.compression.starts import UNCOMPRESSED, Parent, Rebuilding, best_start, student_from
+from autocompress.compression.starts import UNCOMPRESSED, Parent, Rebuilding, best_of, student_from
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
@@ -117,15 +117,18 @@ class WorkerContext:
         """Removes the worker's temporary folder."""
         self._temp_dir.close()
 
-    def parent_of(self, trained: TrainedFiles) -> Parent:
-        """A trained trial's weights, written back into the uncompressed model."""
-        context = self.context
+    def student_of(self, trained: TrainedFiles) -> tuple[nn.Module, Recipe]:
+        """A trained trial's student and its recipe."""
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             for file, content in trained.files.items():
                 (Path(name) / file).write_bytes(content)
-            student, recipe = load_student(Path(name), context.model, context.graph)
-        base = Parent(UNCOMPRESSED, context.model)
-        return Parent.trained(trained.name, student, recipe, base, context.graph)
+            return load_student(Path(name), self.context.model, self.context.graph)
+
+    def parent_of(self, trained: TrainedFiles) -> Parent:
+        """A trained trial's weights, written back into the uncompressed model."""
+        student, recipe = self.student_of(trained)
+        base = Parent(UNCOMPRESSED, self.context.model)
+        return Parent.trained(trained.name, student, recipe, base, self.context.graph)
 
 
 class Trial:
@@ -158,7 +161,8 @@ class Trial:
         Args:
             worker: where the trial runs.
             plan: what is asked.
-            trained: trials whose weights may be the start, as the uncompressed model's may; of a polish they alone.
+            trained: trials whose weights may be the start; of a polish the first is the trial that is polished, and the
+                uncompressed model's weights are none.
         """
         begin, waited = time.perf_counter(), worker.measurement_lock.waited
         with worker.measurement_lock.shared():
@@ -358,18 +362,21 @@ def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFile
     """The recipe, and the student with the smallest loss on held-out training batches among the possible starts."""
     context, settings = worker.context, worker.context.settings
     stats = worker.calibration_stats
-    recipe = resolve(
-        context.model, context.graph, plan.candidate, settings.importance, stats, settings.activation_aware
-    )
-    recipe = replace(recipe, rounds_before_sums=rounds_before_sums(worker.runtime))
-    whole = Parent(UNCOMPRESSED, context.model)
-    if plan.candidate.is_baseline or not trained:
-        return recipe, student_from(whole, recipe, worker.rebuilding, stats), UNCOMPRESSED
-    parents = [worker.parent_of(item) for item in trained]
-    if not plan.polish_steps:
-        parents = [whole, *parents]
-    start = best_start(parents, recipe, worker.rebuilding, context.task.loss, worker.held_out)
-    return recipe, start.student, start.parent
+    if plan.polish_steps:  # its own student is as it was: nothing is compressed or calibrated again
+        own, *trained = trained
+        student, recipe = worker.student_of(own)
+        starts = {own.name: student}
+    else:
+        recipe = resolve(
+            context.model, context.graph, plan.candidate, settings.importance, stats, settings.activation_aware
+        )
+        recipe = replace(recipe, rounds_before_sums=rounds_before_sums(worker.runtime))
+        whole = Parent(UNCOMPRESSED, context.model)
+        starts = {UNCOMPRESSED: student_from(whole, recipe, worker.rebuilding, stats)}
+    for item in trained:
+        starts[item.name] = student_from(worker.parent_of(item), recipe, worker.rebuilding)
+    best = best_of(starts, context.task.loss, worker.held_out) if len(starts) > 1 else next(iter(starts))
+    return recipe, starts[best], best
 
 
 def _held_out(context: SearchContext) -> list[Batch]:

@@ -23,7 +23,7 @@ from autocompress.space.candidate import Candidate
 
 Listener = Callable[[TrialRecord], None]
 
-_N_PARENTS = 2
+_N_PARENTS = 1  # each costs one more compression, most of it the refit and the calibration
 
 
 @dataclass(frozen=True)
@@ -184,16 +184,22 @@ class TrialQueue:
         assert notes is not None, "the study says of a polish what it is"
         record = TrialRecord(asked.number, "failed", POLISHED, asked.candidate, started=self.run_seconds())
         origin = next(item for item in self.study.records() if item.number == notes["origin"])
-        parents = tuple(dict.fromkeys((origin.name, *self._parents_of(record))))
+        parents = (origin.name, *self._parents_of(record))
         assignment = Assignment(record, notes["steps"], parents, origin)
         self._polishing[record.number] = assignment
         return assignment
 
     def _parents_of(self, record: TrialRecord) -> tuple[str, ...]:
-        """The trained trials that differ in the fewest choices; of equals the one that was trained longest."""
+        """The trained trials that differ in the fewest choices; of equals the one that was trained longest.
+
+        A polish starts from another polish, or from the weights of its own trial.
+        """
         if record.candidate.is_baseline:
             return ()
         trained = [item for item in self.study.records() if item.is_point and item.rungs and item.rungs[-1].steps > 0]
+        if record.origin == POLISHED:
+            own = record.candidate.digest
+            trained = [item for item in trained if item.origin == POLISHED and item.candidate.digest != own]
         trained.sort(key=lambda item: (n_different(record.candidate, item.candidate), -item.rungs[-1].steps))
         return tuple(item.name for item in trained[:_N_PARENTS])
 
