@@ -577,3 +577,32 @@ def test_a_polish_that_was_cut_off_continues_and_nothing_is_lost_or_done_twice(
     rungs = [event for event in events(run) if event["event"] == "rung" and event["trial"] == after[-1].number]
     assert len(rungs) == len({event["steps"] for event in rungs}), "no rung of the polish twice"
     assert not states.exists()
+
+
+@pytest.mark.parametrize("sampler", ["random", "solver"])
+def test_a_minimised_metric_is_minimised_from_the_sampler_to_the_polish(
+    world: Any, tmp_path: Path, sampler: str
+) -> None:
+    """Also: whole models are judged although uniform candidates are queued; early stopping has the right sign."""
+    from tests.shared.tasks import STUB, tiny_space, tiny_task
+
+    task = tiny_task()
+    task.objectives = {"loss": "minimize"}  # type: ignore[attr-defined]
+    settings = SearchSettings.from_dict(
+        {
+            "runtime": STUB, "sampler": sampler, "n_trials": 8, "n_workers": 2, "early_stopping": True,
+            "polish_points": 2, "polish_steps": 20, "distill": {"rungs": [0, 2, 6], "learning_rate": 0.02},
+        }
+    )  # fmt: skip
+    run = tmp_path / "run"
+    run_new(task, settings, run, space=tiny_space(), show_progress=False)
+    records = read_records(run / "trials.jsonl")
+    assert [record.error for record in records if record.state == "failed"] == []
+    assert [record.origin for record in records[:2]] == ["baseline", "whole model"]
+    for record in records[1:]:
+        assert record.metrics["loss"] == min(rung.metrics["loss"] for rung in record.rungs)
+    objectives = RunFolder(run).read().info.objectives
+    assert not objectives.is_maximized
+    front = front_of(records, objectives)
+    slow_to_fast = [point.metrics["loss"] for point in reversed(front.points)]
+    assert slow_to_fast == sorted(slow_to_fast), "what is faster has a larger loss"
