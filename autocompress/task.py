@@ -45,8 +45,9 @@ class Task(Protocol):
     """A trained model, its data and its metric: everything a search has to know about what it compresses.
 
     A task travels to worker processes by cloudpickle, so it should be light: load data on first use, not in `__init__`.
-    A task may also have an attribute `objectives`, which names the keys of `evaluate` to maximise; without it the
-    first key is maximised.
+    A task may also have an attribute `objectives`, which maps keys of `evaluate` to "maximize" or "minimize"; the first
+    one is what a search optimises. Without it the first key of `evaluate` is maximised. With a method
+    `evaluate_subset(predict, split, n_samples)` short trials are judged on fewer samples.
     """
 
     def build_model(self) -> nn.Module:
@@ -131,6 +132,17 @@ def predict_all(predict: Predict, batches: Iterable[Batch]) -> tuple[Tensor, Any
     if not outputs:
         raise InputError("a split must have at least one batch to evaluate, but it has none")
     return torch.cat(outputs), _join(targets)
+
+
+def first_samples(batches: Iterable[Batch], n_samples: int | None) -> Iterator[Batch]:
+    """The first batches, until they hold the number of samples; None gives all."""
+    n_seen = 0
+    for inputs, targets in batches:
+        yield inputs, targets
+        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
+        n_seen += len(first)
+        if n_samples is not None and n_seen >= n_samples:
+            return
 
 
 def _join(parts: list[Any]) -> Any:
@@ -233,9 +245,13 @@ class SupervisedTask:
         Raises:
             InputError: the split is neither "selection" nor "test".
         """
+        return self.evaluate_subset(predict, split, None)
+
+    def evaluate_subset(self, predict: Predict, split: str, n_samples: int | None) -> dict[str, float]:
+        """As `evaluate`, on the first batches that hold the number of samples; None takes all."""
         if split not in self._splits:
             raise InputError(f"`split` must be one of {sorted(self._splits)}, but got {split!r}")
-        outputs, targets = predict_all(predict, map(as_batch, self._splits[split]))
+        outputs, targets = predict_all(predict, first_samples(map(as_batch, self._splits[split]), n_samples))
         metric_name = getattr(self._metric, "__name__", "metric")
         figures = {metric_name: float(self._metric(outputs, targets))}
         figures.setdefault("loss", float(self._loss(outputs, targets)))

@@ -162,6 +162,7 @@ class _Search:
                 study.records(), settings.n_trials, minutes_left, self.info.objectives, self.console
             )
             queue = self._queue(stop, progress)
+            self.clock.begin_trials()
             begin = time.perf_counter()
             with progress:
                 self._run_trials(queue, stop)
