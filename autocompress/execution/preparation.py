@@ -21,7 +21,7 @@ from autocompress.errors import InputError
 from autocompress.execution.planning import profile_of_target
 from autocompress.execution.trial import SearchContext, n_macs
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.latency import LatencyModel
+from autocompress.latency import LatencyModel, load_latency_model
 from autocompress.latency.size_only import label_slower_ranks
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.machine import describe_machine, describe_versions
@@ -29,9 +29,10 @@ from autocompress.publishing.artifact import model_digest
 from autocompress.results.pareto import budget_ratios
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import RunInfo
-from autocompress.runtimes import Session, check_parity, is_executed, runtime_named
+from autocompress.runtimes import Session, check_parity, is_executed, runtime_named, saturates
 from autocompress.sampling.initial_candidates import strongest_candidates, strongest_text
 from autocompress.sampling.samplers import sampler_named
+from autocompress.space.candidate import INT8_BITS
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
 
@@ -100,7 +101,9 @@ def prepare(
         session = device.load(file)
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         floor = _floor(settings, metrics[metric])
+        half_range = _may_saturate(settings, space, device)
         info = _info(task, spec, settings, metric, model, graph, space, timing.reference_ms, floor)
+        info = replace(info, half_range_weights=half_range)
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)
     baseline = TrialRecord(
@@ -130,7 +133,19 @@ def make_context(task: Task, model: nn.Module, graph: ModelGraph, info: RunInfo,
         budget=info.budget_ratio,
         metric=info.metric,
         min_score=info.min_score,
+        half_range_weights=info.half_range_weights,
     )
+
+
+def _may_saturate(settings: SearchSettings, space: SearchSpace, device: TargetDevice) -> bool:
+    """Whether 8-bit kernels of the target saturate: probed there, and taken for granted where it is not at hand."""
+    if not any(INT8_BITS in knob.choices for knob in space.knobs if knob.kind == "weight_bits"):
+        return False
+    if settings.latency_model is not None:
+        profile = load_latency_model(settings.latency_model)
+        if settings.force_latency_model or not isinstance(profile, LatencyModel):
+            return True
+    return saturates(runtime_named(settings.runtime), None if device.is_here else device.load)
 
 
 def _checked_space(space: str | SearchSpace, graph: ModelGraph) -> SearchSpace:

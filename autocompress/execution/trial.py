@@ -49,6 +49,7 @@ class SearchContext:
         min_score: smallest useful value of the metric, or None.
         metric: name of the metric to maximise.
         moments: see `moments_of`.
+        half_range_weights: see `Recipe`.
     """
 
     task: Task
@@ -61,6 +62,7 @@ class SearchContext:
     metric: str
     min_score: float | None = None
     moments: Mapping[str, NDArray[np.float64]] | None = None
+    half_range_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,11 @@ class Trial:
                 worker_context.calibration_stats,
                 settings.activation_aware,
             )
-            recipe = replace(recipe, rounds_before_sums=rounds_before_sums(worker_context.runtime))
+            recipe = replace(
+                recipe,
+                rounds_before_sums=rounds_before_sums(worker_context.runtime),
+                half_range_weights=context.half_range_weights,
+            )
             self._set_student(recipe, worker_context.calibration)
 
     def _set_student(self, recipe: Recipe, calibration: list[Inputs] | None) -> None:

@@ -56,6 +56,7 @@ class RunInfo:
         started: ISO 8601 time of the first start.
         min_score: smallest useful value of the metric; None for no limit.
         rank_grid: of the space; see `SearchSpace`.
+        half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
     """
 
     task: str
@@ -75,6 +76,7 @@ class RunInfo:
     started: str = ""
     min_score: float | None = None
     rank_grid: int = RANK_GRID
+    half_range_weights: bool = False
 
 
 @dataclass(frozen=True)
