@@ -12,6 +12,7 @@ from autocompress.config import CHANGEABLE, SearchSettings, refuse_unknown_keys
 from autocompress.results.pareto import ParetoFront
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task
+from autocompress.tasks.identifiers import is_task_id, read_task_id
 
 __all__ = ["resume", "search"]
 
@@ -143,7 +144,7 @@ def run_new(
     from autocompress.execution.search_loop import start
     from autocompress.task import load_task
 
-    spec = _absolute(task) if isinstance(task, str) else None
+    spec = _absolute(task) if isinstance(task, str) else getattr(task, "spec", None)
     loaded = load_task(task) if isinstance(task, str) else task
     console = Console() if show_progress else None
     return start(loaded, space or settings.space, settings, run_dir, spec, console)
@@ -176,6 +177,8 @@ def resume(
 
 
 def _absolute(spec: str) -> str:
-    """The spec of a file with its full path, so that a run can be resumed from another folder."""
+    """The spec of a file or an id with full paths, so that a run can be resumed from another folder."""
+    if is_task_id(spec):
+        return read_task_id(spec).text()
     file, colon, name = spec.rpartition(":")
     return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") else spec

@@ -13,6 +13,9 @@ import yaml
 
 from autocompress.errors import InputError
 
+TEACHER_LOSSES = ("kl", "mse", "cosine", "none")
+"""How a student learns from its teacher's outputs."""
+
 
 @dataclass(frozen=True)
 class DistillSettings:
@@ -23,7 +26,9 @@ class DistillSettings:
         learning_rate: peak of the one-cycle schedule of SGD with Nesterov momentum.
         weight_decay: of weights with two or more dimensions.
         temperature: softens both outputs; at least 1 (Hinton et al. 2015).
-        alpha: weight of the teacher's soft targets, in [0, 1]; the rest is the task's own loss on labels.
+        alpha: weight of the teacher's outputs, in [0, 1]; the rest is the task's own loss on labels.
+        teacher_loss: how a student learns from the teacher's outputs: "kl" (soft targets), "mse", "cosine" or "none";
+            None is what the task names as its `teacher_loss`, else "kl" where there are classes and "mse" where not.
         feature_weight: weight of the mean squared error between intermediate features; 0 turns it off.
         feature_layers: module paths whose outputs are compared; both models must have them, with equal shapes.
         learn_scales: train the scales of 8-bit layers too (LSQ), in place of following what they see.
@@ -37,6 +42,7 @@ class DistillSettings:
     weight_decay: float = 1e-4
     temperature: float = 4.0
     alpha: float = 0.9
+    teacher_loss: str | None = None
     feature_weight: float = 0.0
     feature_layers: tuple[str, ...] = ()
     learn_scales: bool = False
@@ -56,6 +62,7 @@ class DistillSettings:
         _check(self.weight_decay >= 0, "weight_decay >= 0", self.weight_decay)
         _check(self.temperature >= 1, "temperature >= 1", self.temperature)
         _check(0 <= self.alpha <= 1, "0 <= alpha <= 1", self.alpha)
+        _check(self.teacher_loss in (None, *TEACHER_LOSSES), f"teacher_loss in {TEACHER_LOSSES}", self.teacher_loss)
         for name in ("feature_weight", "l1_weight", "group_lasso_weight"):
             _check(getattr(self, name) >= 0, f"{name} >= 0", getattr(self, name))
         if self.feature_weight > 0 and not self.feature_layers:

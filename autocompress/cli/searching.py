@@ -9,6 +9,7 @@ from typing import Any
 
 from autocompress.cli.commands import add_command
 from autocompress.cli.reporting import show
+from autocompress.cli.task_options import add_task_options, take_task
 
 DEMO_TRIALS = 24
 
@@ -22,6 +23,7 @@ def add_commands(commands: Any) -> None:
 
     search = add_command(commands, "search", _search, "search the Pareto front of a task's model")
     search.add_argument("task", metavar="TASK")
+    add_task_options(search)
     search.add_argument("--run-dir", type=Path, help="new folder for the run (default: runs/TASK)")
     search.add_argument("--config", type=Path, help="YAML file with any of these settings and `distill`; flags win")
     search.add_argument("--space", help="name in search_spaces/ or a .yaml file (default: default)")
@@ -147,14 +149,15 @@ def _search(
 ) -> None:
     from autocompress.config import read_settings
 
+    named = take_task(task, flags)
     settings = read_settings(config) if config is not None else {}
     settings |= {name: value for name, value in flags.items() if value is not None}
     given = {"rungs": rungs, "learning_rate": learning_rate}
     distill = {name: value for name, value in given.items() if value is not None}
     if distill:
         settings["distill"] = {**settings.get("distill", {}), **distill}
-    name = "".join(letter if letter.isalnum() else "-" for letter in Path(task).name.replace(".py", ""))
-    _run_search(task, run_dir or Path("runs") / name, settings)
+    name = "".join(letter if letter.isalnum() else "-" for letter in Path(task.split("?")[0]).name.replace(".py", ""))
+    _run_search(named, run_dir or Path("runs") / name, settings)
 
 
 def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:

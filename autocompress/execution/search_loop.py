@@ -67,6 +67,8 @@ def start(
         way_out = f"`autocompress resume {run_dir}` goes on with it" if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
     _say(console, "checking the task, reading the model, timing the uncompressed model")
+    for note in getattr(task, "notes", list)():
+        _say(console, note)
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
     with open_target_device(settings) as target_device:
         prepared = prepare(task, space, settings, spec, target_device)

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.report.wording import NOTHING, budget_text, candidate_text, is_number, metric_text
+from autocompress.report.wording import NOTHING, budget_text, candidate_text, is_number, likeness_text, metric_text
 from autocompress.results.pareto import score
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run
@@ -54,6 +54,9 @@ def _title(run: Run) -> Text:
 
 def _caption(run: Run) -> Text:
     lines = [budget_text(run.info.budget_ratio, run.info.reference_ms)]
+    likeness = likeness_text(run.info.metric)
+    if likeness is not None:
+        lines.append(likeness)
     if not run.front.points:
         lines.append("no trial has both a latency and a score yet, so there is no front")
     elif any(point.file is None for point in run.front.points):
