@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from autocompress.errors import AutocompressError, InputError
 from autocompress.metrics import accuracy, cross_entropy
 from autocompress.tasks import TASKS
+from autocompress.tasks.identifiers import is_task_id
 
 Inputs: TypeAlias = tuple[Tensor, ...] | dict[str, Tensor]
 """What a model is called with: positional tensors, or keyword tensors."""
@@ -277,21 +278,32 @@ def _seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
         yield batch
 
 
-def load_task(spec: str) -> Task:
+def load_task(spec: str, **options: Any) -> Task:
     """The task that a spec names.
 
     Args:
         spec: a ready-made name ("digits", "cifar10:resnet20"), "path/to/file.py:attr" or "package.module:attr". The
             attribute is a task, or a class or function without arguments that makes one. As Python does for scripts,
-            the file's folder (for a module: the working directory) is put first on `sys.path`.
+            the file's folder (for a module: the working directory) is put first on `sys.path`. Or a model by id:
+            "hf:./my-model", "timm:resnet18", "torchvision:resnet18".
+        options: of a model by id, such as `data="texts.csv"`; see `autocompress.tasks.identifiers.TaskId`.
 
     Raises:
         InputError: the file or module cannot be imported, has no such attribute, or the attribute is no task.
     """
+    if is_task_id(spec):
+        from autocompress.tasks.from_id import id_task
+
+        return id_task(spec, options)
+    if options:
+        raise InputError(
+            f"options ({', '.join(options)}) are for models by id, such as hf:./my-model, not for {spec!r}"
+        )
     source, colon, attribute = TASKS.get(spec, spec).rpartition(":")
     if not (colon and source and attribute):
         raise InputError(
-            f"a task must be one of {sorted(TASKS)}, 'file.py:attr' or 'package.module:attr', but got {spec!r}"
+            f"a task must be one of {sorted(TASKS)}, 'file.py:attr', 'package.module:attr' or an id such as "
+            f"'hf:./my-model', but got {spec!r}"
         )
     if not source.endswith(".py"):
         _import_from(Path.cwd())
