@@ -21,7 +21,6 @@ from autocompress.execution.loggers import loggers_named
 from autocompress.execution.open_run import open_run, study_of, task_of
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.planning import (
-    OnlineLatencyPredictor,
     enqueue_knapsack_front,
     enqueue_uniform,
     find_sensitivity,
@@ -38,6 +37,7 @@ from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import judge_whole_models
+from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.export_front import export_front
@@ -82,7 +82,7 @@ def start(
         with folder.locked():
             folder.reference.write_bytes(prepared.context.reference)
             save_student(folder.trial(prepared.baseline.name), prepared.context.model, Recipe())
-            predictor = OnlineLatencyPredictor.of(prepared.context)
+            predictor = _predictor_of(prepared.context)
             study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
             study.add(prepared.baseline)
             if settings.sampler != PLANNED:
@@ -114,7 +114,7 @@ def resume(
     with open_target_device(settings) as target_device, folder.locked():
         run = open_run(folder, info, task)
         folder.write_info(info)
-        predictor = OnlineLatencyPredictor.of(run.context)
+        predictor = _predictor_of(run.context)
         study = study_of(folder, run.space, info, predictor.screening_ratio)
         n_again = study.requeue_interrupted()
         if n_again:
@@ -266,3 +266,7 @@ def _busy_text(records: list[TrialRecord], seconds: float, n_workers: int) -> st
 def _print(console: Console | None, text: str) -> None:
     if console is not None:
         console.print(text, style="dim")
+
+
+def _predictor_of(context: SearchContext) -> OnlineLatencyPredictor:
+    return OnlineLatencyPredictor.of(context.settings, context.task, context.graph)

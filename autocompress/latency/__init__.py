@@ -10,9 +10,9 @@ from torch import Tensor
 
 from autocompress.latency.clock import PairedTiming, time_pair
 from autocompress.latency.cuda_clock import timer_of
-from autocompress.latency.loading import load_latency_model
 from autocompress.latency.measurement_lock import MeasurementLock
 from autocompress.latency.model import LatencyModel
+from autocompress.latency.online_predictor import load_latency_model
 from autocompress.latency.plan import batch_size
 from autocompress.latency.profiling import profile
 from autocompress.latency.roofline import Estimate

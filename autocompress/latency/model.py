@@ -63,17 +63,17 @@ class LatencyModel:
 
     def predict(self, candidates: Sequence[Candidate]) -> Floats:
         """Milliseconds, shape (n,)."""
-        return self.predict_ratio(candidates) * self.baseline_ms
+        return self.ratios(candidates) * self.baseline_ms
 
-    def predict_ratio(self, candidates: Sequence[Candidate]) -> Floats:
+    def ratios(self, candidates: Sequence[Candidate]) -> Floats:
         """Ratios to the uncompressed model's latency, shape (n,)."""
         return self._fitted().predict(self._times.sums(candidates).features)
 
     def interval(self, candidates: Sequence[Candidate], level: float = LEVEL) -> Floats:
         """Lower and upper ends in milliseconds, shape (n, 2)."""
-        return self.interval_ratio(candidates, level) * self.baseline_ms
+        return self.ratio_interval(candidates, level) * self.baseline_ms
 
-    def interval_ratio(self, candidates: Sequence[Candidate], level: float = LEVEL) -> Floats:
+    def ratio_interval(self, candidates: Sequence[Candidate], level: float = LEVEL) -> Floats:
         """Lower and upper ends as ratios, shape (n, 2).
 
         They are wider for candidates with layers that are not in the table, by half the share of time in such layers.

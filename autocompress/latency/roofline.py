@@ -116,9 +116,9 @@ class Estimate:
 
     def predict(self, candidates: Sequence[Candidate]) -> Floats:
         """Milliseconds, shape (n,)."""
-        return self.predict_ratio(candidates) * self.baseline_ms
+        return self.ratios(candidates) * self.baseline_ms
 
-    def predict_ratio(self, candidates: Sequence[Candidate]) -> Floats:
+    def ratios(self, candidates: Sequence[Candidate]) -> Floats:
         """Ratios to the uncompressed model's latency, shape (n,)."""
         raw = self.totals(candidates).ms / self.baseline_ms
         fixed, factor = self._correction()
@@ -126,9 +126,13 @@ class Estimate:
         return ratios
 
     def interval(self, candidates: Sequence[Candidate]) -> Floats:
-        """Lower and upper ends in milliseconds, shape (n, 2): a guess until a dozen candidates were measured."""
-        ratios, off = self.predict_ratio(candidates), self._off()
-        return np.stack([ratios * (1 - off), ratios * (1 + off)], 1) * self.baseline_ms
+        """Lower and upper ends in milliseconds, shape (n, 2)."""
+        return self.ratio_interval(candidates) * self.baseline_ms
+
+    def ratio_interval(self, candidates: Sequence[Candidate]) -> Floats:
+        """Lower and upper ends as ratios, shape (n, 2): a guess until a dozen candidates were measured."""
+        ratios, off = self.ratios(candidates), self._off()
+        return np.stack([ratios * (1 - off), ratios * (1 + off)], 1)
 
     def update(self, candidate: Candidate, measured_ratio: float) -> None:
         """Takes a measurement into account.
@@ -226,7 +230,7 @@ class Estimate:
         if len(self.updates) < _ENOUGH:
             return _OFF if not self.updates else _OFF_RATIO
         candidates, measured = zip(*self.updates, strict=True)
-        errors = np.abs(self.predict_ratio(candidates) / np.array(measured) - 1)
+        errors = np.abs(self.ratios(candidates) / np.array(measured) - 1)
         return float(np.quantile(errors, 0.95))
 
 

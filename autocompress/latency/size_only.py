@@ -18,10 +18,10 @@ def label_slower_ranks(space: SearchSpace, profile: LatencyModel) -> SearchSpace
         profile: of the target device.
     """
     whole = [Candidate()]
-    dense, n_outside = profile.predict_ratio(whole)[0], profile.n_outside(whole)[0]
+    dense, n_outside = profile.ratios(whole)[0], profile.n_outside(whole)[0]
 
     def is_slower(path: str, choice: Choice) -> bool:
         alone = [space.candidate({f"rank_ratio:{path}": choice})]
-        return bool(profile.n_outside(alone)[0] <= n_outside and profile.predict_ratio(alone)[0] >= dense)
+        return bool(profile.n_outside(alone)[0] <= n_outside and profile.ratios(alone)[0] >= dense)
 
     return space.label_size_only(is_slower)

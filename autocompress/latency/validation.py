@@ -101,9 +101,9 @@ def check_on(model: LatencyModel, candidates: Sequence[Candidate], ratios: Seque
     """Predictions for candidates that took no part in the fit."""
     return Check(
         np.asarray(ratios, np.float64),
-        model.predict_ratio(candidates),
+        model.ratios(candidates),
         model.naive_ratio(candidates),
-        model.interval_ratio(candidates),
+        model.ratio_interval(candidates),
         "held-out candidates",
     )
 
@@ -113,7 +113,7 @@ def check_by_leaving_out(model: LatencyModel) -> Check:
     candidates, measured = zip(*model.measured, strict=True)
     ratios = np.array(measured)
     predicted = ratios * (1 - model.leave_one_out_residuals())
-    low, high = model.interval_ratio(candidates).T / model.predict_ratio(candidates)
+    low, high = model.ratio_interval(candidates).T / model.ratios(candidates)
     interval = np.stack([predicted * low, predicted * high], 1)
     return Check(ratios, predicted, model.naive_ratio(candidates), interval, "candidates, leaving each out in turn")
 

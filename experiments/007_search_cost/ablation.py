@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.execution.planning import (
-    OnlineLatencyPredictor,
     enqueue_knapsack_front,
     n_knapsack_candidates,
     planner_of,
@@ -16,6 +15,7 @@ from autocompress.execution.planning import (
 from autocompress.execution.sensitivity import Sensitivity
 from autocompress.graph import ModelGraph
 from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.results.objectives import Objectives, ratio
 from autocompress.results.pareto import hypervolume
 from autocompress.results.records import Latency, TrialRecord
@@ -58,7 +58,7 @@ def search(
             solver's front alone; "solver": the default.
     """
     space, ours = problem.space, who.startswith("solver")
-    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(problem.graph, 1.0))
+    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(problem.graph))
     study = Learning(
         space,
         sampler_named(who if who in STOCK else "random", seed),

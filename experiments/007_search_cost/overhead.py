@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from autocompress.execution.planning import OnlineLatencyPredictor, planner_of
+from autocompress.execution.planning import planner_of
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.graph import inspect_model
 from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.knapsack import knapsack
@@ -36,7 +37,7 @@ def sampler_ms() -> dict[int, float]:
     space = SearchSpace.load("resnet_cifar", graph)
     rng = np.random.default_rng(0)
     single = tuple(ChoiceLoss(k.kind, k.target, c, float(rng.random())) for k, c, _ in single_choices(space))
-    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(graph, 1.0))
+    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(graph))
     study = SearchStudy(
         None, space, planned(None, 0), Objectives("accuracy", latency_budgets=(0.5,)), latency_predictor.screening_ratio
     )

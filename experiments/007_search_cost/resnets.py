@@ -153,8 +153,8 @@ class Tools:
 def latency_of(name: str) -> Callable[[Candidate], float]:
     """Ratios by the network's recorded profile."""
     profile = LatencyModel.load(HERE / f"{name}_profile.json")
-    whole = float(profile.predict_ratio([Candidate()])[0])
-    return lambda candidate: float(profile.predict_ratio([candidate])[0]) / whole
+    whole = float(profile.ratios([Candidate()])[0])
+    return lambda candidate: float(profile.ratios([candidate])[0]) / whole
 
 
 def sensitivity(evaluator: Evaluator, folder: Path, cheap: bool) -> Sensitivity:

@@ -31,7 +31,7 @@ from ray.tune.search import SearchGenerator
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.optuna_searcher import OptunaSearcher
-from autocompress.execution.planning import OnlineLatencyPredictor, planner_of
+from autocompress.execution.planning import planner_of
 from autocompress.execution.progress import SearchProgress
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
@@ -39,6 +39,7 @@ from autocompress.execution.trial import Outcome
 from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
 from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder
@@ -62,7 +63,7 @@ class World:
     def __init__(self) -> None:
         self.graph = inspect_model(CifarResNet(3).eval(), (torch.zeros(1, 3, 32, 32),))
         self.space = SearchSpace.load("default", self.graph)
-        self._model = LaunchLatencyModel(self.graph, 2.0)
+        self._model = LaunchLatencyModel(self.graph)
         rng = random.Random(0)
         self._increase = {(k.kind, k.target, c): rng.uniform(0, 0.02) for k, c, _ in single_choices(self.space)}
 
@@ -75,7 +76,7 @@ class World:
         chosen = self.space.choices_of(candidate)
         taken = [(knob.kind, knob.target, chosen[knob.name]) for knob in self.space.knobs]
         accuracy = 0.92 - sum(self._increase.get(key, 0.0) for key in taken) + rng.gauss(0, 0.002)
-        ratio = max(0.05, float(self._model.predict([candidate])[0]) / 2.0 * rng.gauss(1, 0.02))
+        ratio = max(0.05, float(self._model.ratios([candidate])[0]) * rng.gauss(1, 0.02))
         end = TRIAL_SECONDS * rng.uniform(0.8, 1.2)
         rungs = tuple(Rung(n, {"accuracy": accuracy - 0.1 / (1 + n), "loss": 1.0}) for n in (0, 20, 60, 180))
         seconds = tuple(end * share for share in (0.2, 0.4, 0.7, 1.0))
@@ -148,7 +149,7 @@ class Driver:
     metric = "accuracy"
 
     def __init__(self, world: World, folder: Path, sampler: str) -> None:
-        self._world, self._foresight = world, OnlineLatencyPredictor(LaunchLatencyModel(world.graph, 2.0))
+        self._world, self._foresight = world, OnlineLatencyPredictor(LaunchLatencyModel(world.graph))
         screening_ratio = self._foresight.screening_ratio
         first = sampler_named("random", 0)
         self.study = SearchStudy(

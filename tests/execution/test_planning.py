@@ -8,7 +8,6 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from autocompress.execution.planning import (
-    OnlineLatencyPredictor,
     enqueue_knapsack_front,
     enqueue_uniform,
     middle_first,
@@ -18,6 +17,7 @@ from autocompress.execution.planning import (
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.graph import inspect_model
 from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.samplers import planned
 from autocompress.sampling.study import Asked, SearchStudy
@@ -48,7 +48,7 @@ def asked(study: SearchStudy, n: int) -> list[Asked]:
 
 
 def test_the_solvers_candidates_come_after_a_few_uniform_ones() -> None:
-    search, latency_predictor = study(0.9), OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 2.0))
+    search, latency_predictor = study(0.9), OnlineLatencyPredictor(LaunchLatencyModel(GRAPH))
     enqueue_knapsack_front(search, SENSITIVITY, latency_predictor, 6)
     origins = [item.origin for item in asked(search, 10)]
     assert origins[:2] == ["uniform", "uniform"]
@@ -62,7 +62,7 @@ def test_a_third_of_a_short_search_is_solved(n_trials: int, n: int) -> None:
 
 
 def test_what_the_solver_proposes_is_within_the_budget_and_different() -> None:
-    search, latency_predictor = study(0.6), OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 2.0))
+    search, latency_predictor = study(0.6), OnlineLatencyPredictor(LaunchLatencyModel(GRAPH))
     enqueue_knapsack_front(search, SENSITIVITY, latency_predictor, 10)
     solved = [item.candidate for item in asked(search, 12) if item.origin == "solver"]
     assert solved and len({candidate.digest for candidate in solved}) == len(solved)
@@ -76,7 +76,7 @@ def test_other_samplers_start_from_uniform_candidates() -> None:
 
 
 def test_predictions_are_trusted_once_some_trials_were_measured() -> None:
-    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 2.0))
+    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(GRAPH))
     candidate = SPACE.uniform(weight_bits=8)
     point = float(latency_predictor.ratios([candidate])[0])
     assert latency_predictor.screening_ratio(candidate) < point, "the benefit of the doubt"
@@ -87,7 +87,7 @@ def test_predictions_are_trusted_once_some_trials_were_measured() -> None:
 
 
 def test_failed_and_unmeasured_trials_teach_nothing() -> None:
-    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 2.0))
+    latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(GRAPH))
     before = latency_predictor.ratios([SPACE.sample(1)])
     latency_predictor.learn(TrialRecord(0, "failed", "sampler", SPACE.sample(2)))
     latency_predictor.learn(record(SPACE.sample(2), float("nan")))
@@ -103,7 +103,7 @@ def test_the_first_of_an_order_cover_the_whole() -> None:
 
 def test_a_plan_proposes_within_the_space() -> None:
     search = study()
-    planner = planner_of(search, SENSITIVITY, OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 1.0)))
+    planner = planner_of(search, SENSITIVITY, OnlineLatencyPredictor(LaunchLatencyModel(GRAPH)))
     assert planner.space is SPACE
 
 
@@ -111,7 +111,7 @@ class Search:
     """A search as the driver runs one, with made-up trials; made again from its journal after a kill."""
 
     def __init__(self, path: Path) -> None:
-        self.latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(GRAPH, 2.0))
+        self.latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(GRAPH))
         self.study = SearchStudy(
             path, SPACE, RandomSampler(seed=0), of_accuracy(0.9), predict=self.latency_predictor.screening_ratio
         )

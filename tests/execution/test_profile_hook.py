@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +12,9 @@ import torch
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.open_run import open_run
-from autocompress.execution.planning import OnlineLatencyPredictor
 from autocompress.execution.preparation import prepare
 from autocompress.latency import LatencyModel
+from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.size_only import label_slower_ranks
 from autocompress.results.records import Latency, Predicted, TrialRecord
 from autocompress.results.run_folder import RunFolder
@@ -23,7 +22,6 @@ from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import SupervisedTask
 from tests.latency.nets import INPUTS, made_up_table, net
-from tests.shared.objectives import of_accuracy
 from tests.shared.tasks import STUB
 
 
@@ -36,17 +34,17 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def context(profile: Path, n_blocks: int = 3, **settings: Any) -> Any:
+def target(profile: Path, n_blocks: int = 3, **settings: Any) -> Any:
     chosen = SearchSettings(latency_model=str(profile), **settings)
     task = SimpleNamespace(example_inputs=lambda: INPUTS)
-    return SimpleNamespace(settings=chosen, graph=net(n_blocks)[1], task=task, objectives=of_accuracy(reference_ms=2.0))
+    return chosen, task, net(n_blocks)[1]
 
 
 def test_the_upper_end_decides_and_measurements_recalibrate(profile: Path) -> None:
-    latency_predictor = OnlineLatencyPredictor.of(context(profile))
+    latency_predictor = OnlineLatencyPredictor.of(*target(profile))
     model = LatencyModel.load(profile)
     candidate = net()[2].sample(12345)
-    assert latency_predictor.screening_ratio(candidate) == pytest.approx(model.interval_ratio([candidate])[0, 1])
+    assert latency_predictor.screening_ratio(candidate) == pytest.approx(model.ratio_interval([candidate])[0, 1])
     assert latency_predictor.screening_ratio(candidate) > latency_predictor.ratios([candidate])[0]
     before = latency_predictor.ratios([candidate])[0]
     for _ in range(10):
@@ -58,7 +56,7 @@ def test_the_upper_end_decides_and_measurements_recalibrate(profile: Path) -> No
 
 def test_records_say_what_was_predicted_and_old_ones_still_load(profile: Path) -> None:
     candidate = net()[2].sample(1)
-    predicted = OnlineLatencyPredictor.of(context(profile)).predicted(candidate)
+    predicted = OnlineLatencyPredictor.of(*target(profile)).predicted(candidate)
     assert isinstance(predicted, Predicted)
     assert 0 < predicted.low_ms < predicted.ms < predicted.high_ms
     record = TrialRecord(3, "failed", "sampler", candidate, predicted=predicted, size_mib=0.5)
@@ -71,19 +69,14 @@ def test_records_say_what_was_predicted_and_old_ones_still_load(profile: Path) -
 
 def test_another_model_or_runtime_is_refused(profile: Path) -> None:
     with pytest.raises(InputError, match="the profile is of another model"):
-        OnlineLatencyPredictor.of(context(profile, n_blocks=2))
+        OnlineLatencyPredictor.of(*target(profile, n_blocks=2))
     with pytest.raises(InputError, match="of n_threads 1, not 2"):
-        OnlineLatencyPredictor.of(context(profile, n_threads=2))
+        OnlineLatencyPredictor.of(*target(profile, n_threads=2))
     assert (
-        OnlineLatencyPredictor.of(context(profile, n_threads=2, force_latency_model=True)).predicted(Candidate())
+        OnlineLatencyPredictor.of(*target(profile, n_threads=2, force_latency_model=True)).predicted(Candidate())
         is not None
     )
-    assert OnlineLatencyPredictor.of(replace_settings(context(profile))).predicted(Candidate()) is None
-
-
-def replace_settings(made: Any) -> Any:
-    made.settings = replace(made.settings, latency_model=None)
-    return made
+    assert OnlineLatencyPredictor.of(SearchSettings(), *target(profile)[1:]).predicted(Candidate()) is None
 
 
 @pytest.mark.usefixtures("brief_clock")

@@ -27,20 +27,20 @@ def held_out(n: int = 200) -> tuple[list[Candidate], np.ndarray]:
 def test_predictions_hold_on_candidates_it_has_not_seen() -> None:
     candidates, truth = held_out()
     model = LatencyModel(made_up_table())
-    errors = np.abs(model.predict_ratio(candidates) / truth - 1)
+    errors = np.abs(model.ratios(candidates) / truth - 1)
     assert errors.mean() < 0.03
     assert np.abs(model.naive_ratio(candidates) / truth - 1).mean() > 0.1
-    np.testing.assert_allclose(model.predict(candidates), 2.0 * model.predict_ratio(candidates))
+    np.testing.assert_allclose(model.predict(candidates), 2.0 * model.ratios(candidates))
 
 
 def test_intervals_contain_what_they_promise() -> None:
     candidates, truth = held_out()
     noise = np.random.default_rng(5).normal(1, 0.05, len(truth))
     model = LatencyModel(made_up_table(150, noise=0.05))
-    low, high = model.interval_ratio(candidates).T
+    low, high = model.ratio_interval(candidates).T
     inside = (low <= truth * noise) & (truth * noise <= high)
     assert inside.mean() > 0.9
-    narrow_low, narrow_high = model.interval_ratio(candidates, level=0.5).T
+    narrow_low, narrow_high = model.ratio_interval(candidates, level=0.5).T
     assert 0.3 < ((narrow_low <= truth * noise) & (truth * noise <= narrow_high)).mean() < 0.75
     assert (low <= narrow_low).all() and (narrow_high <= high).all()
 
@@ -57,7 +57,7 @@ def test_intervals_hold_with_few_calibration_candidates(n_candidates: int) -> No
         ratios = true_ratios(shape, pieces, candidates) * noise
         known, new = candidates[:n_candidates], candidates[n_candidates:]
         pairs = tuple(zip(known, ratios[:n_candidates].tolist(), strict=True))
-        low, high = LatencyModel(Table(HEAD, 2.0, shape, pieces, pairs)).interval_ratio(new).T
+        low, high = LatencyModel(Table(HEAD, 2.0, shape, pieces, pairs)).ratio_interval(new).T
         inside += ((low <= ratios[n_candidates:]) & (ratios[n_candidates:] <= high)).tolist()
     assert np.mean(inside) > 0.94
 
@@ -68,7 +68,7 @@ def test_layers_outside_the_table_widen_the_interval_and_are_counted() -> None:
     inside = table.candidates[0][0]
     outside = Candidate(prune_ratio={"blocks.0.conv1": 0.25})
     assert model.n_outside([inside, outside]).tolist() == [0, 2]
-    widths = np.diff(model.interval_ratio([inside, outside]), axis=1)[:, 0] / model.predict_ratio([inside, outside])
+    widths = np.diff(model.ratio_interval([inside, outside]), axis=1)[:, 0] / model.ratios([inside, outside])
     assert widths[1] > widths[0]
 
 
@@ -78,10 +78,10 @@ def test_updates_recalibrate() -> None:
     quantized = [i for i, candidate in enumerate(candidates) if len(candidate.weight_bits) > 3]
     model = LatencyModel(made_up_table())
     rest = quantized[60:]
-    before = np.abs(model.predict_ratio([candidates[i] for i in rest]) / (truth[rest] * 1.25) - 1).mean()
+    before = np.abs(model.ratios([candidates[i] for i in rest]) / (truth[rest] * 1.25) - 1).mean()
     for i in quantized[:60]:
         model.update(candidates[i], truth[i] * 1.25)
-    after = np.abs(model.predict_ratio([candidates[i] for i in rest]) / (truth[rest] * 1.25) - 1).mean()
+    after = np.abs(model.ratios([candidates[i] for i in rest]) / (truth[rest] * 1.25) - 1).mean()
     assert after < 0.7 * before
     with pytest.raises(InputError, match="measured_ratio > 0"):
         model.update(candidates[0], float("nan"))
@@ -102,7 +102,7 @@ def test_predictions_do_not_depend_on_their_company() -> None:
     model = LatencyModel(made_up_table())
     together = model.predict(candidates)
     np.testing.assert_allclose(together, [model.predict([candidate])[0] for candidate in candidates])
-    assert model.predict_ratio([Candidate()])[0] == pytest.approx(
+    assert model.ratios([Candidate()])[0] == pytest.approx(
         true_ratios(net()[3], dict(made_up_table().pieces), [Candidate()])[0], rel=0.05
     )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autocompress.errors import InputError
 from autocompress.graph import inspect_model
 from autocompress.latency.online_model import LaunchLatencyModel
 from autocompress.space.candidate import Candidate
+from autocompress.tasks.voice_lstm import SpokenDigitNet, VoiceLstmTask
 from tests.shared.tasks import images, tiny_space, trained_model
 
 GRAPH = inspect_model(trained_model(), (images(1, 0)[0],))
@@ -16,15 +18,15 @@ ALL_BITS = SPACE.uniform(weight_bits=8)
 
 
 def predicted(model: LaunchLatencyModel, *candidates: Candidate) -> list[float]:
-    return [float(value) for value in model.predict(candidates)]
+    return [float(value) for value in model.ratios(candidates)]
 
 
-def test_the_uncompressed_model_takes_what_was_measured() -> None:
-    assert predicted(LaunchLatencyModel(GRAPH, 2.5), Candidate()) == pytest.approx([2.5])
+def test_the_uncompressed_model_has_ratio_one() -> None:
+    assert predicted(LaunchLatencyModel(GRAPH), Candidate()) == pytest.approx([1.0])
 
 
 def test_before_any_measurement_the_order_is_plausible() -> None:
-    model = LaunchLatencyModel(GRAPH, 1.0)
+    model = LaunchLatencyModel(GRAPH)
     one_layer = Candidate(weight_bits={"conv2": 8})
     whole, pruned, integer, border = predicted(model, Candidate(), SPACE.uniform(prune_ratio=0.5), ALL_BITS, one_layer)
     assert integer < whole and pruned < whole
@@ -39,26 +41,46 @@ def test_it_follows_the_measurements_of_the_run() -> None:
 
     seen = [SPACE.sample(seed) for seed in range(30)]
     unseen = [SPACE.sample(seed) for seed in range(100, 140)]
-    model = LaunchLatencyModel(GRAPH, 1.0)
-    before = np.abs(model.predict(unseen) - [truth(candidate) for candidate in unseen]).mean()
+    model = LaunchLatencyModel(GRAPH)
+    before = np.abs(model.ratios(unseen) - [truth(candidate) for candidate in unseen]).mean()
     for candidate in seen:
         model.update(candidate, truth(candidate))
-    after = np.abs(model.predict(unseen) - [truth(candidate) for candidate in unseen]).mean()
+    after = np.abs(model.ratios(unseen) - [truth(candidate) for candidate in unseen]).mean()
     assert after < before / 3
     assert after < 0.06
 
 
 def test_intervals_hold_the_prediction_and_narrow_with_a_good_fit() -> None:
-    model = LaunchLatencyModel(GRAPH, 2.0)
-    low, high = model.interval([ALL_BITS])[0]
+    model = LaunchLatencyModel(GRAPH)
+    low, high = model.ratio_interval([ALL_BITS])[0]
     assert low < predicted(model, ALL_BITS)[0] < high
     for seed in range(20):
-        model.update(SPACE.sample(seed), predicted(model, SPACE.sample(seed))[0] / 2.0)
-    narrow_low, narrow_high = model.interval([ALL_BITS])[0]
+        model.update(SPACE.sample(seed), predicted(model, SPACE.sample(seed))[0])
+    narrow_low, narrow_high = model.ratio_interval([ALL_BITS])[0]
     assert narrow_high - narrow_low < (high - low) / 2
 
 
 def test_equal_candidates_have_equal_predictions_alone_and_together() -> None:
-    model = LaunchLatencyModel(GRAPH, 1.0)
+    model = LaunchLatencyModel(GRAPH)
     candidates = [SPACE.sample(seed) for seed in range(12)]
     assert predicted(model, *candidates) == pytest.approx([predicted(model, item)[0] for item in candidates])
+
+
+def test_pruned_recurrent_layers_and_ranks_save_time() -> None:
+    net = SpokenDigitNet().eval()
+    graph = inspect_model(net, VoiceLstmTask().example_inputs())
+    group = next(group for group in graph.groups if any("lstm" in path for path in group.producers))
+    layer = next(layer for layer in graph.layers if layer.kind == "lstm")
+    whole, pruned, split = predicted(
+        LaunchLatencyModel(graph),
+        Candidate(),
+        Candidate(prune_ratio={group.name: 0.5}),
+        Candidate(rank_ratio={layer.path: 0.25}),
+    )
+    assert whole == pytest.approx(1.0)
+    assert pruned < 0.95 and split != whole
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(InputError, match="has no 'nothing'"):
+        LaunchLatencyModel(GRAPH).ratios([Candidate(weight_bits={"nothing": 8})])

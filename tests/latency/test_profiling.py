@@ -285,7 +285,7 @@ def test_check_reports_and_draws() -> None:
     drawing = ElementTree.fromstring(result.svg("a <b>"))  # noqa: S314
     assert sum(element.tag.endswith("circle") for element in drawing.iter()) == 60
     candidates, ratios = zip(*model.measured, strict=True)
-    perfect = check_on(model, candidates, model.predict_ratio(candidates))
+    perfect = check_on(model, candidates, model.ratios(candidates))
     assert perfect.figures()["mape"] == 0
     assert perfect.figures()["in_interval"] == 1
     assert len(ratios) == 60

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from autocompress.cli import main
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
-from autocompress.execution.planning import OnlineLatencyPredictor
 from autocompress.latency import Estimate, load_latency_model
 from autocompress.latency.hardware_description import Hardware, described_hardware, load_hardware
+from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.space.candidate import Candidate
 from tests.latency.nets import INPUTS, net
 
@@ -97,12 +97,12 @@ def test_measurements_correct_it() -> None:
     model = estimate()
     space = net(1)[2]
     candidates = [space.sample(i) for i in range(60)]
-    truth = 0.5 + 0.5 * model.predict_ratio(candidates)
-    before = np.abs(model.predict_ratio(candidates[40:]) / truth[40:] - 1).mean()
+    truth = 0.5 + 0.5 * model.ratios(candidates)
+    before = np.abs(model.ratios(candidates[40:]) / truth[40:] - 1).mean()
     wide = np.diff(model.interval(candidates[40:])).mean()
     for candidate, ratio in zip(candidates[:40], truth[:40], strict=True):
         model.update(candidate, float(ratio))
-    assert np.abs(model.predict_ratio(candidates[40:]) / truth[40:] - 1).mean() < 0.3 * before
+    assert np.abs(model.ratios(candidates[40:]) / truth[40:] - 1).mean() < 0.3 * before
     assert np.diff(model.interval(candidates[40:])).mean() < wide
     with pytest.raises(InputError, match="measured_ratio > 0"):
         model.update(candidates[0], 0.0)
@@ -130,9 +130,8 @@ def test_a_search_plans_by_it_but_promises_nothing(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
     estimate().save(path)
     settings_ = SearchSettings(latency_model=str(path))
-    task = SimpleNamespace(example_inputs=lambda: INPUTS)
-    context: Any = SimpleNamespace(settings=settings_, graph=net(1)[1], task=task, reference_ms=2.0)
-    latency_predictor = OnlineLatencyPredictor.of(context)
+    task: Any = SimpleNamespace(example_inputs=lambda: INPUTS)
+    latency_predictor = OnlineLatencyPredictor.of(settings_, task, net(1)[1])
     half = Candidate(prune_ratio={"blocks.0.conv1": 0.5})
     assert latency_predictor.ratios([half])[0] < 1
     assert latency_predictor.predicted(half) is None
@@ -140,11 +139,9 @@ def test_a_search_plans_by_it_but_promises_nothing(tmp_path: Path) -> None:
         "the most favourable end while nothing was measured"
     )
     with pytest.raises(InputError, match="of another model"):
-        OnlineLatencyPredictor.of(SimpleNamespace(**{**vars(context), "graph": net(2)[1]}))  # type: ignore[arg-type]
+        OnlineLatencyPredictor.of(settings_, task, net(2)[1])
     with pytest.raises(InputError, match="for n_threads 1, not 2"):
-        OnlineLatencyPredictor.of(
-            SimpleNamespace(**{**vars(context), "settings": SearchSettings(latency_model=str(path), n_threads=2)})
-        )  # type: ignore[arg-type]
+        OnlineLatencyPredictor.of(SearchSettings(latency_model=str(path), n_threads=2), task, net(1)[1])
 
 
 @pytest.mark.parametrize("name", described_hardware())

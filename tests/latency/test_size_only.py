@@ -57,7 +57,7 @@ def test_a_rank_as_slow_as_the_whole_layer_is_labelled_but_not_one_that_was_not_
         return next(iter(candidate.rank_ratio.items()), None)
 
     model: Any = SimpleNamespace(
-        predict_ratio=lambda candidates: np.array(
+        ratios=lambda candidates: np.array(
             [1.1 if c.is_baseline else ratios.get(asked(c), 0.9) for c in candidates]  # type: ignore[arg-type]
         ),
         n_outside=lambda candidates: np.array([int(asked(c) == third) for c in candidates]),
