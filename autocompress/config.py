@@ -215,6 +215,9 @@ class SearchSettings(CheckedSettings):
         _at_least(1),
         changeable=True,
     )
+    inherit_weights: bool = declare(
+        True, "candidates may start from the weights of a trained trial, not only from the uncompressed model's"
+    )
     polish_share: float = declare(
         0.6,
         "share of the minutes in which the front's points are trained further",
@@ -349,6 +352,7 @@ class SettingsDict(ChangeableDict, total=False):
     latency_model: str | None
     force_latency_model: bool
     reconstruct: bool
+    inherit_weights: bool
     activation_aware: bool
     seed: int
     latency_resource: str | None

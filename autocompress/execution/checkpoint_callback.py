@@ -69,7 +69,7 @@ class CheckpointCallback(tune.Callback):
             if result.get("done"):
                 self._state_of(trial).unlink(missing_ok=True)
             elif state is not None:
-                self._folder.states.mkdir(exist_ok=True)
+                self._folder.states.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._state_of(trial), state)
         for callback in self._further:
             callback.on_trial_result(iteration, trials, trial, result, **info)

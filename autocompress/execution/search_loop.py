@@ -223,7 +223,7 @@ class _Search:
         return TrialQueue(
             self.study,
             self.folder.records,
-            Limits(self.clock, settings.n_trials - self.study.n_finished, patience),
+            Limits(self.clock, settings.n_trials - self.study.n_finished, patience, settings.inherit_weights),
             stop,
             PolishPlanner(objectives, polish, self.clock),
             self.predictor.predicted,

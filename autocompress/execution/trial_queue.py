@@ -69,11 +69,13 @@ class Limits:
         clock: of this start.
         n_trials: new candidates that may be asked for.
         patience: ends the exploration when nothing is gained any more; None never does.
+        inherits: whether trials may start from the weights of trained ones.
     """
 
     clock: RunClock
     n_trials: int = ALL_THAT_FIT
     patience: Patience | None = None
+    inherits: bool = True
 
 
 @dataclass
@@ -203,7 +205,7 @@ class TrialQueue:
 
         A polish starts from another polish, or from the weights of its own trial.
         """
-        if record.candidate.is_baseline:
+        if record.candidate.is_baseline or not self.limits.inherits:
             return ()
         trained = [item for item in self.study.records() if item.is_point and item.rungs and item.rungs[-1].steps > 0]
         if record.origin == POLISHED:

@@ -41,7 +41,7 @@ RULES = [
 def settings(n_trials: int, **more: Any) -> SearchSettings:
     values = {"runtime": "world:Stub", "sampler": "random", "n_trials": n_trials, "n_workers": 2, "trial_retries": 20}
     distill = {"rungs": [0, 2, 4, 6], "learning_rate": 0.05}
-    rest = {"early_stopping": False, "polish_points": 0}
+    rest = {"early_stopping": False, "polish_points": 0, "inherit_weights": False}
     return SearchSettings.from_dict({**values, "distill": distill, **rest, **more})
 
 
