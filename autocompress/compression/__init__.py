@@ -85,8 +85,8 @@ def compress(
             such batches, so that their weights do (plain singular value decomposition).
         quantize: how the grids of rounded layers are chosen.
         round_before_sums: False for a runtime (OpenVINO) that does not round what sums within all-8-bit blocks read.
-        half_range_weights: keep int8 weights of layers that read integers within [-63, 63], so that the file is right on
-            every CPU; False, one bit finer, is for kernels that do not saturate (see `autocompress.runtimes.saturates`).
+        half_range_weights: keep int8 weights of layers that read integers within [-63, 63], so that it is right on
+            every CPU; False, one bit finer, is for kernels that do not saturate: see `runtimes.saturates`.
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
