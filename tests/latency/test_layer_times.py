@@ -55,7 +55,8 @@ def test_openvino_profiles_the_same_file(mixed_point: Point) -> None:
     inputs = as_inputs(tiny_task().example_inputs())
     times = measure_layer_times(mixed_point[0] / "model.onnx", inputs, "openvino")
     assert times is not None
-    paths = {node.path for node in times.nodes if node.path}
+    # what rounds an input is a node of its own, and on slow machines takes a microsecond
+    paths = {node.path.removesuffix(".input_quantizer") for node in times.nodes if node.path}
     assert {"conv1", "conv2.0"} <= paths <= {"conv1", "conv2.0", "conv2.1", "fc"}, "it counts whole microseconds"
     assert sum(node.ms for node in times.nodes) == pytest.approx(times.run_ms)
 

@@ -144,7 +144,7 @@ def test_waiting_is_counted(tmp_path: Path) -> None:
 
 def test_a_turn_ends_when_its_work_fails(tmp_path: Path) -> None:
     measurement_lock = MeasurementLock(tmp_path)
-    for kind in (measurement_lock.shared, measurement_lock.measure):
+    for kind in (measurement_lock.shared, measurement_lock.exclusive):
         with pytest.raises(ZeroDivisionError), kind():
             raise ZeroDivisionError
     with measurement_lock.exclusive():
