@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.compression.low_rank.decomposition import stored_precision
 from autocompress.compression.low_rank.layers import layers_of, with_residual
 from autocompress.compression.low_rank.matrices import pruned_layer
 from autocompress.compression.low_rank.recurrent import split_recurrent
-from autocompress.compression.low_rank.residual import stored_precision
 from autocompress.compression.low_rank.source import (
     NOTHING_GONE,
     LowRankSource,

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from autocompress.compression.drop import drop_branches_
 from autocompress.compression.low_rank.merge import merge, merge_hidden
 from autocompress.compression.low_rank.recurrent import StackedRecurrent
-from autocompress.compression.prune import remove_channels_
+from autocompress.compression.prune import drop_branches_, remove_channels_
 from autocompress.compression.quantize import without_rounding_
 from autocompress.compression.recipe import Recipe
 from autocompress.errors import CompressionError

@@ -10,8 +10,8 @@ from torch import nn
 
 from autocompress.compression.calibration_stats import CalibrationStats
 from autocompress.compression.importance import criterion_named, least_important
-from autocompress.compression.low_rank.choose import choose_splits
 from autocompress.compression.low_rank.matrices import gone_slots
+from autocompress.compression.low_rank.source import choose_splits
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph
 from autocompress.space.candidate import Candidate, Precision

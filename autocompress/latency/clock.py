@@ -1,8 +1,9 @@
 """Times a loaded file: in rounds that alternate, run by run, with a reference.
 
 A clock that drifts moves both alike, so the paired ratio is what can be trusted. A busy neighbour on the same physical
-core does not: integer kernels lose up to half their speed to it, float ones a quarter. It only ever adds time, so what
-counts is a low quantile of the runs of each, which is what they take in the moments when the machine is theirs.
+core does not: integer kernels lose up to half their speed to it, float ones a quarter. It only ever adds time, so the
+latency is a low quantile of the runs, which is their time while no neighbour is busy. On a CUDA device the device's own
+events count, which see neither Python nor the queue before them. This module goes into the on-device script.
 """
 
 from __future__ import annotations
@@ -87,3 +88,24 @@ def _warm_up(run: Run) -> float:
         run()
         n_runs += 1
     return (time.perf_counter() - begin) / n_runs
+
+
+def timer_of(session: object) -> Timer:
+    """CUDA events for sessions whose work is in PyTorch's current CUDA stream; the machine's clock for all others.
+
+    ONNX Runtime has a stream of its own and returns when the outputs are there: its runs are timed from outside.
+    """
+    return cuda_seconds if getattr(session, "device", None) == "cuda" else wall_seconds
+
+
+def cuda_seconds(run: Run) -> float:
+    """Between an event before and one after the run, on the device."""
+    import torch
+
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress.latency.on_device import read_json, runtime_version, write_json
+from autocompress.files import digest_of, read_json
+from autocompress.latency.on_device import runtime_version, write_json
 from autocompress.latency.schema import DamageError, check_positive, check_type
 from autocompress.machine import describe_machine
 from autocompress.tasks.data import cache_folder
@@ -29,7 +29,7 @@ class LayerStore:
 
     def __init__(self, key: Mapping[str, Any], folder: Path | None = None) -> None:
         self._key = dict(key)
-        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:16]
+        digest = digest_of(json.dumps(self._key, sort_keys=True), 16)
         self._file = (folder or cache_folder() / "layer_times") / f"{digest}.json"
 
     @classmethod

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingExtraError
+from autocompress.files import read_json, write_atomically
 from autocompress.latency.clock import PairedTiming, Run, time_pair
 from autocompress.machine import describe_machine
 
@@ -325,30 +326,9 @@ def write_weights(folder: Path, plan: Mapping[str, Any]) -> None:
     file.write_bytes((values * np.float32(0.05)).tobytes()[: weights["n_bytes"]])
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InputError: the file is missing or damaged; names the line.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} must exist, but does not")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno} is not JSON: {error.msg}; it is cut off or was edited"
-        ) from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} must hold a JSON object, but holds {type(data).__name__}")
-    return data
-
-
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes one entry a line, through a temporary file, so that a crash leaves the old one."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Writes one entry a line; a crash leaves the old file."""
+    write_atomically(path, json.dumps(data, indent=1) + "\n")
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zipapp
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress.latency.bundle import write_script
+from autocompress.files import read_json
 from autocompress.latency.candidate_encoder import ModelShape
 from autocompress.latency.layer_cache import LayerStore, reused_times
 from autocompress.latency.measurement_lock import MeasurementLock
@@ -20,7 +21,6 @@ from autocompress.latency.on_device import (
     clock_drift,
     converged,
     measure_folder,
-    read_json,
     repeatability,
     show_progress,
     write_json,
@@ -175,3 +175,23 @@ def _or_none(value: float) -> float | None:
 
 def _show_written(n_done: int, n_all: int) -> None:
     print(f"\rwriting files: {n_done}/{n_all} ", end="", flush=True)
+
+
+SCRIPT = "profile_device.pyz"
+_MODULES = ("__init__.py", "errors.py", "files.py", "machine.py", "latency/clock.py", "latency/on_device.py")
+
+
+def write_script(folder: Path) -> Path:
+    """Zips the modules that measure into one script; returns its path."""
+    package = Path(__file__).parent.parent
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in _MODULES:
+            target = Path(scratch) / "autocompress" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text((package / name).read_text(encoding="utf-8"), encoding="utf-8")
+        (Path(scratch) / "autocompress" / "latency" / "__init__.py").touch()
+        script = folder / SCRIPT
+        zipapp.create_archive(
+            scratch, script, interpreter="/usr/bin/env python3", main="autocompress.latency.on_device:main"
+        )
+    return script

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import InputError
+from autocompress.files import read_json
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency.candidate_encoder import Encoder, ModelShape
 from autocompress.latency.hardware_description import Hardware
 from autocompress.latency.layer_costs import layer_cost
 from autocompress.latency.layer_profiles import describe_model
-from autocompress.latency.on_device import read_json, write_json
+from autocompress.latency.on_device import write_json
 from autocompress.latency.plan import batch_size
 from autocompress.latency.schema import DamageError, check_positive, check_type
 from autocompress.latency.table import measured_pairs, require_same_model, shape_of

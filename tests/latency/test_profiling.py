@@ -20,14 +20,14 @@ import pytest
 import torch
 
 from autocompress.errors import InputError, MeasurementError
+from autocompress.files import read_json
 from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel, PairedTiming, on_device, plan
-from autocompress.latency.bundle import write_script
 from autocompress.latency.layer_extraction import LayerExtractor
 from autocompress.latency.layer_profiles import covering, layer_keys, quick_student
-from autocompress.latency.on_device import clock_drift, converged, measure_folder, read_json, repeatability, write_json
+from autocompress.latency.on_device import clock_drift, converged, measure_folder, repeatability, write_json
 from autocompress.latency.plan import write_plan
-from autocompress.latency.profiling import model_of, profile_of
+from autocompress.latency.profiling import model_of, profile_of, write_script
 from autocompress.latency.validation import check_by_leaving_out, check_on
 from autocompress.runtimes import export, runtime_named
 from autocompress.space.candidate import Candidate

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from autocompress.graph.flow import CONSUMER, Flow, Rule, rule_key
+from autocompress.graph.flow import CONSUMER, Flow, Rule, rule_key, shape_of
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
-from autocompress.graph.rules.arguments import shape_of
 
 Run = list[tuple[int, int]]
 """Consecutive dimensions as (place, size), sizes of 1 left out."""
