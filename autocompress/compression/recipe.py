@@ -44,8 +44,8 @@ class Recipe:
     @property
     def sparse_layers(self) -> tuple[str, ...]:
         """Paths in the compressed model of the layers whose zeros a sparse encoding leaves out."""
-        beside = [path for path, split in self.ranks.items() if split.residual is not None and split.residual.share]
-        return (*self.sparsity, *(f"{path}.residual" for path in beside if path not in self.sparsity))
+        sparse = [path for path, split in self.ranks.items() if split.residual is not None and split.residual.share]
+        return (*self.sparsity, *(f"{path}.residual" for path in sparse if path not in self.sparsity))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -44,7 +44,7 @@ def reconstruct_(
         model: the uncompressed model.
         graph: of the model.
         removed: channel group -> indices that were removed.
-        calibration: batches of inputs; the first 256 samples count. None at all leaves the student as it is.
+        calibration: batches of inputs; the first 256 samples count. without any the student is not changed.
         ridge: how strongly the pruned weight is held to; relative to the inputs' power.
 
     Raises:

@@ -13,7 +13,7 @@ from autocompress.latency.measurement_lock import MeasurementLock
 from autocompress.runtimes import Session, runtime_named
 from autocompress.task import Inputs, as_inputs
 
-_BUSY = 1.1  # the reference may be this much slower than on the quiet machine
+_BUSY = 1.1  # the reference may be this much slower than on the idle machine
 _MAX_REPEATS = 4
 
 
@@ -38,7 +38,7 @@ class Measurement:
 def measure_latency(
     file: str | Path, example_inputs: Inputs | Tensor, *, runtime: str = "onnxruntime", n_threads: int = 1
 ) -> Measurement:
-    """Milliseconds of one inference of an exported file; waits for an exclusive turn at the cores.
+    """Milliseconds of one inference of an exported file, under the exclusive measurement lock.
 
     On a noisy machine compare two files by `measure_paired` instead: milliseconds drift, paired ratios hold.
 
@@ -60,7 +60,7 @@ def measure_paired(
     n_threads: int = 1,
     n_rounds: int = 9,
 ) -> PairedTiming:
-    """Latency of one exported file as a ratio to another's, in alternating rounds; waits for an exclusive turn.
+    """Latency of one exported file as a ratio to another's, in alternating rounds, under the exclusive lock.
 
     Raises:
         ExportError: the runtime refuses a file.
@@ -78,13 +78,13 @@ def time_sessions(
     inputs: Inputs,
     n_rounds: int = 9,
     measurement_lock: MeasurementLock | None = None,
-    quiet_ms: float | None = None,
+    idle_ms: float | None = None,
 ) -> PairedTiming:
     """As `measure_paired`, for files that are loaded already.
 
-    Integer kernels lose more than float ones to a busy neighbour on the same physical core, so a ratio taken on a busy
-    machine is wrong however many rounds it has. The reference tells: while it runs slower than it does on the quiet
-    machine, the measurement is repeated, and the quietest counts.
+    A busy neighbour on the same physical core slows integer kernels more than float ones, so a ratio that was measured
+    on a busy machine is wrong whatever the number of rounds. While the reference runs slower than on the idle machine,
+    the measurement is repeated; the one with the fastest reference counts.
 
     Args:
         candidate: what is timed.
@@ -92,17 +92,17 @@ def time_sessions(
         inputs: of the exported shapes.
         n_rounds: see `time_pair`.
         measurement_lock: counts the time spent waiting.
-        quiet_ms: the reference's latency on the quiet machine, milliseconds; None measures once.
+        idle_ms: the reference's latency on the idle machine, milliseconds; None measures once.
 
     Raises:
         InputError: the inputs are not of the files' shapes.
     """
     fed, reference_fed = candidate.prepare(inputs), reference.prepare(inputs)
     timings: list[PairedTiming] = []
-    while len(timings) < (1 if quiet_ms is None else _MAX_REPEATS):
+    while len(timings) < (1 if idle_ms is None else _MAX_REPEATS):
         with (measurement_lock or MeasurementLock()).exclusive():
             runs = (lambda: candidate.run(fed)), (lambda: reference.run(reference_fed))
             timings.append(time_pair(*runs, n_rounds, timer_of(candidate)))
-        if quiet_ms is not None and timings[-1].reference_ms <= _BUSY * quiet_ms:
+        if idle_ms is not None and timings[-1].reference_ms <= _BUSY * idle_ms:
             break
     return min(timings, key=lambda timing: timing.reference_ms)

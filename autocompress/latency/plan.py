@@ -47,7 +47,7 @@ def write_plan(
     known: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Writes everything that a device has to time; goes on where an earlier call with equal arguments was cut off.
+    """Writes all files that a device has to time; resumes an interrupted call with equal arguments.
 
     Args:
         task: gives the model.
@@ -58,9 +58,9 @@ def write_plan(
         n_candidates: whole candidates to calibrate on.
         batch: samples in one inference; None is the batch of the task's example inputs.
         seed: of the candidates.
-        known: keys of layers that need not be timed again; those of the uncompressed model are all the same, so that
-            they tell how fast the device is now.
-        listener: told of candidates written and candidates in all.
+        known: keys of layers that need not be timed again; those of the uncompressed model are timed all the same, and
+            show how fast the device is now.
+        listener: called with the number of candidates written, and of all.
 
     Returns:
         The plan, which is also in `plan.json`.
@@ -106,7 +106,7 @@ def write_plan(
 def draw_candidates(space: SearchSpace, n_candidates: int, seed: int) -> list[Candidate]:
     """Distinct random candidates: half drawn uniformly, half mild in some kinds of knobs and strong in others.
 
-    The second kind reaches what a search likes: hardly any dropped branch, or 8 bits almost everywhere.
+    The second kind covers what a search often proposes: few dropped branches, or 8 bits in almost all layers.
     """
     found: dict[str, Candidate] = {}
     for i in range(20 * n_candidates):
@@ -198,7 +198,7 @@ class _Writer:
 
 
 def _repeated(inputs: Inputs, batch: int) -> Inputs:
-    """The first sample, so many times."""
+    """The first sample, repeated `batch` times."""
     if isinstance(inputs, dict):
         return {name: value[:1].repeat_interleave(batch, 0) for name, value in inputs.items()}
     return tuple(value[:1].repeat_interleave(batch, 0) for value in inputs)
@@ -221,7 +221,7 @@ _SHARED_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, Tenso
 
 
 def write_shared(model: onnx.ModelProto, file: Path) -> int:
-    """Writes a model whose large tensors lie in `weights.bin` beside the file, one after the other.
+    """Writes a model whose large tensors lie in `weights.bin` in the same folder, one after the other.
 
     Small ones (scales, zero points, shapes, biases) keep their values. No two tensors of one file share a place, so
     that caches see as many bytes as with the true weights.

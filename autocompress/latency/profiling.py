@@ -1,4 +1,4 @@
-"""Makes a latency model: writes what has to be timed, times it here or takes what a device measured, and fits."""
+"""Makes a latency model: writes the files to time, times them here or reads a device's measurements, and fits."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def profile(
         n_threads: that the runtime may use.
         n_candidates: whole candidates to calibrate on.
         batch: samples in one inference; None is the batch of the task's example inputs.
-        n_passes: how often each file is timed; two tell how repeatable a measurement is.
-        folder: for the files and what is measured of them, so that a profile that was cut off goes on; None is a
+        n_passes: how often each file is timed; two show how repeatable a measurement is.
+        folder: for the files and the measurements; an interrupted profile resumes from them. None is a
             temporary one.
         seed: of the candidates.
         force: measure on a noisy machine too.
@@ -103,7 +103,7 @@ def profile(
 
 
 def _known_at_start(folder: Path, stored: dict[str, float]) -> dict[str, float]:
-    """What was known when the profile in this folder was begun, so that it can go on although others have ended."""
+    """The stored times when the profile in this folder began; a resumed profile uses the same ones."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / _KNOWN
     if not file.is_file():

@@ -232,8 +232,8 @@ def factors_and_residual(
 ) -> tuple[Factors, Tensor]:
     """Factors L and residual S with W ≈ L + S; the pair of four rounds that has the least output error.
 
-    In turn L is the best low-rank part of W - S, and S what the sparse or rounded form keeps of W - L (as in GoDec,
-    Zhou & Tao 2011, and LoftQ, Li et al. 2023, arXiv:2310.08659). So the low-rank part keeps what the bits lose.
+    L is the best low-rank part of W - S and S the sparse or rounded form of W - L, alternately (as in GoDec,
+    Zhou & Tao 2011, and LoftQ, Li et al. 2023, arXiv:2310.08659). So the low-rank part makes up for the rounding error.
 
     Args:
         weight: (groups, out, in, *kernel).

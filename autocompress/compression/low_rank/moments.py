@@ -205,7 +205,7 @@ def cached_moments(model: nn.Module, paths: Sequence[str], batches: Sequence[Inp
 def moments_digest(model: nn.Module, paths: Sequence[str], batches: Sequence[Inputs]) -> str:
     """32 hex digits that change with the model's tensors, its structure, what it computes, the layers or the data.
 
-    What it computes is told by its output on the first batch: the code of a `forward` leaves no trace in the tensors.
+    Its output on the first batch stands for what it computes, as the tensors do not show the code of `forward`.
     """
     digest = hashlib.sha256(f"{_VERSION}{model!r}{list(paths)}{len(batches)}".encode())
     tensors = [*model.state_dict().values()]

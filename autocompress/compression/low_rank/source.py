@@ -43,8 +43,8 @@ class Parts:
     """What a layer is split into.
 
     Attributes:
-        factors: of each of the layer's parts; None for one that stays as it is.
-        residual: beside them, (groups, out, in, *kernel), or None.
+        factors: of each of the layer's parts; None for one that is not split.
+        residual: added to them, (groups, out, in, *kernel), or None.
     """
 
     factors: Sequence[Factors | None]
