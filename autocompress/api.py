@@ -12,6 +12,7 @@ from autocompress.results.pareto import ParetoFront
 from autocompress.settings_schema import refuse_unknown_keys
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, load_task
+from autocompress.tasks.identifiers import is_task_id, read_task_id
 
 __all__ = ["resume", "search"]
 
@@ -62,7 +63,7 @@ def run_new(
     """As `search`, with the settings in one object; `space` replaces the one that they name."""
     from autocompress.execution.search_loop import start
 
-    spec = _absolute(task) if isinstance(task, str) else None
+    spec = _absolute(task) if isinstance(task, str) else getattr(task, "spec", None)
     loaded = load_task(task) if isinstance(task, str) else task
     console = Console() if show_progress else None
     return start(loaded, space or settings.space, settings, run_dir, spec, console)
@@ -94,6 +95,8 @@ def resume(
 
 
 def _absolute(spec: str) -> str:
-    """The spec of a file with its full path, so that a run can be resumed from another folder."""
+    """The spec of a file or an id with full paths, so that a run can be resumed from another folder."""
+    if is_task_id(spec):
+        return read_task_id(spec).text()
     file, colon, name = spec.rpartition(":")
     return f"{Path(file).resolve()}{colon}{name}" if file.endswith(".py") else spec

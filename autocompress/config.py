@@ -38,6 +38,10 @@ def _rising_from_zero(rungs: tuple[int, ...]) -> bool:
     return bool(rungs) and rungs[0] == 0 and all(a < b for a, b in pairwise(rungs))
 
 
+TEACHER_LOSSES = ("kl", "mse", "cosine", "none")
+"""How a student learns from its teacher's outputs."""
+
+
 @dataclass(frozen=True)
 class DistillSettings(CheckedSettings):
     """How a student is fine-tuned under its teacher (Hinton et al. 2015, arXiv:1503.02531)."""
@@ -69,9 +73,16 @@ class DistillSettings(CheckedSettings):
     temperature: float = declare(4.0, "softens the outputs of teacher and student", "temperature >= 1", _at_least(1))
     alpha: float = declare(
         0.9,
-        "weight of the teacher's soft targets; the rest is the task's own loss on labels",
+        "weight of the teacher's outputs; the rest is the task's own loss on labels",
         "0 <= alpha <= 1",
         lambda value: 0 <= value <= 1,
+    )
+    teacher_loss: str | None = declare(
+        None,
+        "how a student learns from the teacher's outputs: kl (soft targets), mse, cosine or none (default: what the "
+        "task names as its `teacher_loss`, else kl where there are classes and mse where not)",
+        f"teacher_loss in {list(TEACHER_LOSSES)}",
+        _one_of(*TEACHER_LOSSES),
     )
     feature_weight: float = declare(
         0.0, "weight of the squared error between intermediate features; 0 is off", "feature_weight >= 0", _at_least(0)

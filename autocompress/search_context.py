@@ -29,6 +29,7 @@ class SearchContext:
         reference: the uncompressed model's file for the runtime, as bytes.
         objectives: of the search.
         moments: see `moments_of`.
+        half_range_weights: see `Recipe`.
     """
 
     task: Task
@@ -38,6 +39,7 @@ class SearchContext:
     reference: bytes
     objectives: Objectives
     moments: Mapping[str, NDArray[np.float64]] | None = None
+    half_range_weights: bool = False
 
 
 def moments_of(context: SearchContext, space: SearchSpace) -> dict[str, NDArray[np.float64]] | None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from autocompress.errors import AutocompressError, InputError
 from autocompress.metrics import accuracy, cross_entropy
 from autocompress.tasks import TASKS
+from autocompress.tasks.identifiers import is_task_id
 
 Inputs: TypeAlias = tuple[Tensor, ...] | dict[str, Tensor]
 """What a model is called with: positional tensors, or keyword tensors."""
@@ -45,8 +46,9 @@ class Task(Protocol):
     """A trained model, its data and its metric: everything a search has to know about what it compresses.
 
     A task travels to worker processes by cloudpickle, so it should be light: load data on first use, not in `__init__`.
-    A task may also have an attribute `objectives`, which names the keys of `evaluate` to maximise; without it the
-    first key is maximised.
+    A task may also have an attribute `objectives`, which maps keys of `evaluate` to "maximize" or "minimize"; the first
+    one is what a search optimises. Without it the first key of `evaluate` is maximised. With a method
+    `evaluate_subset(predict, split, n_samples)` short trials are judged on fewer samples.
     """
 
     def build_model(self) -> nn.Module:
@@ -131,6 +133,17 @@ def predict_all(predict: Predict, batches: Iterable[Batch]) -> tuple[Tensor, Any
     if not outputs:
         raise InputError("a split must have at least one batch to evaluate, but it has none")
     return torch.cat(outputs), _join(targets)
+
+
+def first_samples(batches: Iterable[Batch], n_samples: int | None) -> Iterator[Batch]:
+    """The first batches, until they hold the number of samples; None gives all."""
+    n_seen = 0
+    for inputs, targets in batches:
+        yield inputs, targets
+        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
+        n_seen += len(first)
+        if n_samples is not None and n_seen >= n_samples:
+            return
 
 
 def _join(parts: list[Any]) -> Any:
@@ -233,9 +246,13 @@ class SupervisedTask:
         Raises:
             InputError: the split is neither "selection" nor "test".
         """
+        return self.evaluate_subset(predict, split, None)
+
+    def evaluate_subset(self, predict: Predict, split: str, n_samples: int | None) -> dict[str, float]:
+        """As `evaluate`, on the first batches that hold the number of samples; None takes all."""
         if split not in self._splits:
             raise InputError(f"`split` must be one of {sorted(self._splits)}, but got {split!r}")
-        outputs, targets = predict_all(predict, map(as_batch, self._splits[split]))
+        outputs, targets = predict_all(predict, first_samples(map(as_batch, self._splits[split]), n_samples))
         metric_name = getattr(self._metric, "__name__", "metric")
         figures = {metric_name: float(self._metric(outputs, targets))}
         figures.setdefault("loss", float(self._loss(outputs, targets)))
@@ -261,21 +278,32 @@ def _seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
         yield batch
 
 
-def load_task(spec: str) -> Task:
+def load_task(spec: str, **options: Any) -> Task:
     """The task that a spec names.
 
     Args:
         spec: a ready-made name ("digits", "cifar10:resnet20"), "path/to/file.py:attr" or "package.module:attr". The
             attribute is a task, or a class or function without arguments that makes one. As Python does for scripts,
-            the file's folder (for a module: the working directory) is put first on `sys.path`.
+            the file's folder (for a module: the working directory) is put first on `sys.path`. Or a model by id:
+            "hf:./my-model", "timm:resnet18", "torchvision:resnet18".
+        options: of a model by id, such as `data="texts.csv"`; see `autocompress.tasks.identifiers.TaskId`.
 
     Raises:
         InputError: the file or module cannot be imported, has no such attribute, or the attribute is no task.
     """
+    if is_task_id(spec):
+        from autocompress.tasks.from_id import id_task
+
+        return id_task(spec, options)
+    if options:
+        raise InputError(
+            f"options ({', '.join(options)}) are for models by id, such as hf:./my-model, not for {spec!r}"
+        )
     source, colon, attribute = TASKS.get(spec, spec).rpartition(":")
     if not (colon and source and attribute):
         raise InputError(
-            f"a task must be one of {sorted(TASKS)}, 'file.py:attr' or 'package.module:attr', but got {spec!r}"
+            f"a task must be one of {sorted(TASKS)}, 'file.py:attr', 'package.module:attr' or an id such as "
+            f"'hf:./my-model', but got {spec!r}"
         )
     if not source.endswith(".py"):
         _import_from(Path.cwd())

@@ -31,7 +31,8 @@ OTHER: dict[str, Any] = {
     },
     "distill": {
         "rungs": [0, 3, 9],
-        "optimizer": "adamw", "learning_rate": 0.5, "weight_decay": 0.25, "temperature": 2.0, "alpha": 0.5,
+        "optimizer": "adamw",
+        "teacher_loss": "cosine", "learning_rate": 0.5, "weight_decay": 0.25, "temperature": 2.0, "alpha": 0.5,
         "feature_weight": 0.5, "feature_layers": ["a", "b"], "learn_scales": True, "l1_weight": 0.5,
         "group_lasso_weight": 0.5,
     },

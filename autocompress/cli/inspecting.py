@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.cli.commands import add_command
+from autocompress.cli.task_options import add_task_options, take_task
 
 
 def add_commands(commands: Any) -> None:
@@ -14,6 +15,7 @@ def add_commands(commands: Any) -> None:
         commands, "inspect", _inspect, "show layers, channel groups, branches, and what is frozen and why"
     )
     inspect.add_argument("task", metavar="TASK")
+    add_task_options(inspect)
     inspect.add_argument("--space", help="also show the choices that this search space offers")
     inspect.add_argument("--runtime", help="also show what this runtime executes at each precision, and what it stores")
     inspect.add_argument(
@@ -21,7 +23,7 @@ def add_commands(commands: Any) -> None:
     )
 
 
-def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | None) -> None:
+def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | None, **flags: Any) -> None:
     from functools import partial
 
     from rich.console import Console
@@ -33,11 +35,15 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
     from autocompress.report.inspection import capability_table, graph_tables, space_table
     from autocompress.runtimes import is_executed, runtime_named
     from autocompress.space.search_space import SearchSpace
-    from autocompress.task import as_inputs, load_task
+    from autocompress.task import as_inputs, check_task, load_task
 
     if profile is not None and space is None:
         raise InputError("--profile labels the choices of a search space; name it with --space")
-    loaded = load_task(task)
+    loaded = load_task(take_task(task, flags))
+    for note in getattr(loaded, "notes", list)():
+        print(note)
+    if getattr(loaded, "has_data", True):
+        check_task(loaded)
     graph = inspect_model(loaded.build_model(), as_inputs(loaded.example_inputs()))
     engine = runtime_named(runtime) if runtime is not None else None
     offered = None if space is None else SearchSpace.load(space, graph)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.cli.commands import add_command
+from autocompress.cli.task_options import add_task_options, take_task
 
 
 def add_commands(commands: Any) -> None:
@@ -15,6 +16,7 @@ def add_commands(commands: Any) -> None:
         commands, "profile", _profile, "time a device, so that latencies of candidates can be predicted"
     )
     profile.add_argument("task", metavar="TASK")
+    add_task_options(profile)
     profile.add_argument("--space", default="default", help="whose candidates are to be predicted (default: default)")
     profile.add_argument("--runtime", default="onnxruntime", help="target runtime (default: onnxruntime)")
     profile.add_argument("--threads", dest="n_threads", type=int, default=1, help="threads of the runtime (default: 1)")
@@ -69,7 +71,9 @@ def _profile(
     reuse: bool,
     force: bool,
     check: Path | None,
+    **flags: Any,
 ) -> None:
+    task = take_task(task, flags)
     from autocompress.errors import InputError
     from autocompress.latency.on_device import drift_warning
     from autocompress.latency.profiling import profile, profile_of, write_bundle

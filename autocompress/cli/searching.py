@@ -8,6 +8,7 @@ from typing import Any
 
 from autocompress.cli.commands import add_command, add_settings, given_settings
 from autocompress.cli.reporting import show
+from autocompress.cli.task_options import add_task_options, take_task
 from autocompress.config import SearchSettings, read_settings
 from autocompress.settings_schema import declared_in
 
@@ -27,6 +28,7 @@ def add_commands(commands: Any) -> None:
     search.add_argument(
         "--config", type=Path, help="YAML file of settings by their names in docs/settings.md; flags win"
     )
+    add_task_options(search)
     add_settings(search, declared_in(SearchSettings))
 
     resume = add_command(commands, "resume", _resume, "continue a search that was stopped or killed")
@@ -49,9 +51,10 @@ def _demo(run_dir: Path | None, trials: int, workers: int) -> None:
 
 
 def _search(task: str, run_dir: Path | None, config: Path | None, **flags: Any) -> None:
+    named = take_task(task, flags)
     settings = given_settings(flags, None if config is None else read_settings(config))
-    name = "".join(letter if letter.isalnum() else "-" for letter in Path(task).name.replace(".py", ""))
-    _run_search(task, run_dir or Path("runs") / name, settings)
+    name = "".join(letter if letter.isalnum() else "-" for letter in Path(task.split("?")[0]).name.replace(".py", ""))
+    _run_search(named, run_dir or Path("runs") / name, settings)
 
 
 def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:

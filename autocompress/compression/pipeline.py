@@ -13,6 +13,7 @@ from autocompress.compression.factorize import factorize_
 from autocompress.compression.low_rank.matrices import gone_slots
 from autocompress.compression.prune import drop_branches_, remove_channels_
 from autocompress.compression.quantize import (
+    WeightGrid,
     calibrate_,
     correct_bias_,
     quantize_,
@@ -40,6 +41,7 @@ def compress(
     activation_aware: bool = True,
     quantize: QuantizeSettings | None = None,
     round_before_sums: bool = True,
+    half_range_weights: bool = True,
 ) -> nn.Module:
     """Applies a candidate to a copy of the model.
 
@@ -58,6 +60,8 @@ def compress(
             such batches, so that their weights do (plain singular value decomposition).
         quantize: how the grids of rounded layers are chosen.
         round_before_sums: False for a runtime (OpenVINO) that does not round what sums within all-8-bit blocks read.
+        half_range_weights: keep int8 weights of layers that read integers within [-63, 63], so that the file is right
+            on every CPU; False, one bit finer, is for kernels that do not saturate (`autocompress.runtimes.saturates`).
 
     Returns:
         A plain module in evaluation mode that trains, saves, copies and exports as the model does.
@@ -70,7 +74,7 @@ def compress(
     batches = [as_inputs(inputs) for inputs in calibration]
     calibration_stats = CalibrationStats(model, graph, batches, task)
     recipe = resolve(model, graph, candidate, importance, calibration_stats, activation_aware)
-    recipe = replace(recipe, rounds_before_sums=round_before_sums)
+    recipe = replace(recipe, rounds_before_sums=round_before_sums, half_range_weights=half_range_weights)
     return rebuild(model, graph, recipe, batches, reconstruct, calibration_stats, activation_aware, quantize)
 
 
@@ -131,7 +135,8 @@ def _rounded(
         return student
     before = copy.deepcopy(student) if settings.correct_bias and calibration else None
     branches = [branch for branch in graph.branches if branch.name not in recipe.dropped]
-    quantize_(student, graph.layers, recipe.bits, branches, settings.weights, recipe.rounds_before_sums)
+    grid = WeightGrid(settings.weights, recipe.half_range_weights)
+    quantize_(student, graph.layers, recipe.bits, branches, grid, recipe.rounds_before_sums)
     if calibration is not None:
         calibrate_(student, calibration, settings.ranges)
         if before is not None:

@@ -30,6 +30,8 @@ class Recipe:
         sparsity: layer path -> share of its weight's smallest entries that are zero, or "n:m"; of saved weights, the
             zeros themselves are the mask.
         rounds_before_sums: whether the target runtime rounds what a sum within an all-8-bit block reads.
+        half_range_weights: whether int8 weights that meet integer inputs stay within [-63, 63], for kernels that
+            saturate.
         kept_dense: layers whose asked rank saves no multiplications after pruning, and so stay one layer.
     """
 
@@ -40,6 +42,7 @@ class Recipe:
     kept_dense: tuple[str, ...] = ()
     sparsity: Mapping[str, float | str] = field(default_factory=dict)
     rounds_before_sums: bool = True
+    half_range_weights: bool = False
 
     @property
     def sparse_layers(self) -> tuple[str, ...]:

@@ -245,10 +245,11 @@ class FineTune:
         return FeatureLoss(self.student, self.teacher.model, self.settings.feature_layers, inputs)
 
     def _loss(self, outputs: Tensor, soft: Tensor, batch: Batch) -> Tensor:
-        alpha, temperature = self.settings.alpha, self.settings.temperature
+        named = self.settings.teacher_loss or getattr(self.task, "teacher_loss", None)
+        alpha, temperature = (0.0 if named == "none" else self.settings.alpha), self.settings.temperature
         loss = torch.zeros((), device=outputs.device)
         if alpha > 0:
-            loss = loss + alpha * teaching_loss(outputs, soft, temperature, batch[1])
+            loss = loss + alpha * teaching_loss(outputs, soft, temperature, batch[1], named)
         if alpha < 1:
             loss = loss + (1 - alpha) * self.task.loss(outputs, batch)
         if self.settings.l1_weight:
@@ -263,7 +264,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def teaching_loss(outputs: Tensor, soft: Tensor, temperature: float, targets: Any) -> Tensor:
+def teaching_loss(outputs: Tensor, soft: Tensor, temperature: float, targets: Any, named: str | None = None) -> Tensor:
     """How far the student is from its teacher: soft targets where there are classes, else the mean squared difference.
 
     The latter serves regression, and scores of labels that do not exclude each other (Ba and Caruana 2014).
@@ -273,9 +274,14 @@ def teaching_loss(outputs: Tensor, soft: Tensor, temperature: float, targets: An
         soft: of the teacher, same shape.
         temperature: at least 1.
         targets: of the batch; they say where the classes are, see `autocompress.metrics.class_dim`.
+        named: "kl", "mse" or "cosine" (1 - cosine similarity along the last dimension) in place of the rule above.
     """
+    if named == "cosine":
+        return 1 - F.cosine_similarity(outputs, soft, dim=-1).mean()
     dim = class_dim(outputs, targets)
-    if dim is None:
+    if dim is None and named == "kl":
+        dim = -1
+    if dim is None or named == "mse":
         return F.mse_loss(outputs, soft)
     return soft_target_loss(outputs.movedim(dim, -1), soft.movedim(dim, -1), temperature)
 

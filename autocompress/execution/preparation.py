@@ -21,7 +21,7 @@ from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.trial import n_macs
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.latency import LatencyModel
+from autocompress.latency import LatencyModel, load_latency_model
 from autocompress.latency.online_predictor import label_slower_ranks, profile_of_target
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.machine import describe_machine, describe_versions
@@ -29,10 +29,11 @@ from autocompress.publishing.artifact import model_digest
 from autocompress.results.objectives import Direction, Objectives, budget_ratios, default_limit, metric_directions
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import RunInfo
-from autocompress.runtimes import Session, check_parity, is_executed, runtime_named
+from autocompress.runtimes import Session, check_parity, is_executed, runtime_named, saturates
 from autocompress.sampling.initial_candidates import strongest_candidates, strongest_text
 from autocompress.sampling.samplers import sampler_named
 from autocompress.search_context import SearchContext
+from autocompress.space.candidate import INT8_BITS
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
 
@@ -103,6 +104,7 @@ def prepare(
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
         info = _info(task, spec, settings, objectives, model, graph, space)
+        info = replace(info, half_range_weights=_may_saturate(settings, space, device))
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)
     baseline = TrialRecord(
@@ -129,7 +131,19 @@ def make_context(task: Task, model: nn.Module, graph: ModelGraph, info: RunInfo,
         settings=info.settings,
         reference=reference,
         objectives=info.objectives,
+        half_range_weights=info.half_range_weights,
     )
+
+
+def _may_saturate(settings: SearchSettings, space: SearchSpace, device: TargetDevice) -> bool:
+    """Whether 8-bit kernels of the target saturate: probed there, and assumed where it is not at hand."""
+    if not any(INT8_BITS in knob.choices for knob in space.knobs if knob.kind == "weight_bits"):
+        return False
+    if settings.latency_model is not None:
+        profile = load_latency_model(settings.latency_model)
+        if settings.force_latency_model or not isinstance(profile, LatencyModel):
+            return True
+    return saturates(runtime_named(settings.runtime), None if device.is_here else device.load)
 
 
 def _checked_space(space: str | SearchSpace, graph: ModelGraph) -> SearchSpace:

@@ -16,7 +16,7 @@ class RunClock:
 
     Attributes:
         minutes: of this start in all, or None.
-        polish_share: of the minutes that training front points further gets.
+        polish_share: of the trials' time that training front points further gets.
         now: seconds of a clock that never runs backwards.
     """
 
@@ -24,9 +24,14 @@ class RunClock:
     polish_share: float
     now: Callable[[], float] = time.monotonic
     began: float = field(init=False)
+    trials_began: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.began = self.now()
+        self.began = self.trials_began = self.now()
+
+    def begin_trials(self) -> None:
+        """Called when the first trial may begin: exploration and polish share what is left then."""
+        self.trials_began = self.now()
 
     @property
     def seconds(self) -> float | None:
@@ -48,12 +53,16 @@ class RunClock:
         """Seconds in which new candidates may begin."""
         if self.seconds is None:
             return None
-        return max(0.0, (1 - END_SHARE - self.polish_share) * self.seconds - self.elapsed)
+        end = self.began + (1 - END_SHARE) * self.seconds
+        explored = self.trials_began + (1 - self.polish_share) * (end - self.trials_began)
+        return max(0.0, min(explored, end) - self.now())
 
     @property
     def training_left(self) -> float | None:
         """Seconds until trials end, so that the front's files can be measured in time."""
-        return None if self.seconds is None else max(0.0, (1 - END_SHARE) * self.seconds - self.elapsed)
+        if self.seconds is None:
+            return None
+        return max(0.0, self.began + (1 - END_SHARE) * self.seconds - self.now())
 
     @property
     def explores(self) -> bool:

@@ -73,6 +73,8 @@ def start(
         way_out = f"`autocompress resume {run_dir}` continues it" if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
     _print(console, "checking the task, reading the model, timing the uncompressed model")
+    for note in getattr(task, "notes", list)():
+        _print(console, note)
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
     with open_target_device(settings) as target_device:
         prepared = prepare(task, space, settings, spec, target_device)
@@ -162,6 +164,7 @@ class _Search:
                 study.records(), settings.n_trials, minutes_left, self.info.objectives, self.console
             )
             queue = self._queue(stop, progress)
+            self.clock.begin_trials()
             begin = time.perf_counter()
             with progress:
                 self._run_trials(queue, stop)

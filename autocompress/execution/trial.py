@@ -370,7 +370,11 @@ def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFile
         recipe = resolve(
             context.model, context.graph, plan.candidate, settings.importance, stats, settings.activation_aware
         )
-        recipe = replace(recipe, rounds_before_sums=rounds_before_sums(worker.runtime))
+        recipe = replace(
+            recipe,
+            rounds_before_sums=rounds_before_sums(worker.runtime),
+            half_range_weights=context.half_range_weights,
+        )
         whole = Parent(UNCOMPRESSED, context.model)
         starts = {UNCOMPRESSED: student_from(whole, recipe, worker.rebuilding, stats)}
     for item in trained:

@@ -114,7 +114,14 @@ class TrialQueue:
                 return None
             if self._lost:
                 return self._lost.popleft()
-            return self._cut_off_polish() or self._new_candidate() or self._next_polish()
+            found = self._cut_off_polish()
+            if found is None and self.explores:
+                found = self._new_candidate()
+            if found is None:
+                found = self._next_polish()
+            if found is None and self._may_explore and not self._polishing:
+                found = self._new_candidate()  # there is nothing to polish, and time is left
+            return found
         finally:
             self.seconds += time.perf_counter() - begin
 
@@ -139,11 +146,15 @@ class TrialQueue:
 
     @property
     def explores(self) -> bool:
-        """Whether new candidates may still be asked for."""
+        """Whether it is the time for new candidates."""
+        return self._may_explore and self.limits.clock.explores
+
+    @property
+    def _may_explore(self) -> bool:
+        """Whether there may be new candidates, whatever the time."""
         patience = self.limits.patience
         impatient = patience is not None and patience.over
-        over = self._is_exhausted or impatient or self._n_asked >= self.limits.n_trials
-        return not over and self.limits.clock.explores
+        return not (self._is_exhausted or impatient or self._n_asked >= self.limits.n_trials)
 
     def _cut_off_polish(self) -> Assignment | None:
         asked = self.study.ask_cut_off()
@@ -151,8 +162,6 @@ class TrialQueue:
 
     def _new_candidate(self) -> Assignment | None:
         """A new trial of the exploration, or one that an earlier start of the run left unfinished."""
-        if not self.explores:
-            return None
         asked = None
         with self.stop.abort_on_full_disk():
             asked = self.study.ask()

@@ -13,7 +13,7 @@ from autocompress.report.point_files import PointFiles, read_point_files
 from autocompress.report.sensitivity import sensitivity_map
 from autocompress.report.time_shares import time_shares
 from autocompress.report.why import why_not_faster
-from autocompress.report.wording import candidate_text, is_number, is_share, reason_text, stopped_text
+from autocompress.report.wording import candidate_text, is_number, is_share, likeness_text, reason_text, stopped_text
 from autocompress.results.objectives import ratio, score
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.results.run_folder import Run, RunInfo
@@ -38,7 +38,7 @@ def page_data(run: Run) -> Json:
         "knee": None if len(run.front.points) < 2 else run.front.knee().number,
         "points": _points(run, paths),
         "sensitivity": sensitivity_map(run.folder.sensitivity, paths),
-        "reason": run.front.reason,
+        "reason": " ".join(filter(None, (likeness_text(info.objectives.metric), run.front.reason))) or None,
         "hypervolume": hypervolume_history(run.records, info.objectives),
     }
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.graph import ModelGraph
-from autocompress.runtimes import Runtime
+from autocompress.runtimes import Runtime, saturates
 from autocompress.space.candidate import PRECISIONS
 from autocompress.space.search_space import Choice, Knob, SearchSpace
 
@@ -49,6 +49,10 @@ def capability_table(runtime: Runtime, graph: ModelGraph) -> Table:
     for precision in PRECISIONS:
         found = kernels.get(precision, {})
         _row(table, str(precision), *(found.get(kind, "size-only") for kind in kinds))
+    if saturates(runtime):
+        table.caption = (
+            "8-bit kernels saturate on this CPU: int8 weights that meet integer inputs stay within [-63, 63]"
+        )
     return table
 
 

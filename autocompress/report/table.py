@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.report.wording import NOTHING, budget_text, candidate_text, is_number, metric_text
+from autocompress.report.wording import NOTHING, budget_text, candidate_text, is_number, likeness_text, metric_text
 from autocompress.results.objectives import score
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run
@@ -58,6 +58,9 @@ def _caption(run: Run) -> Text:
         lines.append("no trial has both a latency and a score yet, so there is no front")
     elif any(point.file is None for point in run.front.points):
         lines.append(f"{NOTHING} on test: that point has no exported file yet")
+    likeness = likeness_text(run.info.objectives.metric)
+    if likeness is not None:
+        lines.append(likeness)
     if run.front.reason:
         lines.append(run.front.reason)
     return Text("\n".join(lines))

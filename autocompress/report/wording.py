@@ -13,9 +13,20 @@ from autocompress.space.candidate import Candidate, bits_number
 NOTHING = "–"
 
 
+LIKENESS = ("agreement", "cosine", "spearman_to_teacher")
+"""Metrics that compare with the uncompressed model, for want of labels."""
+
+
+def likeness_text(metric: str) -> str | None:
+    """What a reader must know of a metric that no labels stand behind; None for others."""
+    if metric not in LIKENESS:
+        return None
+    return f"{metric} says how like the uncompressed model each model is; it is not accuracy, which needs labels"
+
+
 def is_share(metric: str) -> bool:
     """True for a metric that counts right answers, so that it reads as a percentage and has a Wilson interval."""
-    return metric == "accuracy" or metric.endswith("_accuracy")
+    return metric in ("accuracy", "agreement") or metric.endswith("_accuracy")
 
 
 def is_number(value: float | None) -> bool:

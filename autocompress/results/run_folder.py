@@ -55,6 +55,7 @@ class RunInfo:
         command: what was typed.
         started: ISO 8601 time of the first start.
         rank_grid: of the space; see `SearchSpace`.
+        half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
     """
 
     task: str
@@ -71,6 +72,7 @@ class RunInfo:
     command: str = ""
     started: str = ""
     rank_grid: int = RANK_GRID
+    half_range_weights: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from autocompress.runtimes.capabilities import Capability, is_executed
 from autocompress.runtimes.parity import Parity, check_parity
 from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, rounds_before_sums, runtime_named
+from autocompress.runtimes.saturation import saturates
 from autocompress.space.candidate import PRECISIONS, Precision
 from autocompress.task import Inputs, as_inputs
 
@@ -25,6 +26,7 @@ __all__ = [
     "is_executed",
     "rounds_before_sums",
     "runtime_named",
+    "saturates",
 ]
 
 

@@ -26,9 +26,9 @@ _HALF = "bfloat16 if all others are at 16 or 8, else float32"
 class OpenVino:
     """See `Runtime`; CPU device, one stream.
 
-    The engine has one precision for everything that is not integer: a file computes in bfloat16 if all its layers are
-    at 16 or 8 bits (embeddings at any); beside others, those at 16 are size-only. Its own default, on CPUs that have
-    bfloat16, is bfloat16.
+    The engine has one precision for everything that is not integer. On CPUs that have bfloat16 a file computes in it if
+    all its layers are at 16 or 8 bits (embeddings at any); beside others, and on other CPUs, those at 16 are size-only.
+    Its own default, on CPUs that have bfloat16, is bfloat16.
     """
 
     name = "openvino"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError, MissingDataError
 from autocompress.metrics import accuracy
-from autocompress.task import Batch, Inputs, Predict, predict_all
+from autocompress.task import Batch, Inputs, Predict, first_samples, predict_all
 from autocompress.tasks.cifar10_data import load_images, split_indices
 from autocompress.tasks.data import DATA_VARIABLE, data_folder
 
@@ -150,11 +150,16 @@ class Cifar10Task:
         Raises:
             InputError: the split is not one of "selection", "test", "test10000".
         """
+        return self.evaluate_subset(predict, split, None)
+
+    def evaluate_subset(self, predict: Predict, split: str, n_samples: int | None) -> dict[str, float]:
+        """As `evaluate`, on about this number of images; None takes all."""
         if split not in SPLITS:
             raise InputError(f"`split` must be one of {', '.join(SPLITS)}, but got {split!r}")
         images, labels = load_images("test")
         parts = split_indices(split).split(EVALUATION_BATCH_SIZE)
-        outputs, targets = predict_all(predict, ((_to_inputs(images[members]), labels[members]) for members in parts))
+        batches = ((_to_inputs(images[members]), labels[members]) for members in parts)
+        outputs, targets = predict_all(predict, first_samples(batches, n_samples))
         return {"accuracy": accuracy(outputs, targets), "loss": F.cross_entropy(outputs, targets).item()}
 
 

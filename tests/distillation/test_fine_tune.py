@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from autocompress.compression import compress
 from autocompress.config import DistillSettings
-from autocompress.distillation.fine_tune import FastMode, FineTune, Teacher, choose_mode, distill, soft_target_loss
+from autocompress.distillation.fine_tune import (
+    FastMode,
+    FineTune,
+    Teacher,
+    choose_mode,
+    distill,
+    soft_target_loss,
+    teaching_loss,
+)
 from autocompress.errors import CompressionError, InputError
 from autocompress.space.candidate import Candidate
 from autocompress.task import Batch, SupervisedTask
@@ -415,3 +423,18 @@ def test_a_layer_without_a_bfloat16_kernel_is_trained_in_float32() -> None:
     assert choose_mode(WithoutHalf(4, 2), (torch.rand(3, 4),)) == FastMode(False)
     with pytest.raises(RuntimeError, match="size|shape"):
         choose_mode(WithoutHalf(4, 2), (torch.rand(3, 5),))
+
+
+@pytest.mark.parametrize("named", ["kl", "mse", "cosine"])
+def test_the_teacher_loss_that_is_named_counts_whatever_the_targets_are(named: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(5, 7, generator=generator), torch.randn(5, 7, generator=generator)
+    speakers = torch.tensor([0, 1, 2, 0, 1])  # integer labels beside an embedding: no classes of its dimensions
+    a, b = ours.double().numpy(), theirs.double().numpy()
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (b / 2, a / 2))
+    expected = {
+        "kl": 4 * (p * np.log(p / q)).sum(1).mean(),
+        "mse": ((a - b) ** 2).mean(),
+        "cosine": 1 - ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean(),
+    }
+    assert teaching_loss(ours, theirs, 2.0, speakers, named).item() == pytest.approx(expected[named], rel=1e-5)

@@ -494,7 +494,7 @@ def test_what_running_trials_have_reached_counts_when_time_is_up(world: Any, tmp
             figures: dict[str, float] = super().evaluate(predict, split)
             return figures
 
-    run, task, minutes = tmp_path / "run", Endless(0.0), 0.25
+    run, task, minutes = tmp_path / "run", Endless(0.0), 0.6
     rungs = {"rungs": list(range(0, 200, 2)), "learning_rate": 0.05}  # 40 seconds a trial
     begin = time.monotonic()
     records = search(world, run, task, n_trials=1_000, minutes=minutes, distill=rungs, polish_share=0.0)
@@ -512,7 +512,7 @@ def test_what_running_trials_have_reached_counts_when_time_is_up(world: Any, tmp
 
 
 def test_front_points_are_polished_once_each_and_the_front_only_gets_better(world: Any, tmp_path: Path) -> None:
-    run, task = tmp_path / "run", world.World(pause=0.0)
+    run, task = tmp_path / "run", world.Improvable(pause=0.0)
     records = search(world, run, task, n_trials=6, polish_points=2, polish_steps=40, n_workers=1)
     polished = [record for record in records if record.origin == "polished"]
     explored = [record for record in records if record.origin != "polished"]
@@ -538,7 +538,7 @@ from autocompress.api import resume, run_new
 from autocompress.results.run_folder import RunFolder
 
 run, pause = Path(sys.argv[1]), float(sys.argv[2])
-task = world.World(pause)
+task = world.Improvable(pause)
 if RunFolder(run).info.is_file():
     resume(run, task=task, show_progress=False)
 else:

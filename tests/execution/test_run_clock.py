@@ -23,13 +23,15 @@ def test_the_minutes_are_shared_in_their_order() -> None:
     now = Now()
     clock = RunClock(10.0, 0.4, now)
     assert (clock.seconds, clock.sensitivity_seconds) == (600.0, 60.0)
-    assert (clock.exploration_left, clock.training_left) == (pytest.approx(300.0), pytest.approx(540.0))
+    now.seconds += 40.0
+    clock.begin_trials()
+    assert (clock.exploration_left, clock.training_left) == (pytest.approx(300.0), pytest.approx(500.0))
     now.seconds += 299.0
-    assert clock.elapsed == 299.0 and clock.explores and clock.trains
+    assert clock.elapsed == 339.0 and clock.explores and clock.trains
     now.seconds += 2.0
     assert clock.exploration_left == 0.0 and not clock.explores and clock.trains, "the polish begins"
-    assert clock.training_left == pytest.approx(239.0)
-    now.seconds += 240.0
+    assert clock.training_left == pytest.approx(199.0)
+    now.seconds += 200.0
     assert clock.training_left == 0.0 and not clock.trains, "the end begins"
 
 

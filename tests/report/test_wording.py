@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from autocompress.report.wording import candidate_text, failure_text, metric_text, over_budget_text, reason_text
+from autocompress.report.wording import (
+    candidate_text,
+    failure_text,
+    likeness_text,
+    metric_text,
+    over_budget_text,
+    reason_text,
+)
 from autocompress.results.records import TrialRecord
 from autocompress.space.candidate import Candidate
 from tests.report.searches import complete, exported, failed
@@ -71,3 +78,9 @@ def test_every_trial_off_the_front_has_its_reason() -> None:
     assert reason_text(complete(0, Candidate(), 1.0, 0.9), of_accuracy(0.4)) is None, "the uncompressed model is shown"
     assert reason_text(replace(pruned, state="stopped"), of_accuracy()) is None, "it is a point like any other"
     assert reason_text(failed(1, "E: x"), of_accuracy()) == "E: x"
+
+
+def test_agreement_is_a_share_that_says_it_is_not_accuracy() -> None:
+    assert metric_text(0.9173, "agreement") == "91.73%"
+    assert "it is not accuracy" in str(likeness_text("agreement"))
+    assert likeness_text("accuracy") is None

@@ -131,8 +131,8 @@ def test_the_table_says_what_runs(exported: Exported, name: str, kind: str, bits
 
 @pytest.mark.parametrize(("beside", "executed"), [(16, 16), (8, 16), (32, 32), ("4w", 32)])
 def test_sixteen_bits_beside_others(beside: Precision, executed: Precision, tmp_path: Path) -> None:
-    """OpenVINO has one precision for all that is float: bfloat16 only where nothing has to be float32."""
-    pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    """OpenVINO has one precision for all that is float: bfloat16 where the CPU has it and nothing has to be float32."""
+    openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
     torch.manual_seed(0)
     model, x = (
         nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 32)),
@@ -141,9 +141,13 @@ def test_sixteen_bits_beside_others(beside: Precision, executed: Precision, tmp_
     candidate = Candidate(weight_bits={"0": 16, **({"3": beside} if beside != 32 else {})})
     runtime = runtime_named("openvino")
     file = runtime.export(compress(model.eval(), candidate, (x,), [(x,)]), (x,), tmp_path)
-    assert executed_by_openvino(file, "conv2d") == {executed}
-    text = next(item.kernels["conv2d"] for item in runtime.capabilities() if item.precision == 16)
-    assert text == "bfloat16 if all others are at 16 or 8, else float32"
+    has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert executed_by_openvino(file, "conv2d") == {executed if has_bfloat16 else 32}
+    kernels = next(item.kernels for item in runtime.capabilities() if item.precision == 16)
+    if not has_bfloat16:
+        assert not kernels, "size-only in every file"
+        return
+    assert kernels["conv2d"] == "bfloat16 if all others are at 16 or 8, else float32"
 
 
 @pytest.mark.parametrize("bits", [7, 5, 4, 3, 2])

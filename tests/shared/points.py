@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -9,7 +10,7 @@ from autocompress.compression import rebuild, resolve
 from autocompress.graph import inspect_model
 from autocompress.publishing.export_point import ExportTarget, export_point
 from autocompress.results.records import Latency, TrialRecord
-from autocompress.runtimes import runtime_named
+from autocompress.runtimes import runtime_named, saturates
 from autocompress.space.candidate import Candidate
 from autocompress.task import Task, as_inputs
 from tests.shared.tasks import tiny_task
@@ -25,7 +26,7 @@ def tiny_point(
     task = task or tiny_task()
     model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
-    recipe = resolve(model, graph, candidate)
+    recipe = replace(resolve(model, graph, candidate), half_range_weights=saturates(runtime_named(runtime)))
     student = rebuild(model, graph, recipe, [as_inputs(batch) for batch in task.calibration_batches()]).eval()
     reference = folder.parent / "reference"
     reference.mkdir(parents=True)

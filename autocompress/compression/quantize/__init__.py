@@ -5,12 +5,13 @@ from __future__ import annotations
 from autocompress.compression.quantize.biases import snap_biases_
 from autocompress.compression.quantize.calibration import calibrate_, correct_bias_, is_quantized, learn_scales_
 from autocompress.compression.quantize.layers import QuantizedLayer, stored_bits
-from autocompress.compression.quantize.placement import quantize_, rounded, without_rounding_
+from autocompress.compression.quantize.placement import WeightGrid, quantize_, rounded, without_rounding_
 from autocompress.compression.quantize.ranges import RANGES
 
 __all__ = [
     "RANGES",
     "QuantizedLayer",
+    "WeightGrid",
     "calibrate_",
     "correct_bias_",
     "is_quantized",

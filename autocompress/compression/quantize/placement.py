@@ -9,6 +9,7 @@ what is integer already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
 from autocompress.compression.quantize.layers import LAYERS, NORMS, QuantizedLayer
 from autocompress.compression.quantize.weights import (
+    HALF_RANGE_MAX,
+    INT8_MAX,
     BFloat16WeightQuantizer,
     CodebookQuantizer,
     GroupwiseInt4Quantizer,
@@ -38,12 +41,28 @@ _MAKERS: dict[Precision, Callable[[int, int], WeightQuantizer]] = {
 }
 
 
+@dataclass(frozen=True)
+class WeightGrid:
+    """How int8 weights are rounded.
+
+    Attributes:
+        rule: "mse" takes the scales at which they change least; else from the largest weight.
+        half_range: codes of layers that read integers stay within [-63, 63]; see `HALF_RANGE_MAX`.
+    """
+
+    rule: str = "minmax"
+    half_range: bool = False
+
+
+_FULL_GRID = WeightGrid()
+
+
 def quantize_(
     model: nn.Module,
     layers: Sequence[Layer],
     bits: Mapping[str, Precision],
     branches: Iterable[ResidualBranch] = (),
-    weight_rule: str = "minmax",
+    weight_grid: WeightGrid = _FULL_GRID,
     round_before_sums: bool = True,
 ) -> None:
     """Replaces the named layers of `model` by rounded counterparts, in place; `calibrate_` must follow.
@@ -53,7 +72,7 @@ def quantize_(
         layers: the layers of the uncompressed model's graph, which say what stands next to what.
         bits: layer path -> precision. Other layers stay as they are.
         branches: the residual branches of that graph that were not dropped.
-        weight_rule: "mse" takes the scales of int8 weights at which they change least; else from the largest weight.
+        weight_grid: of int8 weights.
         round_before_sums: False leaves out, but writes into files, the rounding of what a sum within an all-8-bit block
             reads, as a runtime does that computes convolution, sum and the next rounding in one kernel.
 
@@ -79,7 +98,7 @@ def quantize_(
             continue
         parts = _parts(model, layer.path)
         for path in parts:
-            _to_counterpart(model, path, bits[layer.path], weight_rule)
+            _to_counterpart(model, path, bits[layer.path], weight_grid)
         if layer.path in covered:
             first = model.get_submodule(parts[0])
             assert isinstance(first, QuantizedLayer)
@@ -136,7 +155,7 @@ def _parts(model: nn.Module, path: str) -> list[str]:
     return [name for name, module in within if type(module) in LAYERS] or [path]
 
 
-def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_rule: str) -> None:
+def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: WeightGrid) -> None:
     """Swaps a layer for its rounded class, which adds quantizers and keeps parameters, buffers and hooks."""
     module = model.get_submodule(path)
     counterpart = LAYERS.get(type(module))
@@ -166,7 +185,9 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_rule: 
         # the gates of a recurrent layer are stored in another order than here: one scale serves them all
         n_channels = 1 if isinstance(module, nn.RNNBase) and width in (INT8_BITS, "8w") else weight.shape[0]
         quantizer = _MAKERS[width](n_channels, weight[0].numel())
-        quantizer.rule = weight_rule
+        quantizer.rule = weight_grid.rule
+        if isinstance(quantizer, PerChannelInt8Quantizer) and swapped.reads_integers:
+            quantizer.level_max = HALF_RANGE_MAX if weight_grid.half_range else INT8_MAX
         swapped.weight_quantizers[name] = quantizer.train(module.training)
     swapped.refresh_weights()
 

@@ -13,6 +13,7 @@ from autocompress.compression.quantize.ranges import peak_of
 from autocompress.compression.quantize.rounding import learned_step, replace
 
 INT8_MAX = 127  # symmetric: -128 is never used, so that a sign flip (a negative batch-norm scale) stays exact
+HALF_RANGE_MAX = 63  # 2 · 255 · 63 fits int16: kernels that add two products in 16 bits do not saturate
 GROUP_SIZES = (32, 16)
 GROUP_LEVELS = 16
 _KMEANS_STEPS = 25
@@ -45,32 +46,38 @@ class WeightQuantizer(nn.Module):
 
 
 class PerChannelInt8Quantizer(WeightQuantizer):
-    """int8, symmetric, one scale per channel (or one in all: `n_channels=1`)."""
+    """int8, symmetric, one scale per channel (or one in all: `n_channels=1`).
+
+    Args:
+        n_channels: how many scales.
+        level_max: the largest code, `INT8_MAX` or, for kernels that saturate, `HALF_RANGE_MAX`.
+    """
 
     scale: Tensor
 
-    def __init__(self, n_channels: int) -> None:
+    def __init__(self, n_channels: int, level_max: int = INT8_MAX) -> None:
         super().__init__()
+        self.level_max = level_max
         self.register_buffer("scale", torch.ones(n_channels))
 
     def refresh(self, weight: Tensor) -> None:
-        """Scale = the channel's peak / 127; an all-zero channel keeps scale 1."""
+        """Scale = the channel's peak / `level_max`; an all-zero channel keeps scale 1."""
         if isinstance(self.scale, nn.Parameter):
             return
         matrix = weight.detach().float().reshape(self.scale.numel(), -1)
-        peak = peak_of(matrix, INT8_MAX, self.rule)
-        self.scale.copy_(torch.where(peak > 0, peak / INT8_MAX, torch.ones_like(peak)))
+        peak = peak_of(matrix, self.level_max, self.rule)
+        self.scale.copy_(torch.where(peak > 0, peak / self.level_max, torch.ones_like(peak)))
 
     def rounded(self, weight: Tensor) -> Tensor:
         """See `WeightQuantizer.rounded`."""
         scale = self._by_channel(weight)
-        return weight.div(scale).round_().clamp_(-INT8_MAX, INT8_MAX).mul_(scale)
+        return weight.div(scale).round_().clamp_(-self.level_max, self.level_max).mul_(scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         """See `WeightQuantizer.forward`; with learned scales by LSQ."""
         if not isinstance(self.scale, nn.Parameter):
             return super().forward(weight)
-        return learned_step(weight, self._by_channel(weight), -INT8_MAX, INT8_MAX)
+        return learned_step(weight, self._by_channel(weight), -self.level_max, self.level_max)
 
     def learn_(self) -> None:
         """Makes the scales a parameter."""
