@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.compression.low_rank.decomposition import stored_precision
 from autocompress.compression.low_rank.layers import layers_of, with_residual
 from autocompress.compression.low_rank.matrices import pruned_layer
 from autocompress.compression.low_rank.recurrent import split_recurrent
-from autocompress.compression.low_rank.residual import stored_precision
 from autocompress.compression.low_rank.source import (
     NOTHING_GONE,
     LowRankSource,
@@ -65,12 +65,12 @@ def factorize_(
         _hold_to_form_(student, replace(layer, path=f"{layer.path}.residual"), split.residual)
 
 
-def _hold_to_form_(student: nn.Module, beside: Layer, residual: Residual) -> None:
+def _hold_to_form_(student: nn.Module, layer: Layer, residual: Residual) -> None:
     """Lets a fine-tune keep the residual's zeros, or its few bits."""
     if residual.bits is None:
-        mark_sparse_(student, [beside.path])
+        mark_sparse_(student, [layer.path])
     else:
-        quantize_(student, [beside], {beside.path: stored_precision(residual)})
+        quantize_(student, [layer], {layer.path: stored_precision(residual)})
 
 
 def _replacement(module: Any, split: Split, made: Parts) -> nn.Module:

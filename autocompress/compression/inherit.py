@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from autocompress.compression.drop import drop_branches_
 from autocompress.compression.low_rank.merge import merge, merge_hidden
 from autocompress.compression.low_rank.recurrent import StackedRecurrent
-from autocompress.compression.prune import remove_channels_
+from autocompress.compression.prune import drop_branches_, remove_channels_
 from autocompress.compression.quantize import without_rounding_
 from autocompress.compression.recipe import Recipe
 from autocompress.errors import CompressionError
@@ -43,7 +42,7 @@ def scatter_back(student: nn.Module, model: nn.Module, graph: ModelGraph, recipe
 
     The same recipe without reconstruction then gives the student's weights again. Two things are only near: an LSTM
     with split hidden weights gives a projected state, which no plain LSTM gives, so that the projection of its output
-    is lost; and layers whose factors are sparse, or have a residual beside them, are decomposed anew.
+    is lost; and layers whose factors are sparse, or have a residual, are decomposed anew.
 
     Args:
         student: from `rebuild` with this recipe, trained or not; not touched.

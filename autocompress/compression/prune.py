@@ -1,13 +1,14 @@
-"""Removes channels from a model in place, by name of channel group."""
+"""Removes channels and whole residual branches from a model in place."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
 from autocompress.errors import CompressionError
+from autocompress.graph.cut import cut_branches_
 from autocompress.graph.model_graph import ChannelGroup, ModelGraph
 from autocompress.graph.shrink import remove_, tensor_at
 
@@ -72,3 +73,21 @@ def _check_sizes(model: nn.Module, graph: ModelGraph, groups: list[ChannelGroup]
                 f"dimension {dim} of {path!r} must have its original {size} or more slots, but its shape is "
                 f"{tuple(tensor.shape)}; remove channels once, from a model of the original shapes"
             )
+
+
+def drop_branches_(model: nn.Module, graph: ModelGraph, names: Collection[str]) -> None:
+    """Replaces each named block by its shortcut: the branch's weights and ops are gone.
+
+    Args:
+        model: changed in place; the blocks become their shortcut modules or torch.nn modules.
+        graph: of this model, from `inspect_model`.
+        names: of residual branches.
+
+    Raises:
+        CompressionError: a name that is no residual branch of the graph; the model is left as it was.
+    """
+    known = {branch.name: branch for branch in graph.branches}
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise CompressionError(f"no residual branch is named {unknown}; the branches are {list(known)}")
+    cut_branches_(model, [branch for name, branch in known.items() if name in names])

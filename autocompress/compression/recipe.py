@@ -10,8 +10,8 @@ from torch import nn
 
 from autocompress.compression.calibration_stats import CalibrationStats
 from autocompress.compression.importance import criterion_named, least_important
-from autocompress.compression.low_rank.choose import choose_splits
 from autocompress.compression.low_rank.matrices import gone_slots
+from autocompress.compression.low_rank.source import choose_splits
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph
 from autocompress.space.candidate import Candidate, Precision
@@ -47,8 +47,8 @@ class Recipe:
     @property
     def sparse_layers(self) -> tuple[str, ...]:
         """Paths in the compressed model of the layers whose zeros a sparse encoding leaves out."""
-        beside = [path for path, split in self.ranks.items() if split.residual is not None and split.residual.share]
-        return (*self.sparsity, *(f"{path}.residual" for path in beside if path not in self.sparsity))
+        sparse = [path for path, split in self.ranks.items() if split.residual is not None and split.residual.share]
+        return (*self.sparsity, *(f"{path}.residual" for path in sparse if path not in self.sparsity))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -1,8 +1,8 @@
-"""Refits the layers that read pruned channels, so that they give what they gave before; closed form, no gradients."""
+"""Repairs a pruned model without gradients: least-squares refits of layers, and new batch-norm statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
@@ -43,7 +44,7 @@ def reconstruct_(
         model: the uncompressed model.
         graph: of the model.
         removed: channel group -> indices that were removed.
-        calibration: batches of inputs; the first 256 samples count. None at all leaves the student as it is.
+        calibration: batches of inputs; the first 256 samples count. without any the student is not changed.
         ridge: how strongly the pruned weight is held to; relative to the inputs' power.
 
     Raises:
@@ -204,3 +205,27 @@ def _chunks(x: Tensor) -> list[tuple[int, Tensor]]:
 
 def _pair(size: tuple[int, ...]) -> tuple[int, int]:
     return size[0], size[1]
+
+
+def reestimate_norms_(model: nn.Module, batches: Iterable[Inputs]) -> None:
+    """Replaces running means and variances by plain averages over `batches`, in place (EagleEye, arXiv:2007.02491).
+
+    Only batch norms see training mode, so dropout stays off. A model without batch norm, or no batches, is left as is.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    was_training = model.training
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    with torch.no_grad():
+        for i, inputs in enumerate(batches):
+            if i == 0:
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # cumulative average
+                    norm.train()
+            call_model(model, inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was_training)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from autocompress.compression import rebuild
 from autocompress.compression.calibration_stats import CalibrationStats
-from autocompress.compression.drop import drop_branches_
 from autocompress.compression.inherit import scatter_back
+from autocompress.compression.prune import drop_branches_
 from autocompress.compression.recipe import Recipe
 from autocompress.config import QuantizeSettings
 from autocompress.graph import ModelGraph

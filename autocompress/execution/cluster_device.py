@@ -34,11 +34,11 @@ class ClusterDevice:
         return RemoteSession(self._actor, file.name, file.read_bytes())
 
     def time(
-        self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, quiet_ms: float | None = None
+        self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, idle_ms: float | None = None
     ) -> PairedTiming:
         """See `TargetDevice`."""
         assert isinstance(candidate, RemoteSession) and isinstance(reference, RemoteSession)
-        call = self._actor.time.remote(candidate.file, reference.file, inputs, n_rounds, quiet_ms)
+        call = self._actor.time.remote(candidate.file, reference.file, inputs, n_rounds, idle_ms)
         timing: PairedTiming = ray.get(call)
         return timing
 
@@ -88,9 +88,9 @@ class _Loaded:
         return self._session(file).predict(inputs)
 
     def time(
-        self, candidate: _File, reference: _File, inputs: Inputs, n_rounds: int, quiet_ms: float | None
+        self, candidate: _File, reference: _File, inputs: Inputs, n_rounds: int, idle_ms: float | None
     ) -> PairedTiming:
-        return self._here.time(self._session(candidate), self._session(reference), inputs, n_rounds, quiet_ms)
+        return self._here.time(self._session(candidate), self._session(reference), inputs, n_rounds, idle_ms)
 
     def _session(self, file: _File) -> Session:
         name, (content,) = file

@@ -22,8 +22,7 @@ from autocompress.errors import InputError
 from autocompress.execution.trial import n_macs
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import LatencyModel, load_latency_model
-from autocompress.latency.online_predictor import profile_of_target
-from autocompress.latency.size_only import label_slower_ranks
+from autocompress.latency.online_predictor import label_slower_ranks, profile_of_target
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.publishing.artifact import model_digest

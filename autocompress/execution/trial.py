@@ -296,14 +296,14 @@ class Trial:
             session = worker.runtime.load(file, settings.n_threads)
             size_mib = file.stat().st_size / _BYTES_PER_MIB
         # the reference's latency on another machine does not tell whether this one is quiet
-        quiet_ms = self._context.objectives.reference_ms if settings.latency_resource is None else None
+        idle_ms = self._context.objectives.reference_ms if settings.latency_resource is None else None
         with self._phase("measure"):
             timing = time_sessions(
                 session,
                 worker.reference,
                 worker.example_inputs,
                 measurement_lock=worker.measurement_lock,
-                quiet_ms=quiet_ms,
+                idle_ms=idle_ms,
             )
         ms = timing.ratio * self._context.objectives.reference_ms
         return Measured(Latency(timing.ratio, timing.spread, ms, timing.n_rounds), size_mib)

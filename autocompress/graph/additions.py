@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor, fx, nn
 
-from autocompress.graph.branches import Cut, Region, is_sum
-from autocompress.graph.calls import Call, find_calls
+from autocompress.graph.branches import Call, Cut, Region, find_calls, is_sum
 from autocompress.graph.flow import rule_key
 from autocompress.graph.model_graph import ResidualBranch, Stub
 from autocompress.graph.trace import ExampleInputs, Trace

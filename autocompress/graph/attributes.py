@@ -10,11 +10,10 @@ from itertools import combinations
 import numpy as np
 from torch import fx, nn
 
-from autocompress.graph.flow import Flow
+from autocompress.graph.flow import Flow, shape_of
 from autocompress.graph.groups import owner
 from autocompress.graph.labels import Slots
 from autocompress.graph.model_graph import ChannelGroup, SizeAttribute
-from autocompress.graph.rules.arguments import shape_of
 from autocompress.graph.shrink import ATTRIBUTES, module_at, tensor_at
 from autocompress.graph.trace import module_path
 

@@ -37,7 +37,7 @@ class Shortcut(nn.Sequential):
 
 
 class Skipped(nn.Module):
-    """What is left of a module whose result a stream no longer gets: its first tensor as it is, or zeros.
+    """Stands for a module whose result is no longer added to a stream: gives its first tensor unchanged, or zeros.
 
     Args:
         stub: says which.
@@ -91,7 +91,7 @@ def cut_branches_(model: nn.Module, branches: Sequence[ResidualBranch]) -> None:
 
 
 def _replace_(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Puts a module in the place of another, whose plain attributes the user's code may go on reading."""
+    """Replaces a module; plain attributes, which the user's code may read, are copied."""
     old = model.get_submodule(path)
     new.training = old.training
     for name, value in vars(old).items():

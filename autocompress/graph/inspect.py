@@ -13,10 +13,9 @@ from autocompress.graph.layers import count_macs, find_layers
 from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
 from autocompress.graph.rules import RULES
 from autocompress.graph.size_constrained_groups import find_size_constrained_groups, resolve_sizes
-from autocompress.graph.tied_groups import join_groups
 from autocompress.graph.trace import ExampleInputs, Trace, UntraceableError, share_parameters, trace_model
 from autocompress.graph.untraced import untraced_graph
-from autocompress.graph.verify import PruningVerifier, partition, resolve_attributes, verified_cuts
+from autocompress.graph.verify import PruningVerifier, join_groups, partition, resolve_attributes, verified_cuts
 
 
 def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, verify: bool = True) -> ModelGraph:

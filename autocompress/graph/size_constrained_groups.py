@@ -1,4 +1,4 @@
-"""Groups that go by number: splits and shuffles in a row tie all channels together, yet some smaller numbers fit."""
+"""Groups that take only some sizes: chained splits and shuffles tie all channels together."""
 
 from __future__ import annotations
 

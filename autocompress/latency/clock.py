@@ -1,8 +1,9 @@
 """Times a loaded file: in rounds that alternate, run by run, with a reference.
 
-A clock that drifts moves both alike, so the paired ratio is what can be trusted. A busy neighbour on the same physical
-core does not: integer kernels lose up to half their speed to it, float ones a quarter. It only ever adds time, so what
-counts is a low quantile of the runs of each, which is what they take in the moments when the machine is theirs.
+A clock that drifts changes both alike, so the paired ratio can be trusted. A busy neighbour on the same physical
+core does not: integer kernels lose up to half their speed to it, float ones a quarter. It only ever adds time, so the
+latency is a low quantile of the runs, which is their time while no neighbour is busy. On a CUDA device the device's own
+events count, which see neither Python nor the queue before them. This module goes into the on-device script.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _ROUND_SECONDS = 0.06
 _PAUSE_SECONDS = 0.01
 _WARM_UP_SECONDS = 0.05
 _MIN_PAIRS, _MAX_PAIRS = 5, 60
-_QUIET = 10  # percentile of the runs that stands for a quiet machine
+_IDLE_PERCENTILE = 10  # of the runs: the time of a run on an idle machine
 
 Run = Callable[[], object]
 Timer = Callable[[Run], float]
@@ -72,9 +73,9 @@ def time_pair(candidate: Run, reference: Run, n_rounds: int = 9, timer: Timer = 
         time.sleep(_PAUSE_SECONDS)
     if not (timings > 0).all():
         raise MeasurementError("a run took no measurable time; time a larger batch")
-    by_round = np.percentile(timings, _QUIET, axis=1)
+    by_round = np.percentile(timings, _IDLE_PERCENTILE, axis=1)
     low, high = np.percentile(by_round[:, 0] / by_round[:, 1], [25, 75])
-    candidate_ms, reference_ms = (np.percentile(timings, _QUIET, axis=(0, 1)) * 1e3).tolist()
+    candidate_ms, reference_ms = (np.percentile(timings, _IDLE_PERCENTILE, axis=(0, 1)) * 1e3).tolist()
     ratio = candidate_ms / reference_ms
     return PairedTiming(ratio, float(high - low) / 2, candidate_ms, reference_ms, n_rounds, timings[:, :, 0].size)
 
@@ -87,3 +88,24 @@ def _warm_up(run: Run) -> float:
         run()
         n_runs += 1
     return (time.perf_counter() - begin) / n_runs
+
+
+def timer_of(session: object) -> Timer:
+    """CUDA events for sessions whose work is in PyTorch's current CUDA stream; the machine's clock for all others.
+
+    ONNX Runtime has a stream of its own and returns when the outputs are there: its runs are timed from outside.
+    """
+    return cuda_seconds if getattr(session, "device", None) == "cuda" else wall_seconds
+
+
+def cuda_seconds(run: Run) -> float:
+    """Between an event before and one after the run, on the device."""
+    import torch
+
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3

@@ -28,7 +28,7 @@ class Hardware:
         bandwidth_gb_s, cache_bandwidth_gb_s: from memory and from the last cache, 10^9 bytes a second.
         cache_mib: size of the last cache.
         launch_us: cost of starting one layer.
-        run_us: cost of one inference besides its layers.
+        run_us: cost of one inference apart from its layers.
     """
 
     name: str

@@ -1,8 +1,7 @@
-"""Keeps the times of single layers by device and runtime, so that models that share layer shapes share them too."""
+"""Stores the times of single layers by device and runtime; models with equal layers share them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress.latency.on_device import read_json, runtime_version, write_json
+from autocompress.files import digest_of, read_json
+from autocompress.latency.on_device import runtime_version, write_json
 from autocompress.latency.schema import DamageError, check_positive, check_type
 from autocompress.machine import describe_machine
 from autocompress.tasks.data import cache_folder
@@ -23,13 +23,13 @@ class LayerStore:
     """Milliseconds of layers alone, in one small JSON file for each device, runtime, version, thread count and batch.
 
     Args:
-        key: what the times depend on besides the layer.
+        key: everything but the layer that the times depend on.
         folder: for the files; None is the cache folder.
     """
 
     def __init__(self, key: Mapping[str, Any], folder: Path | None = None) -> None:
         self._key = dict(key)
-        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:16]
+        digest = digest_of(json.dumps(self._key, sort_keys=True), 16)
         self._file = (folder or cache_folder() / "layer_times") / f"{digest}.json"
 
     @classmethod
@@ -56,7 +56,7 @@ class LayerStore:
         return dict(data["ms"])
 
     def add(self, times: Mapping[str, float]) -> None:
-        """Takes newer times, milliseconds, in place of older ones."""
+        """Stores new times in milliseconds; they replace older ones."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         rounded = {key: float(f"{ms:.5g}") for key, ms in times.items()}
         write_json(self._file, {**self._key, "ms": {**self.times(), **rounded}})
@@ -66,7 +66,7 @@ def reused_times(stored: Mapping[str, float], now: Mapping[str, float]) -> dict[
     """Stored times of layers that were not timed now, at the speed that the device has now.
 
     Layers that were timed both then and now are the repeated reference: the median of their ratios scales the others.
-    Where they say that the device is another one by far, or there are none, nothing is reused.
+    Nothing is reused where the median is off by more than 30 %, or no layer was timed twice.
 
     Args:
         stored: key -> milliseconds then.

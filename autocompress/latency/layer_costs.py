@@ -45,7 +45,7 @@ def layer_cost(
         layer: uncompressed.
         n_out: output channels that are left.
         n_in: input channels that are left.
-        rank: a choice and its grid; a rank that only data tells (an energy) counts as none.
+        rank: a choice and its grid; an energy, whose rank depends on data, counts as none.
         bits: of the weights, and of the activations where they are integers.
     """
     whole = sum(math.prod(shape) for shape in _matrices(layer, layer.n_out, layer.n_in, (None, 1)))

@@ -70,7 +70,7 @@ class LayerLatencyRegressor:
 
 
 def parse_key(key: str) -> tuple[str, int, int, str, str]:
-    """Signature, outputs, inputs, rank and bits of a key as `units.layer_key` makes it."""
+    """Signature, outputs, inputs, rank and bits of a key as `layer_key` makes it."""
     signature, _, rest = key.rpartition("|")
     size, rank, bits = rest.split(" ")
     n_in, _, n_out = size.partition(">")
@@ -78,7 +78,7 @@ def parse_key(key: str) -> tuple[str, int, int, str, str]:
 
 
 def _fit(works: Floats, times: Floats) -> Floats:
-    """Costs that minimise the relative error, as small as they can be where that does not tell."""
+    """Costs that minimise the relative error; the smallest ones where several do."""
     scale = np.maximum(works.max(0), 1e-12)
     rows = works / scale / times[:, None]
     shrink = _SHRINK * np.diag(np.maximum(rows.max(0), 1e-12))

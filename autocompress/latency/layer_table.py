@@ -1,4 +1,4 @@
-"""Looks up how long each layer of a candidate takes alone, and adds up what the context terms need."""
+"""Looks up the time of each layer of a candidate, and sums the context terms of the latency model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def layer_key(layer: LayerShape, n_out: int, n_in: int, rank: tuple[float | str 
 
 
 def _split_text(layer: LayerShape, n_out: int, n_in: int, rank: float | str | None, grid: int) -> str:
-    """The ranks that a choice comes to, 0 where the layer stays whole; the choice itself where only data tells."""
+    """The ranks of a choice, 0 where the layer stays whole; the choice itself where its ranks depend on data."""
     if rank is None:
         return "0"
     choice = parse_rank(rank)

@@ -2,7 +2,7 @@
 
 Node names of exported files begin with the path of the module that they come from (see `module_of`), so that nodes can
 be told apart by layer. A profiler adds a microsecond or two to each node, which for small models is as much as the node
-itself: what the nodes sum to beyond the latency of an unwatched run is taken off all of them alike.
+itself: the excess of their sum over the latency of an unprofiled run is subtracted from all of them in equal parts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BLOCKED = "_nchwc"  # ONNX Runtime names a layer in its blocked memory layout a
 
 
 def measure_layer_times(file: Path, inputs: Inputs, runtime: str, n_threads: int = 1) -> LayerTimes | None:
-    """Profiles an exported file, in an exclusive turn at the cores; None where the runtime has no profiler here.
+    """Profiles an exported file, under the exclusive measurement lock; None where the runtime has no profiler here.
 
     Args:
         file: of the runtime.

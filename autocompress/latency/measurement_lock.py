@@ -1,9 +1,9 @@
-"""Turns at the cores of one machine: many may compute at once, but a measurement waits until it is alone.
+"""A lock on the cores of one machine: many processes may compute at once, but a measurement runs alone.
 
 Two advisory file locks, shared by all processes of the user on this machine. Computing processes hold the "cores"
-lock shared, for one short piece of work at a time; a measurement holds it exclusively. Whoever measures first takes
-the "gate", through which everyone passes to compute, so that a stream of short pieces cannot starve it. The kernel
-drops the locks of a killed process, so nothing has to be cleaned up.
+lock shared, for one short piece of work at a time; a measurement holds it exclusively. A measurement locks
+the "gate" first; each piece of work locks it for a moment before it starts, so that short pieces cannot starve a
+measurement. The kernel drops the locks of a killed process, so nothing has to be cleaned up.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import platformdirs
 
 
 class MeasurementLock:
-    """Hands out turns at this machine's cores.
+    """Locks this machine's cores, shared for computing and exclusively for measuring.
 
     Args:
         folder: where the lock files lie; None is the user's cache folder. On a shared disk each host has its own.
 
     Attributes:
-        waited: seconds spent waiting for turns so far.
+        waited: seconds spent waiting for the lock so far.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -36,7 +36,7 @@ class MeasurementLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Held for one piece of work (a training step, a batch); others may compute too, nobody measures."""
+        """Held for one piece of work (a training step, a batch); others may compute too, none measures."""
         begin = time.perf_counter()
         with self._lock("gate", fcntl.LOCK_SH):
             cores = self._open("cores")
@@ -49,7 +49,7 @@ class MeasurementLock:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Held for one measurement; nobody computes and nobody else measures."""
+        """Held for one measurement; no other process computes or measures."""
         begin = time.perf_counter()
         with self._lock("gate", fcntl.LOCK_EX), self._lock("cores", fcntl.LOCK_EX):
             self.waited += time.perf_counter() - begin

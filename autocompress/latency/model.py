@@ -99,7 +99,7 @@ class LatencyModel:
         return self._times.sums(candidates).n_outside
 
     def update(self, candidate: Candidate, measured_ratio: float) -> None:
-        """Takes a new measurement into account.
+        """Learns from a measurement; the fit is made again.
 
         Raises:
             InputError: the ratio is not a positive number.

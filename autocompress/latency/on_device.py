@@ -1,8 +1,8 @@
 """Measures a folder of files on the target device: needs only Python, numpy and the runtime.
 
 The same code runs inside `autocompress profile` and, zipped into one script, on a device that has no torch. A folder
-holds `plan.json`, the uncompressed model's file and the files to be timed against it. What was measured goes into one
-JSON file after every few files, so that a run that was cut off goes on where it stopped.
+holds `plan.json`, the uncompressed model's file and the files to be timed against it. The measurements are saved in one
+JSON file every five seconds, and an interrupted run resumes from it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingExtraError
+from autocompress.files import read_json, write_atomically
 from autocompress.latency.clock import PairedTiming, Run, time_pair
 from autocompress.machine import describe_machine
 
@@ -30,10 +31,10 @@ PLAN, MEASURED = "plan.json", "measured.json"
 SCHEMA_VERSION = 1
 WEIGHTS_SEED = 0
 PRECISION_NOTE = "autocompress.inference_precision"  # metadata: what a file's float layers compute in
-_MAX_SPREAD = 0.08  # a quiet machine stays below, also with the bfloat16 units' clocks
-_BUSY = 1.06  # the reference may be this much slower than on the quiet machine
+_MAX_SPREAD = 0.08  # an idle machine stays below, also with the bfloat16 units' clocks
+_BUSY = 1.06  # the reference may be this much slower than on the idle machine
 _MAX_REPEATS = 4
-_QUIET_ATTEMPTS = 5
+_IDLE_ATTEMPTS = 5
 _MAX_NOISY_SHARE = 0.2
 _SAVE_SECONDS = 5.0
 _WORTH_MENTIONING = 0.1
@@ -57,14 +58,14 @@ def measure_folder(
 
     Args:
         folder: with a `plan.json`.
-        output: JSON file for what is measured; where it exists already, measuring goes on.
-        n_passes: how often each file is measured; passes are apart in time, so their differences tell how repeatable
-            a measurement is.
+        output: JSON file of the measurements; an existing one is resumed.
+        n_passes: how often each file is measured; passes are apart in time, so their differences show how
+            repeatable a measurement is.
         n_rounds: of one measurement, see `time_pair`.
-        seconds: no file is begun after so many seconds; None is no limit.
+        seconds: no file is begun after this time; None is no limit.
         force: measure on a noisy machine too.
         opener: loads a file and returns its run; None is the runtime that the plan names.
-        listener: told of files done, files in all, and seconds left.
+        listener: called with the files done, all files, and the seconds left.
 
     Returns:
         What is in the file.
@@ -79,7 +80,7 @@ def measure_folder(
     open_file = opener or (lambda file: open_session(runtime, file, plan["n_threads"]))
     results = _begin(plan, version, output)
     reference = open_file(folder / plan["reference"])
-    _check_quiet(reference, results, force)
+    _check_idle(reference, results, force)
     begin = saved = time.monotonic()
     out_of_time = False
     for n_wanted in range(1, n_passes + 1):
@@ -101,39 +102,43 @@ def measure_folder(
     results["complete"] = not out_of_time
     write_json(output, results)
     if results["complete"]:
-        _check_calm(results, force)
+        _check_undisturbed(results, force)
     return results
 
 
 def _waiting(files: Sequence[str], results: Mapping[str, Any], n_wanted: int) -> list[str]:
-    """Files with fewer calm measurements than wanted, in random order."""
-    measured, limit = results["measured"], calm_limit(results)
-    short = [name for name in files if name not in measured or sum(_calm(measured[name], limit)) < n_wanted]
+    """Files with fewer undisturbed measurements than wanted, in random order."""
+    measured, limit = results["measured"], undisturbed_limit(results)
+    short = [name for name in files if name not in measured or sum(_undisturbed(measured[name], limit)) < n_wanted]
     return random.Random(n_wanted).sample(short, len(short))
 
 
-def calm_limit(results: Mapping[str, Any]) -> float:
-    """The largest reference latency, milliseconds, of a measurement on the quiet machine.
+def undisturbed_limit(results: Mapping[str, Any]) -> float:
+    """The largest reference latency, milliseconds, of a measurement on the idle machine.
 
-    While a neighbour is busy the reference runs slower, and integer kernels lose more than it does, so that the ratio
-    is wrong however many rounds it has.
+    While a neighbour is busy the reference runs slower, and integer kernels slow down more than it does, so that the
+    ratio is wrong whatever the number of rounds.
     """
     return _BUSY * float(np.percentile(results["reference_ms"], 10)) if results["reference_ms"] else float("inf")
 
 
-def _calm(figures: Mapping[str, Sequence[float]], limit: float) -> list[bool]:
+def _undisturbed(figures: Mapping[str, Sequence[float]], limit: float) -> list[bool]:
     pairs = zip(figures["reference_ms"], figures["spread"], strict=True)
     return [reference <= limit and spread <= _MAX_SPREAD for reference, spread in pairs]
 
 
+def _undisturbed_ratios(figures: Mapping[str, Sequence[float]], limit: float) -> list[float]:
+    return [ratio for ratio, good in zip(figures["ratio"], _undisturbed(figures, limit), strict=True) if good]
+
+
 def converged(results: Mapping[str, Any]) -> dict[str, float]:
-    """File -> ratio: the median of its calm measurements, or the one with the fastest reference where none was calm."""
-    limit = calm_limit(results)
+    """File -> ratio: the median of its undisturbed measurements, else the one with the fastest reference."""
+    limit = undisturbed_limit(results)
     ratios = {}
     for name, figures in results["measured"].items():
-        calm = [ratio for ratio, quiet in zip(figures["ratio"], _calm(figures, limit), strict=True) if quiet]
-        calmest = figures["ratio"][int(np.argmin(figures["reference_ms"]))]
-        ratios[name] = float(np.median(calm)) if calm else calmest
+        kept = _undisturbed_ratios(figures, limit)
+        fallback = figures["ratio"][int(np.argmin(figures["reference_ms"]))]
+        ratios[name] = float(np.median(kept)) if kept else fallback
     return ratios
 
 
@@ -157,32 +162,32 @@ def _begin(plan: Mapping[str, Any], version: str, output: Path) -> dict[str, Any
     return results
 
 
-def _check_quiet(reference: Run, results: dict[str, Any], force: bool) -> None:
+def _check_idle(reference: Run, results: dict[str, Any], force: bool) -> None:
     """Times the reference against itself until the ratio is steady."""
-    for attempt in range(_QUIET_ATTEMPTS):
+    for attempt in range(_IDLE_ATTEMPTS):
         timing = time_pair(reference, reference, 5)
         off = max(timing.spread, abs(timing.ratio - 1))
         if off <= _MAX_SPREAD:
             results["self_ratio"] = round(timing.ratio, 4)
             return
-        if attempt < _QUIET_ATTEMPTS - 1:
+        if attempt < _IDLE_ATTEMPTS - 1:
             time.sleep(2.0**attempt)
     if not force:
         raise MeasurementError(
-            f"the machine must be quiet, but the uncompressed model against itself is off by {off:.0%} (at most "
+            f"the machine must be idle, but the uncompressed model against itself is off by {off:.0%} (at most "
             f"{_MAX_SPREAD:.0%} is steady) with a load average of {_load():.1f} on {os.cpu_count()} cores and governor "
             f"{results['device']['governor']!r}; stop other programs, or measure all the same with --force"
         )
 
 
-def _check_calm(results: Mapping[str, Any], force: bool) -> None:
-    limit = calm_limit(results)
-    noisy = [name for name, figures in results["measured"].items() if not any(_calm(figures, limit))]
+def _check_undisturbed(results: Mapping[str, Any], force: bool) -> None:
+    limit = undisturbed_limit(results)
+    noisy = [name for name, figures in results["measured"].items() if not any(_undisturbed(figures, limit))]
     if len(noisy) > _MAX_NOISY_SHARE * len(results["measured"]) and not force:
         raise MeasurementError(
-            f"{len(noisy)} of {len(results['measured'])} files were never measured calmly (rounds that agree within "
-            f"{_MAX_SPREAD:.0%}, the uncompressed model below {limit:.3f} ms) in {_MAX_REPEATS} attempts, with a load "
-            f"average of {_load():.1f}; run again on a quiet machine to go on, or take them with --force"
+            f"{len(noisy)} of {len(results['measured'])} files were never measured undisturbed (rounds that agree "
+            f"within {_MAX_SPREAD:.0%}, the uncompressed model below {limit:.3f} ms) in {_MAX_REPEATS} attempts, with "
+            f"a load average of {_load():.1f}; run again on an idle machine to resume, or use them with --force"
         )
 
 
@@ -195,27 +200,27 @@ def _note(results: dict[str, Any], name: str, timing: PairedTiming) -> None:
 
 
 def clock_drift(results: Mapping[str, Any]) -> float:
-    """By how much the reference got slower from the first to the last tenth of the measurements, as a share."""
+    """Slowdown of the reference from the first to the last tenth of the measurements, as a share."""
     reference = results["reference_ms"]
     n = max(1, len(reference) // 10)
     return float(np.median(reference[-n:]) / np.median(reference[:n]) - 1) if reference else 0.0
 
 
 def drift_warning(drift: float) -> list[str]:
-    """One line where the clock drifted so much that a user should know, else none."""
+    """One line where the clock drifted by more than 10 %, else none."""
     if abs(drift) <= _WORTH_MENTIONING:
         return []
     return [f"the device's clock drifted by {drift:+.0%}: ratios hold, milliseconds may not"]
 
 
 def repeatability(results: Mapping[str, Any]) -> float:
-    """Median relative standard deviation of files calmly measured at least twice, as a share; NaN if there are none."""
-    limit = calm_limit(results)
+    """Median relative standard deviation of files with two or more undisturbed measurements, as a share; else NaN."""
+    limit = undisturbed_limit(results)
     deviations = []
     for figures in results["measured"].values():
-        calm = [ratio for ratio, quiet in zip(figures["ratio"], _calm(figures, limit), strict=True) if quiet]
-        if len(calm) > 1:
-            deviations.append(np.std(calm, ddof=1) / np.mean(calm))
+        kept = _undisturbed_ratios(figures, limit)
+        if len(kept) > 1:
+            deviations.append(np.std(kept, ddof=1) / np.mean(kept))
     return float(np.median(deviations)) if deviations else float("nan")
 
 
@@ -235,7 +240,7 @@ def runtime_version(runtime: str) -> str:
 
 
 def open_session(runtime: str, file: Path, n_threads: int) -> Run:
-    """Loads a file as the runtimes of a search do, with made-up inputs of its shapes.
+    """Loads a file as the runtimes of a search do, with random inputs of its shapes.
 
     Raises:
         InputError: a runtime that cannot run without torch.
@@ -325,30 +330,9 @@ def write_weights(folder: Path, plan: Mapping[str, Any]) -> None:
     file.write_bytes((values * np.float32(0.05)).tobytes()[: weights["n_bytes"]])
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InputError: the file is missing or damaged; names the line.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} must exist, but does not")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno} is not JSON: {error.msg}; it is cut off or was edited"
-        ) from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} must hold a JSON object, but holds {type(data).__name__}")
-    return data
-
-
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes one entry a line, through a temporary file, so that a crash leaves the old one."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Writes one entry a line; a crash leaves the old file."""
+    write_atomically(path, json.dumps(data, indent=1) + "\n")
 
 
 def _now() -> str:
@@ -369,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=here, help="with plan.json (default: where this script is)")
     parser.add_argument("-o", "--output", type=Path, help=f"result to copy back (default: {MEASURED} in the folder)")
     parser.add_argument("--passes", type=int, default=1, help="how often each file is measured (default: 1)")
-    parser.add_argument("--seconds", type=float, help="stop after so long; run again to go on")
+    parser.add_argument("--seconds", type=float, help="stop after this time; run again to resume")
     parser.add_argument("--force", action="store_true", help="measure on a noisy machine too")
     args = parser.parse_args(argv)
     output = args.output or args.folder / MEASURED
@@ -381,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nprofile: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nprofile: stopped; run again to go on", file=sys.stderr)
+        print("\nprofile: stopped; run again to resume", file=sys.stderr)
         return 130
     print(f"\n{summary(results)}\n{output}")
     return 0
@@ -405,7 +389,7 @@ def summary(results: Mapping[str, Any]) -> str:
         lines.append(f"repeatability {repeatability(results):.1%}")
     lines += drift_warning(clock_drift(results))
     if not results.get("complete"):
-        lines.append("not complete: run again to go on")
+        lines.append("not complete: run again to resume")
     return "\n".join(lines)
 
 

@@ -105,7 +105,7 @@ class LaunchLatencyModel:
 
 
 def _resized(layer: Layer, n_out: int, n_in: int) -> Layer:
-    """A layer of these sizes; a recurrent one stays as it is, as a share of it tells enough."""
+    """A layer of these sizes; a recurrent one keeps its size, as only the share of it counts."""
     if layer.input_shapes:
         return layer
     if layer.kind == "embedding":

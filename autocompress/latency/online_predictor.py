@@ -1,4 +1,4 @@
-"""The latency ratios that a search plans with: from a model that learns from each measured trial."""
+"""What a search takes from a latency model: predicted ratios, updated with each measured trial, and slow ranks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Protocol
 import numpy as np
 
 from autocompress.config import SearchSettings
+from autocompress.files import read_json
 from autocompress.graph import ModelGraph
 from autocompress.latency.candidate_encoder import Floats
 from autocompress.latency.model import LatencyModel
-from autocompress.latency.on_device import read_json
 from autocompress.latency.online_model import LaunchLatencyModel
 from autocompress.latency.plan import batch_size
 from autocompress.latency.roofline import Estimate
 from autocompress.results.records import Predicted, TrialRecord
 from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import Choice, SearchSpace
 from autocompress.task import Task, as_inputs
 
 _TRUSTED_AFTER = 8  # measurements after which the predicted latency itself must keep the budget
@@ -125,3 +126,23 @@ def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: Mo
     model.require(runtime=settings.runtime, n_threads=settings.n_threads, batch=batch, force=forced)
     model.require_model(graph)
     return model
+
+
+def label_slower_ranks(space: SearchSpace, profile: LatencyModel) -> SearchSpace:
+    """The same space, each rank labelled size-only that, asked of its layer alone, is not predicted to save time.
+
+    The comparison is with the prediction for the uncompressed model, not with 1: an error that both have cancels.
+    A layer's time at a rank that was not measured is only an estimate by size and shows nothing: it gets no label.
+
+    Args:
+        space: of the profiled model.
+        profile: of the target device.
+    """
+    whole = [Candidate()]
+    dense, n_outside = profile.ratios(whole)[0], profile.n_outside(whole)[0]
+
+    def is_slower(path: str, choice: Choice) -> bool:
+        alone = [space.candidate({f"rank_ratio:{path}": choice})]
+        return bool(profile.n_outside(alone)[0] <= n_outside and profile.ratios(alone)[0] >= dense)
+
+    return space.label_size_only(is_slower)

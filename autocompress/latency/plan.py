@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import tempfile
@@ -11,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 from torch import nn
 
 from autocompress.errors import InputError
+from autocompress.files import digest_of, read_json
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency.candidate_encoder import ModelShape
 from autocompress.latency.layer_extraction import LayerExtractor
 from autocompress.latency.layer_profiles import covering, describe_model, layer_keys, quick_student
-from autocompress.latency.on_device import PLAN, read_json, write_json
-from autocompress.latency.shared_weights import WEIGHTS_FILE, write_shared
+from autocompress.latency.on_device import PLAN, write_json
 from autocompress.runtimes import Runtime, runtime_named
 from autocompress.space.candidate import INT8_BITS, Candidate
 from autocompress.space.search_space import Knob, SearchSpace
@@ -47,7 +47,7 @@ def write_plan(
     known: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Writes everything that a device has to time; goes on where an earlier call with equal arguments was cut off.
+    """Writes all files that a device has to time; resumes an interrupted call with equal arguments.
 
     Args:
         task: gives the model.
@@ -58,9 +58,9 @@ def write_plan(
         n_candidates: whole candidates to calibrate on.
         batch: samples in one inference; None is the batch of the task's example inputs.
         seed: of the candidates.
-        known: keys of layers that need not be timed again; those of the uncompressed model are all the same, so that
-            they tell how fast the device is now.
-        listener: told of candidates written and candidates in all.
+        known: keys of layers that need not be timed again; those of the uncompressed model are timed all the same, and
+            show how fast the device is now.
+        listener: called with the number of candidates written, and of all.
 
     Returns:
         The plan, which is also in `plan.json`.
@@ -106,7 +106,7 @@ def write_plan(
 def draw_candidates(space: SearchSpace, n_candidates: int, seed: int) -> list[Candidate]:
     """Distinct random candidates: half drawn uniformly, half mild in some kinds of knobs and strong in others.
 
-    The second kind reaches what a search likes: hardly any dropped branch, or 8 bits almost everywhere.
+    The second kind covers what a search often proposes: few dropped branches, or 8 bits in almost all layers.
     """
     found: dict[str, Candidate] = {}
     for i in range(20 * n_candidates):
@@ -198,7 +198,7 @@ class _Writer:
 
 
 def _repeated(inputs: Inputs, batch: int) -> Inputs:
-    """The first sample, so many times."""
+    """The first sample, repeated `batch` times."""
     if isinstance(inputs, dict):
         return {name: value[:1].repeat_interleave(batch, 0) for name, value in inputs.items()}
     return tuple(value[:1].repeat_interleave(batch, 0) for value in inputs)
@@ -211,4 +211,36 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+    return digest_of(json.dumps(value), 12)
+
+
+WEIGHTS_FILE = "weights.bin"
+_SMALLEST_BYTES = 1024
+_ALIGNMENT = 64
+_SHARED_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8)
+
+
+def write_shared(model: onnx.ModelProto, file: Path) -> int:
+    """Writes a model whose large tensors lie in `weights.bin` in the same folder, one after the other.
+
+    Small ones (scales, zero points, shapes, biases) keep their values. No two tensors of one file share a place, so
+    that caches see as many bytes as with the true weights.
+
+    Returns:
+        Bytes of `weights.bin` that the file needs.
+    """
+    shared = onnx.ModelProto()
+    shared.CopyFrom(model)
+    end = 0
+    for tensor in shared.graph.initializer:
+        n_bytes = len(tensor.raw_data)
+        if n_bytes < _SMALLEST_BYTES or tensor.data_type not in _SHARED_TYPES:
+            continue
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS_FILE), ("offset", end), ("length", n_bytes)):
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, str(value)
+        end += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+    file.write_bytes(shared.SerializeToString())
+    return end

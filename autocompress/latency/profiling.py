@@ -1,8 +1,9 @@
-"""Makes a latency model: writes what has to be timed, times it here or takes what a device measured, and fits."""
+"""Makes a latency model: writes the files to time, times them here or reads a device's measurements, and fits."""
 
 from __future__ import annotations
 
 import tempfile
+import zipapp
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress.latency.bundle import write_script
+from autocompress.files import read_json
 from autocompress.latency.candidate_encoder import ModelShape
 from autocompress.latency.layer_cache import LayerStore, reused_times
 from autocompress.latency.measurement_lock import MeasurementLock
@@ -20,7 +21,6 @@ from autocompress.latency.on_device import (
     clock_drift,
     converged,
     measure_folder,
-    read_json,
     repeatability,
     show_progress,
     write_json,
@@ -59,8 +59,8 @@ def profile(
         n_threads: that the runtime may use.
         n_candidates: whole candidates to calibrate on.
         batch: samples in one inference; None is the batch of the task's example inputs.
-        n_passes: how often each file is timed; two tell how repeatable a measurement is.
-        folder: for the files and what is measured of them, so that a profile that was cut off goes on; None is a
+        n_passes: how often each file is timed; two show how repeatable a measurement is.
+        folder: for the files and the measurements; an interrupted profile resumes from them. None is a
             temporary one.
         seed: of the candidates.
         force: measure on a noisy machine too.
@@ -103,7 +103,7 @@ def profile(
 
 
 def _known_at_start(folder: Path, stored: dict[str, float]) -> dict[str, float]:
-    """What was known when the profile in this folder was begun, so that it can go on although others have ended."""
+    """The stored times when the profile in this folder began; a resumed profile uses the same ones."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / _KNOWN
     if not file.is_file():
@@ -175,3 +175,23 @@ def _or_none(value: float) -> float | None:
 
 def _show_written(n_done: int, n_all: int) -> None:
     print(f"\rwriting files: {n_done}/{n_all} ", end="", flush=True)
+
+
+SCRIPT = "profile_device.pyz"
+_MODULES = ("__init__.py", "errors.py", "files.py", "machine.py", "latency/clock.py", "latency/on_device.py")
+
+
+def write_script(folder: Path) -> Path:
+    """Zips the modules that measure into one script; returns its path."""
+    package = Path(__file__).parent.parent
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in _MODULES:
+            target = Path(scratch) / "autocompress" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text((package / name).read_text(encoding="utf-8"), encoding="utf-8")
+        (Path(scratch) / "autocompress" / "latency" / "__init__.py").touch()
+        script = folder / SCRIPT
+        zipapp.create_archive(
+            scratch, script, interpreter="/usr/bin/env python3", main="autocompress.latency.on_device:main"
+        )
+    return script

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import InputError
+from autocompress.files import read_json
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency.candidate_encoder import Encoder, ModelShape
 from autocompress.latency.hardware_description import Hardware
 from autocompress.latency.layer_costs import layer_cost
 from autocompress.latency.layer_profiles import describe_model
-from autocompress.latency.on_device import read_json, write_json
+from autocompress.latency.on_device import write_json
 from autocompress.latency.plan import batch_size
 from autocompress.latency.schema import DamageError, check_positive, check_type
 from autocompress.latency.table import measured_pairs, require_same_model, shape_of
@@ -46,7 +47,7 @@ _ENOUGH = 12
 
 @dataclass(frozen=True)
 class Totals:
-    """What whole candidates come to, each array of shape (n_candidates,).
+    """Sums over whole candidates, each array of shape (n_candidates,).
 
     Attributes:
         ms: latency of one inference.
@@ -100,7 +101,7 @@ class Estimate:
         self.baseline_ms = float(self.totals([Candidate()]).ms[0])
 
     def totals(self, candidates: Sequence[Candidate]) -> Totals:
-        """Latency, energy, size and memory, without what measurements taught."""
+        """Latency, energy, size and memory, without the correction by measurements."""
         costs, alive = self._costs_of(candidates)
         device, batch = self.hardware, float(self.head["batch"])
         cached, picojoules = device.cache_mib * _MIB, costs.macs * costs.mac_pj * batch
@@ -135,7 +136,7 @@ class Estimate:
         return np.stack([ratios * (1 - off), ratios * (1 + off)], 1)
 
     def update(self, candidate: Candidate, measured_ratio: float) -> None:
-        """Takes a measurement into account.
+        """Learns from a measurement.
 
         Raises:
             InputError: the ratio is not a positive number.
@@ -216,7 +217,7 @@ class Estimate:
         return self._known[key]
 
     def _correction(self) -> tuple[float, float]:
-        """Fixed share and factor that turn an estimated ratio into a measured one: least squares towards 0 and 1."""
+        """Fixed share and factor from estimated to measured ratios: least squares with the prior 0 and 1."""
         if not self.updates:
             return 0.0, 1.0
         candidates, measured = zip(*self.updates, strict=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.files import read_json
 from autocompress.graph import ModelGraph
 from autocompress.latency.candidate_encoder import Encoder, ModelShape
-from autocompress.latency.on_device import read_json, runtime_version
+from autocompress.latency.on_device import runtime_version
 from autocompress.latency.schema import DamageError, check_positive, check_type
 from autocompress.machine import describe_machine
 from autocompress.space.candidate import Candidate

@@ -23,7 +23,7 @@ class TargetDevice(Protocol):
         """Loads a runtime's file there; see `Runtime.load`."""
 
     def time(
-        self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, quiet_ms: float | None = None
+        self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, idle_ms: float | None = None
     ) -> PairedTiming:
         """Times two sessions of this device against each other; see `time_sessions`."""
 
@@ -41,7 +41,7 @@ class LocalDevice:
         return self._runtime.load(file, self._n_threads)
 
     def time(
-        self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, quiet_ms: float | None = None
+        self, candidate: Session, reference: Session, inputs: Inputs, n_rounds: int, idle_ms: float | None = None
     ) -> PairedTiming:
         """See `TargetDevice`."""
-        return time_sessions(candidate, reference, inputs, n_rounds, quiet_ms=quiet_ms)
+        return time_sessions(candidate, reference, inputs, n_rounds, idle_ms=idle_ms)

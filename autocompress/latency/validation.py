@@ -1,4 +1,4 @@
-"""Says how far predictions are from measurements that took no part in the fit, and draws them against each other."""
+"""Compares predictions with measurements that took no part in the fit, as figures and as a plot."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def check_by_leaving_out(model: LatencyModel) -> Check:
     predicted = ratios * (1 - model.leave_one_out_residuals())
     low, high = model.ratio_interval(candidates).T / model.ratios(candidates)
     interval = np.stack([predicted * low, predicted * high], 1)
-    return Check(ratios, predicted, model.naive_ratio(candidates), interval, "candidates, leaving each out in turn")
+    return Check(ratios, predicted, model.naive_ratio(candidates), interval, "candidates, leave-one-out")
 
 
 def _escaped(text: str) -> str:

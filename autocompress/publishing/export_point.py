@@ -115,7 +115,7 @@ def export_point(
 
 def _time(session: Session, target: ExportTarget, inputs: Inputs) -> Latency:
     reference = target.device.load(target.reference)
-    timing = target.device.time(session, reference, inputs, _FINAL_ROUNDS, quiet_ms=target.reference_ms)
+    timing = target.device.time(session, reference, inputs, _FINAL_ROUNDS, idle_ms=target.reference_ms)
     return Latency(timing.ratio, timing.spread, timing.ratio * target.reference_ms, timing.n_rounds)
 
 

@@ -18,21 +18,13 @@ from typing import Any
 
 import onnx
 
+from autocompress.files import read_json
 from autocompress.graph import inspect_model
 from autocompress.latency.layer_profiles import quick_student
 from autocompress.latency.model import LatencyModel
-from autocompress.latency.on_device import (
-    measure_folder,
-    read_json,
-    repeatability,
-    settled,
-    show_progress,
-    summary,
-    write_json,
-)
-from autocompress.latency.plan import N_CANDIDATES, batch_size, draw_candidates, write_plan
+from autocompress.latency.on_device import measure_folder, repeatability, settled, show_progress, summary, write_json
+from autocompress.latency.plan import N_CANDIDATES, WEIGHTS_FILE, batch_size, draw_candidates, write_plan, write_shared
 from autocompress.latency.profiling import model_of
-from autocompress.latency.shared_weights import WEIGHTS_FILE, write_shared
 from autocompress.latency.validation import check_by_leaving_out, check_on
 from autocompress.machine import describe_versions
 from autocompress.runtimes import runtime_named

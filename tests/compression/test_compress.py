@@ -10,8 +10,8 @@ from torch import nn
 
 from autocompress.compression import compress, rebuild, resolve
 from autocompress.compression.low_rank.matrices import gone_slots, pruned_layer
-from autocompress.compression.norms import reestimate_norms_
 from autocompress.compression.recipe import Recipe
+from autocompress.compression.reconstruct import reestimate_norms_
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.space.candidate import Candidate

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.compression.drop import drop_branches_
-from autocompress.compression.prune import remove_channels_
+from autocompress.compression.prune import drop_branches_, remove_channels_
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from tests.graph.masking import some_channels

@@ -14,8 +14,7 @@ from autocompress.errors import InputError
 from autocompress.execution.open_run import open_run
 from autocompress.execution.preparation import prepare
 from autocompress.latency import LatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
-from autocompress.latency.size_only import label_slower_ranks
+from autocompress.latency.online_predictor import OnlineLatencyPredictor, label_slower_ranks
 from autocompress.results.records import Latency, Predicted, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.space.candidate import Candidate

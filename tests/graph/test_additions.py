@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compression import compress
-from autocompress.compression.drop import drop_branches_
+from autocompress.compression.prune import drop_branches_
 from autocompress.graph import inspect_model
 from autocompress.space.candidate import Candidate
 from tests.graph.nets import GatedMlp, Transformer, randomize

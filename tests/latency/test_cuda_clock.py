@@ -11,8 +11,7 @@ import torch
 
 from autocompress.errors import MissingExtraError
 from autocompress.latency import measure_paired
-from autocompress.latency.clock import time_pair, wall_seconds
-from autocompress.latency.cuda_clock import cuda_seconds, timer_of
+from autocompress.latency.clock import cuda_seconds, time_pair, timer_of, wall_seconds
 from autocompress.latency.layer_times import measure_layer_times
 from autocompress.latency.on_device import open_session, runtime_version
 from autocompress.runtimes import export

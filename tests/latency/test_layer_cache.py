@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import InputError
+from autocompress.files import read_json
 from autocompress.latency import PairedTiming, on_device, plan
 from autocompress.latency.layer_cache import LayerStore, reused_times
 from autocompress.latency.layer_profiles import layer_keys
-from autocompress.latency.on_device import read_json
 from autocompress.latency.profiling import profile
 from autocompress.space.candidate import Candidate
 from tests.latency.nets import net

@@ -110,11 +110,11 @@ def test_a_busy_machine_is_measured_again_and_the_quietest_counts(short: Path, m
     given = iter(timings + timings)
     monkeypatch.setattr(latency, "time_pair", lambda *_: next(given))
     session = runtime_named("onnxruntime").load(short)
-    assert time_sessions(session, session, (X,), quiet_ms=1.0) is timings[2]
+    assert time_sessions(session, session, (X,), idle_ms=1.0) is timings[2]
     assert time_sessions(session, session, (X,)) is timings[0], "without a quiet figure one measurement is all there is"
     always_busy = iter([timings[0], timings[1], timings[0], timings[0]])
     monkeypatch.setattr(latency, "time_pair", lambda *_: next(always_busy))
-    assert time_sessions(session, session, (X,), quiet_ms=1.0) is timings[1]
+    assert time_sessions(session, session, (X,), idle_ms=1.0) is timings[1]
     assert next(always_busy, None) is None
 
 

@@ -20,14 +20,14 @@ import pytest
 import torch
 
 from autocompress.errors import InputError, MeasurementError
+from autocompress.files import read_json
 from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel, PairedTiming, on_device, plan
-from autocompress.latency.bundle import write_script
 from autocompress.latency.layer_extraction import LayerExtractor
 from autocompress.latency.layer_profiles import covering, layer_keys, quick_student
-from autocompress.latency.on_device import clock_drift, converged, measure_folder, read_json, repeatability, write_json
+from autocompress.latency.on_device import clock_drift, converged, measure_folder, repeatability, write_json
 from autocompress.latency.plan import write_plan
-from autocompress.latency.profiling import model_of, profile_of
+from autocompress.latency.profiling import model_of, profile_of, write_script
 from autocompress.latency.validation import check_by_leaving_out, check_on
 from autocompress.runtimes import export, runtime_named
 from autocompress.space.candidate import Candidate
@@ -189,7 +189,7 @@ def test_a_busy_moment_is_measured_again(folder: Path, clock: Clock) -> None:
 
 def test_a_noisy_machine_is_refused_with_the_reason(folder: Path, clock: Clock) -> None:
     clock.spread = 0.5
-    with pytest.raises(MeasurementError, match=r"must be quiet, but .* off by 50%.*load average .*--force"):
+    with pytest.raises(MeasurementError, match=r"must be idle, but .* off by 50%.*load average .*--force"):
         measure_folder(folder, folder / "measured.json", opener=clock.open)
     assert measure_folder(folder, folder / "measured.json", opener=clock.open, force=True)["complete"]
 
@@ -197,7 +197,7 @@ def test_a_noisy_machine_is_refused_with_the_reason(folder: Path, clock: Clock) 
 def test_noise_in_between_is_refused(folder: Path, clock: Clock) -> None:
     n_files = len(read_json(folder / "plan.json")["files"])
     clock.reference_ms = iter([1.0] * (n_files // 2) + [2.0] * 10_000)
-    with pytest.raises(MeasurementError, match="never measured calmly"):
+    with pytest.raises(MeasurementError, match="never measured undisturbed"):
         measure_folder(folder, folder / "measured.json", opener=clock.open)
 
 

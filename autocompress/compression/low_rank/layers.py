@@ -36,7 +36,7 @@ class ParallelSum(nn.Module):
 
 
 def with_residual(module: nn.Module, low_rank: nn.Sequential, weight: Tensor) -> ParallelSum:
-    """The factors beside a copy of the layer that has this weight, (groups, out, in, *kernel), and no bias."""
+    """The factors in parallel with a copy of the layer of weight (groups, out, in, *kernel) without bias."""
     residual: Any = copy.deepcopy(module)
     residual.register_parameter("bias", None)
     with torch.no_grad():

@@ -1,8 +1,9 @@
-"""Second moments of what every layer reads, collected in one pass of the model over the calibration batches."""
+"""Second moments of what every layer reads, collected in one pass over the calibration batches and cached."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,11 +11,15 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from autocompress.compression.low_rank.recurrent import level_inputs
 from autocompress.errors import CompressionError
+from autocompress.files import write_atomically
 from autocompress.task import Inputs, call_model
+from autocompress.tasks.data import cache_folder
 
 Moments = Mapping[str, Tensor]
 """Layer path -> mean of x x' over all positions, float64 (groups, n, n); of an embedding the diagonal, (1, n).
@@ -174,3 +179,49 @@ def _gram(rows: Tensor) -> tuple[Tensor, int]:
     """Sum of x x' over rows (groups, n_rows, n), and how many there are."""
     rows = rows.double()
     return rows.mT @ rows, rows.shape[1]
+
+
+_VERSION = 1  # of what a file holds; another number makes all files anew
+
+
+def cached_moments(model: nn.Module, paths: Sequence[str], batches: Sequence[Inputs]) -> Moments:
+    """What `collect_moments` gives, read from the cache folder where it was written before.
+
+    Files are written whole or not at all; a damaged one is made again.
+
+    Raises:
+        CompressionError: see `collect_moments`.
+    """
+    file = cache_folder() / "moments" / f"{moments_digest(model, paths, batches)}.safetensors"
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        moments = collect_moments(model, paths, batches)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, save({name: second.contiguous() for name, second in moments.items()}))
+        return moments
+
+
+def moments_digest(model: nn.Module, paths: Sequence[str], batches: Sequence[Inputs]) -> str:
+    """32 hex digits that change with the model's tensors, its structure, what it computes, the layers or the data.
+
+    Its output on the first batch stands for what it computes, as the tensors do not show the code of `forward`.
+    """
+    digest = hashlib.sha256(f"{_VERSION}{model!r}{list(paths)}{len(batches)}".encode())
+    tensors = [*model.state_dict().values()]
+    for inputs in batches:
+        tensors += inputs.values() if isinstance(inputs, dict) else inputs
+    with torch.no_grad():
+        tensors += _tensors(call_model(copy.deepcopy(model).eval(), batches[0]))
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _tensors(value: object) -> Iterable[Tensor]:
+    """The tensors in a model's output."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [tensor for item in items for tensor in _tensors(item)]

@@ -60,7 +60,7 @@ class StackedRecurrent(nn.Module):
 
 
 def split_recurrent(module: nn.RNNBase, scheme: str, factors: Sequence[Factors | None]) -> StackedRecurrent:
-    """The module with these factors of each level; None leaves a level as it is.
+    """The module with these factors of each level; None leaves a level unsplit.
 
     Args:
         module: not touched.

@@ -1,4 +1,4 @@
-"""Decompositions of a model's layers: those of layers that lost nothing are made once and kept."""
+"""Splits a candidate's ranks come to, and decompositions of layers; those of unpruned layers are made once and kept."""
 
 from __future__ import annotations
 
@@ -10,16 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.compression.low_rank.decomposition import DECOMPOSITIONS, Decomposition, Factors
+from autocompress.compression.low_rank.decomposition import (
+    DECOMPOSITIONS,
+    Decomposition,
+    Factors,
+    factors_and_residual,
+    smallest_ranks,
+)
 from autocompress.compression.low_rank.matrices import is_touched, matrices_of, pruned_layer, second_moments_of
-from autocompress.compression.low_rank.moment_cache import cached_moments
-from autocompress.compression.low_rank.moments import Moments
-from autocompress.compression.low_rank.residual import factors_and_residual
+from autocompress.compression.low_rank.moments import Moments, cached_moments
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.graph.shrink import GoneSlots
-from autocompress.space.rank_choice import SCHEMES, Residual
-from autocompress.space.ranks import Split, factor_shapes, parts, reason_against
+from autocompress.space.candidate import Candidate
+from autocompress.space.rank_choice import SCHEMES, RankChoice, Residual, parse_rank
+from autocompress.space.ranks import (
+    Split,
+    factor_shapes,
+    offered_ranks,
+    parts,
+    ranks_of_ratio,
+    reason_against,
+    split_of,
+)
 from autocompress.task import Inputs
 
 NOTHING_GONE: GoneSlots = {}
@@ -30,8 +43,8 @@ class Parts:
     """What a layer is split into.
 
     Attributes:
-        factors: of each of the layer's parts; None for one that stays as it is.
-        residual: beside them, (groups, out, in, *kernel), or None.
+        factors: of each of the layer's parts; None for one that is not split.
+        residual: added to them, (groups, out, in, *kernel), or None.
     """
 
     factors: Sequence[Factors | None]
@@ -170,3 +183,61 @@ def blank_factors(layer: Layer, split: Split) -> Parts:
 
 def _ranks_by_part(layer: Layer, split: Split) -> list[list[int]]:
     return [[rank] for rank in split.ranks] if layer.input_shapes else [list(split.ranks)]
+
+
+def choose_splits(
+    model: nn.Module,
+    graph: ModelGraph,
+    candidate: Candidate,
+    gone: GoneSlots,
+    left_out: set[str],
+    source: LowRankSource,
+    activation_aware: bool = True,
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """A split for each layer of which a rank is asked, and the layers of which every factorization would cost more.
+
+    Args:
+        model: the uncompressed model.
+        graph: of the model.
+        candidate: what is asked.
+        gone: slots that pruning removes.
+        left_out: layers that go with a dropped branch.
+        source: of the energies.
+        activation_aware: whether energy is that of the output on the calibration data, or of the weight.
+
+    Raises:
+        CompressionError: a layer does not take the scheme that is asked of it.
+    """
+    splits, dense = {}, []
+    for layer in graph.layers:
+        if layer.path not in candidate.rank_ratio or layer.path in left_out:
+            continue
+        choice = parse_rank(candidate.rank_ratio[layer.path])
+        reason = can_split(model.get_submodule(layer.path), layer, choice.scheme, choice.residual)
+        if reason is not None:
+            raise CompressionError(f"rank_ratio {choice.value!r} does not fit layer {layer.path!r}: {reason}")
+        pruned = pruned_layer(layer, gone)
+        if choice.ratio is not None:
+            ranks = ranks_of_ratio(pruned, choice.scheme, choice.ratio, candidate.rank_grid)
+        else:
+            decompositions = source.decompositions(layer, choice.scheme, gone, activation_aware)
+            ranks = _ranks_of_energy(pruned, choice, decompositions, candidate.rank_grid)
+        split = split_of(pruned, choice, ranks)
+        if split is None:
+            dense.append(layer.path)
+        else:
+            splits[layer.path] = split
+    return splits, tuple(dense)
+
+
+def _ranks_of_energy(
+    pruned: Layer, choice: RankChoice, decompositions: Sequence[Decomposition], grid: int
+) -> tuple[int, ...]:
+    """The smallest ranks on the grid that keep the energy."""
+    ranks: list[int] = []
+    for part, decomposition in zip(parts(pruned, choice.scheme), decompositions, strict=True):
+        offered = offered_ranks(part, choice.scheme, grid)
+        by_group = [tuple(rank // part.groups for rank in item) for item in offered]
+        place = by_group.index(smallest_ranks(decomposition, choice.energy or 1.0, by_group))
+        ranks.extend(offered[place])
+    return tuple(ranks)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from autocompress.graph.flow import Rule
 from autocompress.graph.rules.attention import ATTENTION
-from autocompress.graph.rules.elementwise import ELEMENTWISE
-from autocompress.graph.rules.factory import FACTORY
+from autocompress.graph.rules.elementwise import ELEMENTWISE, FACTORY
 from autocompress.graph.rules.layers import LAYERS
 from autocompress.graph.rules.recurrent import RECURRENT
 from autocompress.graph.rules.reduce import REDUCE

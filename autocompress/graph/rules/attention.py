@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
-from autocompress.graph.flow import Flow, Rule
+from autocompress.graph.flow import Flow, Rule, argument, shape_of
 from autocompress.graph.labels import Dim, Dims, Fixed
-from autocompress.graph.rules.arguments import argument, shape_of
 from autocompress.graph.rules.elementwise import broadcast
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from autocompress.graph.flow import ALONG, CONSUMER, PRODUCER, Flow
+from autocompress.graph.flow import ALONG, CONSUMER, PRODUCER, Flow, argument, axis, has_argument, shape_of
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
-from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
 
 
 def linear(node: fx.Node, flow: Flow) -> Dims:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from autocompress.graph.flow import CONSUMER, PRODUCER, Flow, Rule
+from autocompress.graph.flow import CONSUMER, PRODUCER, Flow, Rule, argument
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
-from autocompress.graph.rules.arguments import argument
 
 States = tuple[Slots, Slots]
 """Labels of what a cell gives out at each step, and of its hidden units: the same, unless the LSTM projects them."""

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from torch import fx
 
-from autocompress.graph.flow import CONSUMER, PRODUCER, Flow, Rule, rule_key
+from autocompress.graph.flow import CONSUMER, PRODUCER, Flow, Rule, argument, axis, has_argument, rule_key, shape_of
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
-from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
 from autocompress.graph.rules.elementwise import broadcast, elementwise
 
 ALIGNED_BYTES = 16

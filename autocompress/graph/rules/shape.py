@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
-from autocompress.graph.flow import Flow, Rule
+from autocompress.graph.flow import Flow, Rule, argument, axis, has_argument, shape_of
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
-from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
 
 
 def permute(node: fx.Node, flow: Flow) -> Dims:

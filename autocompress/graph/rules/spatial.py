@@ -7,9 +7,8 @@ import math
 import numpy as np
 from torch import fx
 
-from autocompress.graph.flow import Flow, Rule
+from autocompress.graph.flow import Flow, Rule, argument, axis, has_argument, shape_of
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
-from autocompress.graph.rules.arguments import argument, axis, has_argument, shape_of
 
 POOLS = "max_pool{n}d avg_pool{n}d adaptive_avg_pool{n}d adaptive_max_pool{n}d max_pool{n}d_with_indices"
 UPSAMPLES = "linear1d bilinear2d bicubic2d nearest1d nearest2d nearest3d trilinear3d _nearest_exact2d"

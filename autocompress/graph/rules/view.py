@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from autocompress.graph.flow import CONSUMER, Flow, Rule, rule_key
+from autocompress.graph.flow import CONSUMER, Flow, Rule, rule_key, shape_of
 from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
-from autocompress.graph.rules.arguments import shape_of
 
 Run = list[tuple[int, int]]
 """Consecutive dimensions as (place, size), sizes of 1 left out."""
@@ -121,7 +120,7 @@ def _survey(node: fx.Node, labels: Dim, old: Run, new: Run, flow: Flow) -> None:
 
 
 def _split(node: fx.Node, labels: Dim, new: Run, follows: int | None, flow: Flow) -> list[Dim]:
-    """Several dimensions from one: the channels go on in one of them, and the others are fixed.
+    """Several dimensions from one: one of them keeps the channels, and the others are fixed.
 
     That one is where the labels already vary alone (a flattened map is unflattened), or the one that counts
     attention heads, or the one whose size the user left to follow (-1), or the innermost.

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compression.low_rank import moments as moments_module
-from autocompress.compression.low_rank.moment_cache import cached_moments, moments_digest
-from autocompress.compression.low_rank.moments import collect_moments, windows
+from autocompress.compression.low_rank.moments import cached_moments, collect_moments, moments_digest, windows
 from autocompress.errors import CompressionError
 from autocompress.tasks.data import CACHE_VARIABLE
 from tests.compression.low_rank.reference import error, random_inputs, size, split, window_rows
@@ -94,7 +93,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_moments_are_collected_once_and_kept_on_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), random_inputs(0, 30, 4)
     first = cached_moments(model, ["0", "2"], [(x,)])
-    monkeypatch.setattr("autocompress.compression.low_rank.moment_cache.collect_moments", None)
+    monkeypatch.setattr("autocompress.compression.low_rank.moments.collect_moments", None)
     again = cached_moments(model, ["0", "2"], [(x,)])
     assert first.keys() == again.keys() == {"0", "2"}
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -10,8 +10,8 @@ from torch import nn
 
 from autocompress.compression import merge
 from autocompress.compression.factorize import factorize_
+from autocompress.compression.low_rank.decomposition import factors_and_residual
 from autocompress.compression.low_rank.layers import ParallelSum
-from autocompress.compression.low_rank.residual import factors_and_residual
 from autocompress.compression.low_rank.source import LowRankSource
 from autocompress.compression.quantize import stored_bits as stored_bits_of
 from autocompress.compression.quantize.placement import rounded

@@ -12,7 +12,7 @@ import pytest
 from autocompress.cli import main
 from autocompress.latency import LatencyModel
 from autocompress.latency.layer_profiles import layer_keys
-from autocompress.latency.size_only import label_slower_ranks
+from autocompress.latency.online_predictor import label_slower_ranks
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from tests.latency.nets import RULES, made_up_table, net, true_ratios
