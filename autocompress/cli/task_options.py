@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from autocompress.config import TEACHER_LOSSES
 from autocompress.errors import InputError
 from autocompress.tasks.identifiers import KINDS, is_task_id, read_task_id
 
@@ -16,7 +15,6 @@ _NAMES = (
     "label_column",
     "kind",
     "metric",
-    "teacher_loss",
     "weights",
     "max_length",
     "n_train",
@@ -35,9 +33,6 @@ def add_task_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--label-column", metavar="NAME", help="column of the labels")
     group.add_argument("--kind", choices=KINDS, help="what the model does (default: what its config says)")
     group.add_argument("--metric", help="accuracy, f1, auc, log_loss, ... or package.module:function")
-    group.add_argument(
-        "--teacher-loss", choices=TEACHER_LOSSES, help="how students learn from the uncompressed model's outputs"
-    )
     group.add_argument("--weights", metavar="FILE", help="weights of a model that is built by name")
     group.add_argument("--max-length", type=int, help="tokens of a text (default: what 99%% of the texts need)")
     group.add_argument("--n-train", type=int, metavar="N", help="most samples to train on (default: 10000)")
