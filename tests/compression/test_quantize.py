@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from autocompress.compression import compress
 from autocompress.compression.quantize import calibrate_, quantize_
 from autocompress.compression.quantize.activations import ActivationQuantizer
 from autocompress.compression.quantize.layers import QuantizedConv2d, QuantizedLinear
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, inspect_model
+from autocompress.space.candidate import Candidate
 
 LAYERS = (
     Layer("conv1", "conv2d", (8, 3, 3, 3), 0, 0, norm="bn1", relu=True, feeds=("conv2",), feeds_only_layers=True),
@@ -197,3 +199,36 @@ def test_a_recurrent_layer_whose_weights_were_replaced_is_rounded_from_its_first
     with torch.no_grad():
         first, second = model(*x)[0], model(*x)[0]
     assert torch.equal(first, second)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with its activation, as timm has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x))
+
+
+class NormActNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3), NormAct(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3), NormAct(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.bn2(self.conv2(self.bn1(self.conv1(x)))).mean((2, 3)))
+
+
+def test_a_norm_of_ones_own_keeps_its_forward_at_eight_bits() -> None:
+    torch.manual_seed(0)
+    model, x = NormActNet().eval(), torch.rand(16, 3, 12, 12)
+    graph = inspect_model(model, (x,))
+    candidate = Candidate(weight_bits={layer.path: 8 for layer in graph.layers})
+    student = compress(model, candidate, (x,), [(x,)], graph=graph)
+    with torch.no_grad():
+        given, expected = student(x), model(x)
+    assert float((given - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    middle = student.get_submodule("bn2")(torch.randn(2, 8, 4, 4)).detach()
+    assert float(middle.min()) >= 0, "the activation is still there"
+    assert isinstance(student.get_submodule("bn2"), NormAct)
+    assert torch.equal(copy.deepcopy(student)(x), given)

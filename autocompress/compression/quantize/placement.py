@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
-from autocompress.compression.quantize.layers import LAYERS, NORMS, QuantizedLayer
+from autocompress.compression.quantize.layers import LAYERS, QuantizedLayer, quantized_norm
 from autocompress.compression.quantize.weights import (
     HALF_RANGE_MAX,
     INT8_MAX,
@@ -144,7 +144,7 @@ def _round_output_(model: nn.Module, layer: Layer, last: str, integer: set[str])
         return None  # a float output costs an integer linear nothing; or the readers' input quantizers stand there
     end = layer.norm if layer.norm is not None else last
     if layer.norm is not None:
-        _swap_class(model, end, NORMS[type(model.get_submodule(end))])
+        _swap_class(model, end, quantized_norm(type(model.get_submodule(end))))
     model.get_submodule(end).output_quantizer = quantizer = ActivationQuantizer(non_negative=layer.relu)
     return quantizer
 
