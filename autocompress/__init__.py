@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autocompress.config import DistillSettings
     from autocompress.distillation.fine_tune import distill
     from autocompress.errors import AutocompressError
+    from autocompress.evaluation import evaluate
     from autocompress.graph import ModelGraph, inspect_model
     from autocompress.latency import LatencyModel, Measurement, measure_latency, measure_paired, profile
     from autocompress.publishing.artifact import load
@@ -38,6 +39,7 @@ _HOMES = {
     "TrialRecord": "results.records",
     "compress": "compression",
     "distill": "distillation",
+    "evaluate": "evaluation",
     "export": "runtimes",
     "inspect_model": "graph",
     "load": "publishing.artifact",
@@ -63,6 +65,7 @@ __all__ = [
     "TrialRecord",
     "compress",
     "distill",
+    "evaluate",
     "export",
     "inspect_model",
     "load",
