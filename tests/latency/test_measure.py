@@ -15,9 +15,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress import latency
 from autocompress.errors import ExportError, InputError
-from autocompress.latency import MeasurementLock, PairedTiming, measure_latency, measure_paired, time_sessions
+from autocompress.latency import MeasurementLock, PairedTiming, measure, measure_latency, measure_paired, time_sessions
 from autocompress.runtimes import runtime_named
 
 WIDTH = 192
@@ -108,12 +107,12 @@ def test_every_timed_run_lies_inside_one_turn(short: Path, tmp_path: Path) -> No
 def test_a_busy_machine_is_measured_again_and_the_quietest_counts(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timings = [PairedTiming(ratio, 0.01, ratio * ms, ms, 9, 90) for ratio, ms in ((0.7, 1.5), (0.6, 1.3), (0.5, 1.05))]
     given = iter(timings + timings)
-    monkeypatch.setattr(latency, "time_pair", lambda *_: next(given))
+    monkeypatch.setattr(measure, "time_pair", lambda *_: next(given))
     session = runtime_named("onnxruntime").load(short)
     assert time_sessions(session, session, (X,), idle_ms=1.0) is timings[2]
     assert time_sessions(session, session, (X,)) is timings[0], "without a quiet figure one measurement is all there is"
     always_busy = iter([timings[0], timings[1], timings[0], timings[0]])
-    monkeypatch.setattr(latency, "time_pair", lambda *_: next(always_busy))
+    monkeypatch.setattr(measure, "time_pair", lambda *_: next(always_busy))
     assert time_sessions(session, session, (X,), idle_ms=1.0) is timings[1]
     assert next(always_busy, None) is None
 

@@ -73,7 +73,7 @@ def test_a_profile_is_saved_checked_and_drawn(
     assert LatencyModel.load(output).baseline_ms == 2.0
     text = capsys.readouterr().out
     assert "device.json: made up on onnxruntime 1.0, 2.000 ms uncompressed" in text and "60 candidates timed" in text
-    assert "60 candidates, leaving each out in turn: MAPE" in text and "Spearman 0.9" in text
+    assert "60 candidates, leave-one-out: MAPE" in text and "Spearman 0.9" in text
     assert "drifted" not in text
     assert drawing.read_text(encoding="utf-8").count("<circle") == 60
 
