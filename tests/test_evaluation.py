@@ -84,3 +84,14 @@ def test_a_metric_that_is_no_number_is_refused() -> None:
 
 def test_there_is_one_evaluation() -> None:
     assert not hasattr(ac, "evaluate") or ac.evaluate is evaluate
+
+
+def test_an_evaluate_of_ones_own_is_not_passed_over_for_a_subset() -> None:
+    class Own(SupervisedTask):
+        def evaluate(self, predict: Predict, split: str) -> dict[str, float]:
+            return {"own": 1.0}
+
+    batches = [(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))] * 3
+    model = nn.Linear(3, 2).eval()
+    assert evaluate_model(model, Own(model, batches, batches, batches), n_samples=4) == {"own": 1.0}
+    assert "accuracy" in evaluate_model(model, SupervisedTask(model, batches, batches, batches), n_samples=4)
