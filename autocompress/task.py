@@ -246,10 +246,13 @@ class SupervisedTask:
         Raises:
             InputError: the split is neither "selection" nor "test".
         """
-        return self.evaluate_subset(predict, split, None)
+        return self._evaluated(predict, split, None)
 
-    def evaluate_subset(self, predict: Predict, split: str, n_samples: int | None) -> dict[str, float]:
-        """As `evaluate`, on the first batches that hold the number of samples; None takes all."""
+    def evaluate_subset(self, predict: Predict, split: str, n_samples: int) -> dict[str, float]:
+        """As `evaluate`, on the first batches that hold the number of samples."""
+        return self._evaluated(predict, split, n_samples)
+
+    def _evaluated(self, predict: Predict, split: str, n_samples: int | None) -> dict[str, float]:
         if split not in self._splits:
             raise InputError(f"`split` must be one of {sorted(self._splits)}, but got {split!r}")
         outputs, targets = predict_all(predict, first_samples(map(as_batch, self._splits[split]), n_samples))
