@@ -19,7 +19,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.tasks.data import cache_folder
 
 _N_UNIFORM = 2
-_SOLVED_SHARE = 3  # one trial in so many is a candidate of the solver
+_SOLVED_SHARE = 3  # one trial in this number is a candidate of the solver
 _MAX_SOLVED = 8
 
 
@@ -40,7 +40,7 @@ def enqueue_uniform(study: SearchStudy, n_trials: int) -> None:
 
 
 def n_knapsack_candidates(n_trials: int) -> int:
-    """How many of the solver's candidates a search of so many trials starts with."""
+    """Number of the solver's candidates that a search of `n_trials` starts with."""
     return min(_MAX_SOLVED, max(1, n_trials // _SOLVED_SHARE))
 
 

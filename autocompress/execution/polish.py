@@ -14,8 +14,7 @@ from autocompress.results.records import TrialRecord
 from autocompress.sampling.study import POLISHED
 
 _LEAST_STEPS = 100  # fewer are not worth a trial's start
-_SAFETY = 0.85  # of the time that a polish is given: what it was not measured with
-_NOTHING_TO_GAIN = 0.0
+_SAFETY = 0.85  # share of the time that is planned with: its start and its judging take the rest
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ class PolishPlanner:
         baseline = front.baseline
         top = self._objectives.gain_of(baseline) if baseline is not None else float("inf")
         points = [
-            point
-            for point in front.points
-            if not point.candidate.is_baseline and self._objectives.gain_of(point) < top - _NOTHING_TO_GAIN
+            point for point in front.points if not point.candidate.is_baseline and self._objectives.gain_of(point) < top
         ]
         points.sort(key=ratio, reverse=True)
         return spread(points, self._settings.n_points)
