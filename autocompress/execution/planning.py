@@ -19,24 +19,32 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.tasks.data import cache_folder
 
 _N_UNIFORM = 2
+_ALL = 100  # more trials than have uniform candidates
 _SOLVED_SHARE = 3  # one trial in this number is a candidate of the solver
 _MAX_SOLVED = 8
 
 
 def find_sensitivity(context: SearchContext, space: SearchSpace, effort: Effort) -> Sensitivity:
     """Measures what each choice costs, on the Ray that is initialized, or estimates it where the settings say so."""
-    probe = SensitivityProbe(context.task, context.model, context.graph, context.settings)
+    make_probe = partial(
+        SensitivityProbe, context.task, context.model, context.graph, context.settings, context.half_range_weights
+    )
+    probe = make_probe()
     if context.settings.sensitivity == "fisher":
         importance = context.settings.importance
         return fisher_sensitivity(space, context.task, context.model, context.graph, list(probe.labelled), importance)
-    make_probe = partial(SensitivityProbe, context.task, context.model, context.graph, context.settings)
     return measure_sensitivity(space, probe, cache_folder() / "sensitivity", make_probe, effort)
 
 
 def enqueue_uniform(study: SearchStudy, n_trials: int) -> None:
-    """What is tried first where a sampler without a plan of its own proposes."""
-    study.enqueue(uniform_candidates(study.space, n_trials), "uniform")
-    study.enqueue(single_drop_candidates(study.space, n_trials), "single drop")
+    """Queues what is tried first where a sampler without a plan of its own proposes, unless that was done before."""
+    first = {
+        "uniform": uniform_candidates(study.space, n_trials),
+        "single drop": single_drop_candidates(study.space, n_trials),
+    }
+    for origin, candidates in first.items():
+        if not study.has_proposed(origin):
+            study.enqueue([item for item in candidates if not study.is_judged(item)], origin)
 
 
 def n_knapsack_candidates(n_trials: int) -> int:
@@ -48,7 +56,8 @@ def enqueue_knapsack_front(
     study: SearchStudy, sensitivity: Sensitivity, latency_predictor: OnlineLatencyPredictor, n_points: int
 ) -> None:
     """What is tried first by the default sampler: a few uniform candidates, then the solver's predicted front."""
-    study.enqueue(uniform_candidates(study.space, n_points)[:_N_UNIFORM], "uniform")
+    uniform = [item for item in uniform_candidates(study.space, _ALL) if not study.is_judged(item)]
+    study.enqueue(uniform[: min(_N_UNIFORM, n_points)], "uniform")
     blocks = blocks_of(study.space)
     costs = block_costs(blocks, sensitivity.increases(study.space))
     front = Solver(study.space, blocks, latency_predictor.ratios).front(costs, study.objectives.budget or 1.0, n_points)

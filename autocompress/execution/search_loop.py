@@ -85,8 +85,6 @@ def start(
             predictor = _predictor_of(prepared.context)
             study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
             study.add(prepared.baseline)
-            if settings.sampler != PLANNED:
-                enqueue_uniform(study, settings.n_trials)
             folder.write_info(prepared.info)  # last: a folder without it is not a run yet
             search = _Search(folder, prepared.context, prepared.info, study, predictor, clock, console, target_device)
             return search.run()
@@ -191,6 +189,7 @@ class _Search:
         """Gives the default sampler its plan; measures sensitivities unless an earlier start of the run did."""
         settings, study = self.info.settings, self.study
         if settings.sampler != PLANNED:
+            enqueue_uniform(study, settings.n_trials)
             return
         known = self.folder.sensitivity.is_file()
         if known:

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,7 @@ class SensitivityProbe:
         model: the uncompressed model.
         graph: of the model.
         settings: how candidates are compressed.
+        half_range_weights: see `Recipe`.
         n_samples: samples of the calibration and of the labelled training batches; whole batches are taken.
     """
 
@@ -145,8 +146,10 @@ class SensitivityProbe:
         model: nn.Module,
         graph: ModelGraph,
         settings: SearchSettings,
+        half_range_weights: bool = False,
         n_samples: int = N_SAMPLES,
     ) -> None:
+        self._half_range_weights = half_range_weights
         self._task, self._model, self._graph, self._settings = task, model.eval(), graph, settings
         self._calibration = list(_first_samples(map(as_inputs, task.calibration_batches()), n_samples, _n_inputs))
         self._labelled = list(_first_samples(map(as_batch, task.train_batches(_SEED)), n_samples, _n_batch))
@@ -163,6 +166,7 @@ class SensitivityProbe:
         """12 hex digits that change with the model, the data and the way of compressing."""
         settings = self._settings
         way = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
+        way = (*way, "half range") if self._half_range_weights else way
         digest = hashlib.sha256(f"{model_digest(self._model)}{way}".encode())
         for inputs in (*self._calibration, *(inputs for inputs, _ in self._labelled)):
             for value in inputs.values() if isinstance(inputs, dict) else inputs:
@@ -182,6 +186,7 @@ class SensitivityProbe:
     def _student(self, candidate: Candidate) -> nn.Module:
         model, graph, calibration_stats, how = self._model, self._graph, self._calibration_stats, self._settings
         recipe = resolve(model, graph, candidate, how.importance, calibration_stats, how.activation_aware)
+        recipe = replace(recipe, half_range_weights=self._half_range_weights)
         return rebuild(
             model,
             graph,

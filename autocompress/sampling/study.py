@@ -156,6 +156,14 @@ class SearchStudy:
             for candidate in candidates:
                 self._study.enqueue_trial(self._params_of(candidate), user_attrs={"origin": origin})
 
+    def has_proposed(self, origin: str) -> bool:
+        """Whether a trial of that origin was ever queued or given out."""
+        return any(trial.user_attrs.get("origin") == origin for trial in self._study.get_trials(deepcopy=False))
+
+    def is_judged(self, candidate: Candidate) -> bool:
+        """Whether there is a record of the candidate, longer training left out."""
+        return candidate.digest in self._known
+
     def _params_of(self, candidate: Candidate) -> dict[str, int]:
         """Positions of a candidate's choices in the knobs' lists."""
         choices = self.space.choices_of(candidate)

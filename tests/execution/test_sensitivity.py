@@ -37,7 +37,7 @@ SPACE = tiny_space()
 
 
 def probe(**settings: object) -> SensitivityProbe:
-    return SensitivityProbe(tiny_task(), trained_model(), GRAPH, SearchSettings.from_dict(settings))
+    return SensitivityProbe(tiny_task(), trained_model(), GRAPH, SearchSettings.from_dict(settings), True)
 
 
 class Counting(SensitivityProbe):
@@ -49,7 +49,7 @@ class Counting(SensitivityProbe):
 
 
 def counting() -> Counting:
-    return Counting(tiny_task(), trained_model(), GRAPH, SearchSettings())
+    return Counting(tiny_task(), trained_model(), GRAPH, SearchSettings(), True)
 
 
 def test_every_choice_that_changes_something_is_measured(tmp_path: Path) -> None:
@@ -79,6 +79,15 @@ def test_increases_cover_every_choice_of_the_space() -> None:
     assert set(table) == {knob.name for knob in SPACE.knobs}
     assert table["weight_bits:fc"] == {32: 0.0, 8: 0.25}
     assert table["prune_ratio:conv1"] == {0.0: 0.0, 0.5: math.inf}, "what cannot be applied is never worth it"
+
+
+def test_the_grid_of_weights_is_that_of_the_runs_files() -> None:
+    """Kernels that saturate get half the range; see `Recipe`."""
+    whole = SensitivityProbe(tiny_task(), trained_model(), GRAPH, SearchSettings())
+    half = probe()
+    candidate = Candidate(weight_bits={"conv1": 8, "conv2": 8, "fc": 8})
+    assert whole.loss(candidate) != half.loss(candidate) and whole.digest != half.digest
+    assert whole.loss(Candidate()) == half.loss(Candidate())
 
 
 def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_any_cut_is_refused(good: dict[str, Any], tmp_path: Path) -> None:
     path, text = tmp_path / "device.json", json.dumps(good, indent=1)
     for n in range(0, len(text) - 2, len(text) // 25):
         path.write_text(text[:n], encoding="utf-8")
-        with pytest.raises(InputError, match=r"device.json, line \d+ is not JSON"):
+        with pytest.raises(InputError, match=r"device.json is damaged: line \d+ is not JSON"):
             LatencyModel.load(path)
 
 

@@ -128,6 +128,7 @@ class StubSession:
 
     def __init__(self, n_params: int) -> None:
         self.n_params = n_params
+        self.cost = n_params
 
     def prepare(self, inputs: Inputs) -> object:
         return inputs
