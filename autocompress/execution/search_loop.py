@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from autocompress.compression import Recipe
-from autocompress.config import ALL_THAT_FIT, SearchSettings
+from autocompress.config import ALL_THAT_FIT, DistillSettings, SearchSettings
 from autocompress.errors import InputError, StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
@@ -33,10 +33,11 @@ from autocompress.execution.progress import SearchProgress, step_progress
 from autocompress.execution.ray_backend import n_concurrent, open_target_device, ray_cluster, run_trials
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.run_clock import RunClock
+from autocompress.execution.rung_fit import fitted_rungs, training_step_seconds
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial_queue import Limits, TrialQueue
-from autocompress.execution.whole_models import judge_whole_models
+from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
@@ -146,15 +147,17 @@ class _Search:
 
     def run(self) -> ParetoFront:
         """Runs what is left of the search, and writes the front's files."""
-        settings, study = self.info.settings, self.study
+        study = self.study
         for record in study.records():
             self.predictor.learn(record)
         n_before = len(study.records())
         stop = AbortStopper()
-        with ray_cluster(settings):
-            if study.n_finished < settings.n_trials:
+        with ray_cluster(self.info.settings):
+            if study.n_finished < self.info.settings.n_trials:
                 self._judge_whole_models()
                 self._plan()
+                self._fit_rungs()
+            settings = self.info.settings
             write_records(self.folder.records, study.records())
             left = self.clock.training_left
             minutes_left = None if left is None else left / 60
@@ -205,6 +208,25 @@ class _Search:
             n_points = n_knapsack_candidates(settings.n_trials)
             enqueue_knapsack_front(study, sensitivity, self.predictor, n_points)
             sensitivity.write(self.folder.sensitivity)  # last: without it all this is done again
+
+    def _fit_rungs(self) -> None:
+        """Shortens the exploration's fine-tunes at a run's first start, where few would fit into the minutes."""
+        settings, seconds = self.info.settings, self.clock.training_left
+        rungs = settings.distill.rungs
+        explored = any(record.origin not in ("baseline", WHOLE_MODEL) for record in self.study.records())
+        if seconds is None or explored or rungs != DistillSettings().rungs:
+            return
+        seconds *= 1 - settings.polish_share
+        judged = [sum(record.seconds.values()) for record in self.study.records() if record.origin == WHOLE_MODEL]
+        step = training_step_seconds(self.context)
+        fitted = fitted_rungs(rungs, step, max(judged, default=0.0), seconds, n_concurrent(settings))
+        if fitted == rungs:
+            return
+        _print(self.console, f"fine-tunes of new candidates take {fitted[-1]} steps, so that more of them fit")
+        settings = replace(settings, distill=replace(settings.distill, rungs=fitted))
+        self.info = replace(self.info, settings=settings)
+        self.context = replace(self.context, settings=settings)
+        self.folder.write_info(self.info)
 
     def _queue(self, stop: AbortStopper, progress: SearchProgress) -> TrialQueue:
         settings, objectives = self.info.settings, self.info.objectives
