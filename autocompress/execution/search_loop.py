@@ -55,6 +55,10 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task
 
 
+_POINTS_EXPECTED = 8
+_SECONDS_A_POINT = 5  # export, parity, timing, memory of a small model
+
+
 def start(
     task: Task,
     space: str | SearchSpace,
@@ -152,6 +156,7 @@ class _Search:
             self.predictor.learn(record)
         n_before = len(study.records())
         stop = AbortStopper()
+        self.clock.end_seconds = end_seconds(self.info)
         with ray_cluster(self.info.settings):
             if study.n_finished < self.info.settings.n_trials:
                 self._judge_whole_models()
@@ -266,6 +271,17 @@ class _Search:
         context = replace(self.context, moments=moments_of(self.context, self.study.space))
         run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
         searcher.on_experiment_end()
+
+
+def end_seconds(info: RunInfo) -> float:
+    """What the front's files will take to be measured: each, and the uncompressed one, is run on two splits.
+
+    Points are expected to take half of the uncompressed model's time.
+    """
+    settings = info.settings
+    n_points = settings.polish_points or _POINTS_EXPECTED
+    passes = 1 + n_points / 2
+    return passes * 2 * info.n_selection * info.objectives.reference_ms / 1000 + (1 + n_points) * _SECONDS_A_POINT
 
 
 def _print_budgets(front: ParetoFront, console: Console | None) -> None:

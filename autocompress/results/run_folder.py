@@ -56,6 +56,7 @@ class RunInfo:
         started: ISO 8601 time of the first start.
         rank_grid: of the space; see `SearchSpace`.
         half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
+        n_selection: samples of the selection split.
     """
 
     task: str
@@ -73,6 +74,7 @@ class RunInfo:
     started: str = ""
     rank_grid: int = RANK_GRID
     half_range_weights: bool = False
+    n_selection: int = 0
 
 
 @dataclass(frozen=True)
