@@ -14,6 +14,7 @@ from rich.console import Console
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, DistillSettings, SearchSettings
 from autocompress.errors import InputError, StorageError
+from autocompress.evaluation import evaluate_model, judges_parts
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.event_log_callback import EventLogCallback
@@ -36,6 +37,7 @@ from autocompress.execution.run_clock import RunClock
 from autocompress.execution.rung_fit import fitted_rungs, training_step_seconds
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Effort, Sensitivity
+from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
@@ -52,8 +54,7 @@ from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task
-
+from autocompress.task import Task, as_batch
 
 _POINTS_EXPECTED = 8
 _SECONDS_A_POINT = 5  # export, parity, timing, memory of a small model
@@ -162,6 +163,7 @@ class _Search:
                 self._judge_whole_models()
                 self._plan()
                 self._fit_rungs()
+                self._judge_baseline_on_part()
             settings = self.info.settings
             write_records(self.folder.records, study.records())
             left = self.clock.training_left
@@ -233,6 +235,16 @@ class _Search:
         self.context = replace(self.context, settings=settings)
         self.folder.write_info(self.info)
 
+    def _judge_baseline_on_part(self) -> None:
+        """Judges the uncompressed model as new candidates are judged, so that they can be compared."""
+        task = self.context.task
+        if self.info.baseline_part or not judges_parts(task):
+            return
+        batch = as_batch(next(iter(task.train_batches(self.info.settings.seed))))
+        n_samples = subset_size(self.info.settings.distill, [batch])
+        self.info = replace(self.info, baseline_part=evaluate_model(self.context.model, task, n_samples=n_samples))
+        self.folder.write_info(self.info)
+
     def _queue(self, stop: AbortStopper, progress: SearchProgress) -> TrialQueue:
         settings, objectives = self.info.settings, self.info.objectives
         began = datetime.fromisoformat(self.info.started)
@@ -244,7 +256,8 @@ class _Search:
         steps = settings.polish_steps
         if steps is None and settings.minutes is None:
             steps = 4 * settings.distill.rungs[-1]
-        polish = PolishSettings(settings.polish_points, steps, n_concurrent(settings))
+        top = self.info.baseline_part.get(objectives.metric)
+        polish = PolishSettings(settings.polish_points, steps, n_concurrent(settings), top)
         patience = None if settings.patience is None else Patience(settings.patience, objectives)
         return TrialQueue(
             self.study,
