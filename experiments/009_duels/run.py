@@ -168,6 +168,39 @@ def write(name: str, rows: list[Row], about: dict[str, Any]) -> None:
     path.write_text(json.dumps(entries, indent=1) + "\n")
 
 
+def write_readme(rows: list[Row], about: dict[str, Any]) -> None:
+    """Replaces the duel's table in README.md, which lies between two comments; a new duel comes at the end."""
+    path, name = HERE / "README.md", rows[0].duel
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    lines = [
+        begin,
+        f"## {name}",
+        "",
+        f"{about['minutes']:g} minutes with {about['workers']} workers, seed {about['seed']}, commit `{about['commit']}`, "
+        f"{about['machine'].get('cpu', 'a CPU')}. Not answered by a point of ours that is as fast and at most 0.1 points "
+        f"worse: {', '.join(about['unanswered']) or 'none'}. Hypervolume ours / peers: {_number(about['ratio'])}.",
+        "",
+        "| | file | latency ratio | accuracy | MiB |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {row.who} | {row.what} | {row.latency_ratio:.3f} ± {row.spread:.3f} | {row.accuracy:.2%} | {row.size_mib:.2f} |"
+            for row in sorted(rows, key=lambda row: -row.latency_ratio)
+        ),
+        end,
+    ]
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Duels\n"
+    block = "\n".join(lines)
+    if begin in text:
+        text = text[: text.index(begin)] + block + text[text.index(end) + len(end) :]
+    else:
+        text = text.rstrip("\n") + "\n\n" + block + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=yaml.safe_load((HERE / "rows.yaml").read_text()))
@@ -197,6 +230,7 @@ def main() -> None:
             **verdict(rows),
         }
         write(args.row, rows, about)
+        write_readme(rows, about)
         print(json.dumps(about, indent=1))
 
 
