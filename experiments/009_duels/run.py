@@ -176,16 +176,14 @@ def write_readme(rows: list[Row], about: dict[str, Any]) -> None:
         begin,
         f"## {name}",
         "",
-        f"{about['minutes']:g} minutes with {about['workers']} workers, seed {about['seed']}, commit `{about['commit']}`, "
-        f"{about['machine'].get('cpu', 'a CPU')}. Not answered by a point of ours that is as fast and at most 0.1 points "
-        f"worse: {', '.join(about['unanswered']) or 'none'}. Hypervolume ours / peers: {_number(about['ratio'])}.",
+        f"{about['minutes']:g} minutes with {about['workers']} workers, seed {about['seed']}, commit "
+        f"`{about['commit']}`, {about['machine'].get('cpu', 'a CPU')}. Not answered by a point of ours that is as fast "
+        f"and at most 0.1 points worse: {', '.join(about['unanswered']) or 'none'}. Hypervolume ours / peers: "
+        f"{_number(about['ratio'])}.",
         "",
         "| | file | latency ratio | accuracy | MiB |",
         "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {row.who} | {row.what} | {row.latency_ratio:.3f} ± {row.spread:.3f} | {row.accuracy:.2%} | {row.size_mib:.2f} |"
-            for row in sorted(rows, key=lambda row: -row.latency_ratio)
-        ),
+        *map(_table_row, sorted(rows, key=lambda row: -row.latency_ratio)),
         end,
     ]
     text = path.read_text(encoding="utf-8") if path.exists() else "# Duels\n"
@@ -195,6 +193,11 @@ def write_readme(rows: list[Row], about: dict[str, Any]) -> None:
     else:
         text = text.rstrip("\n") + "\n\n" + block + "\n"
     path.write_text(text, encoding="utf-8")
+
+
+def _table_row(row: Row) -> str:
+    latency = f"{row.latency_ratio:.3f} ± {row.spread:.3f}"
+    return f"| {row.who} | {row.what} | {latency} | {row.accuracy:.2%} | {row.size_mib:.2f} |"
 
 
 def _number(value: float | None) -> str:
