@@ -44,19 +44,19 @@ def precisions(name: str, model: nn.Module, task: Task, runtime: str, folder: Pa
 
 
 def depth_cut(task: Task, share: float, minutes: float, file: Path) -> nn.Module:
-    """The model without that share of its residual blocks, evenly spread, distilled for so many minutes of one core."""
+    """The model without that share of its residual blocks, evenly spread, distilled for that many minutes of one core (CPU time)."""
     torch.set_num_threads(1)
     model = task.build_model().eval()
     student = cut(model, task, share)
     if file.exists():
         student.load_state_dict(torch.load(file, weights_only=True))
         return student.eval()
-    begin = time.monotonic()
+    begin = time.process_time()
     trial = FineTune(cut(model, task, share), Teacher(model), task, DistillSettings(rungs=(0, 10_000)))
     trial.advance(_TIMED_STEPS)
-    timed = time.monotonic()
+    timed = time.process_time()
     trial.advance(2 * _TIMED_STEPS)
-    steps = max(1, int((60 * minutes - (time.monotonic() - begin)) / ((time.monotonic() - timed) / _TIMED_STEPS)))
+    steps = max(1, int((60 * minutes - (time.process_time() - begin)) / ((time.process_time() - timed) / _TIMED_STEPS)))
     FineTune(student, Teacher(model), task, DistillSettings(rungs=(0, steps))).advance(steps)
     torch.save(student.state_dict(), file)
     return student.eval()
