@@ -43,9 +43,12 @@ from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
+from autocompress.publishing.engine_peer import measure_engine_peer
 from autocompress.publishing.export_front import export_front
+from autocompress.report.files import write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
+from autocompress.results.peer import read_peer
 from autocompress.results.records import TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.sampling.early_stopping import ParetoEarlyStopping
@@ -184,11 +187,24 @@ class _Search:
         _print(self.console, "measuring the front's files with the workers idle")
         with step_progress(self.console, "files measured") as on_point:
             _, front = export_front(study.records(), self.context, self.folder, self.info, self.target_device, on_point)
+        self._measure_peer()
         _print(self.console, _busy_text(study.records()[n_before:], seconds, n_workers))
         _print_budgets(front, self.console)
         if stop.reason is not None:
             raise stop.reason
         return front
+
+    def _measure_peer(self) -> None:
+        """Measures what the runtime's own tool gives, and writes the report anew where that is known."""
+        if read_peer(self.folder.peer) is not None:
+            return
+        try:
+            peer = measure_engine_peer(self.context, self.folder, self.info)
+        except Exception as error:  # whatever the tool raises; the front does not depend on it
+            _print(self.console, f"the runtime's own 8-bit file cannot be measured: {type(error).__name__}: {error}")
+            return
+        if peer is not None:
+            write_report_page(self.folder.read())
 
     def _judge_whole_models(self) -> None:
         _print(self.console, "judging the uncompressed model at the runtime's own precisions")
@@ -289,10 +305,10 @@ class _Search:
 def end_seconds(info: RunInfo) -> float:
     """What the front's files will take to be measured: each, and the uncompressed one, is run on two splits.
 
-    Points are expected to take half of the uncompressed model's time.
+    Points, and the file of the runtime's own tool, are expected to take half of the uncompressed model's time.
     """
     settings = info.settings
-    n_points = settings.polish_points or _POINTS_EXPECTED
+    n_points = 1 + (settings.polish_points or _POINTS_EXPECTED)
     passes = 1 + n_points / 2
     return passes * 2 * info.n_selection * info.objectives.reference_ms / 1000 + (1 + n_points) * _SECONDS_A_POINT
 

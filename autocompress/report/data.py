@@ -15,6 +15,7 @@ from autocompress.report.time_shares import time_shares
 from autocompress.report.why import why_not_faster
 from autocompress.report.wording import candidate_text, is_number, is_share, likeness_text, reason_text, stopped_text
 from autocompress.results.objectives import ratio, score
+from autocompress.results.peer import peer_text, read_peer
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.results.run_folder import Run, RunInfo
 from autocompress.space.candidate import FULL_BITS, Candidate
@@ -38,9 +39,17 @@ def page_data(run: Run) -> Json:
         "knee": None if len(run.front.points) < 2 else run.front.knee().number,
         "points": _points(run, paths),
         "sensitivity": sensitivity_map(run.folder.sensitivity, paths),
-        "reason": " ".join(filter(None, (likeness_text(info.objectives.metric), run.front.reason))) or None,
+        "reason": " ".join(filter(None, (likeness_text(info.objectives.metric), run.front.reason, _peer(run)))) or None,
         "hypervolume": hypervolume_history(run.records, info.objectives),
     }
+
+
+def _peer(run: Run) -> str | None:
+    peer = read_peer(run.folder.peer)
+    if peer is None or not run.front.points:
+        return None
+    text = peer_text(peer, run.front)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _points(run: Run, paths: list[str]) -> Json:

@@ -137,6 +137,11 @@ class RunFolder:
         return self.path / "front"
 
     @property
+    def peer(self) -> Path:
+        """The file that the runtime's own tool makes, and its figures."""
+        return self.path / "peer"
+
+    @property
     def reference(self) -> Path:
         """The uncompressed model's file for the runtime."""
         return self.path / "reference.file"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +37,10 @@ def quantize_with_engine(
     Raises:
         InputError: there is no such tool for the runtime.
     """
-    tools = {"onnxruntime": _onnxruntime_static, "openvino": _nncf}
-    if runtime not in tools:
-        raise InputError(f"a tool for 8 bits is known for {sorted(tools)}, but not for {runtime!r}")
-    tools[runtime](plain, target, samples, reduce_range)
+    if runtime not in ENGINE_TOOLS:
+        raise InputError(f"a tool for 8 bits is known for {sorted(ENGINE_TOOLS)}, but not for {runtime!r}")
+    with _quiet():
+        ENGINE_TOOLS[runtime].quantize(plain, target, samples, reduce_range)
 
 
 def quantize_dynamic_with_engine(plain: Path, target: Path, reduce_range: bool = False) -> None:
@@ -46,8 +50,21 @@ def quantize_dynamic_with_engine(plain: Path, target: Path, reduce_range: bool =
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _prepared(plain, target) as prepared:
+    with _quiet(), _prepared(plain, target) as prepared:
         quantize_dynamic(prepared, target, per_channel=True, weight_type=QuantType.QInt8, reduce_range=reduce_range)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the tools' progress bars and notes from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 @contextmanager
@@ -93,6 +110,28 @@ def _nncf(plain: Path, target: Path, samples: Sequence[Inputs], reduce_range: bo
     model = ov.Core().read_model(plain)
     data = nncf.Dataset(list(_feeds(plain, samples)))
     ov.save_model(nncf.quantize(model, data, subset_size=len(samples)), target, compress_to_fp16=False)
+
+
+@dataclass(frozen=True)
+class EngineTool:
+    """A runtime's own tool.
+
+    Attributes:
+        title: for tables.
+        file_name: of what it writes.
+        quantize: writes the file; see `quantize_with_engine`.
+    """
+
+    title: str
+    file_name: str
+    quantize: Callable[[Path, Path, Sequence[Inputs], bool], None]
+
+
+ENGINE_TOOLS = {
+    "onnxruntime": EngineTool("int8 by ONNX Runtime's quantize_static", "model.onnx", _onnxruntime_static),
+    "openvino": EngineTool("int8 by nncf.quantize", "model.xml", _nncf),
+}
+"""By the runtime's name."""
 
 
 def _feeds(file: Path, inputs: Iterable[Inputs]) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,14 @@ def precisions(name: str, model: nn.Module, task: Task, runtime: str, folder: Pa
 
 
 def depth_cut(task: Task, share: float, minutes: float, file: Path) -> nn.Module:
-    """The model without that share of its residual blocks, evenly spread, distilled for that many minutes of one core (CPU time)."""
+    """The model without that share of its residual blocks, evenly spread, then distilled.
+
+    Args:
+        task: of the model.
+        share: of the residual blocks that go.
+        minutes: CPU time of one core.
+        file: of the trained weights; kept, and read if it is there.
+    """
     torch.set_num_threads(1)
     model = task.build_model().eval()
     student = cut(model, task, share)
