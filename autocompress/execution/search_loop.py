@@ -18,6 +18,12 @@ from autocompress.evaluation import evaluate_model, judges_parts
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.event_log_callback import EventLogCallback
+from autocompress.execution.latency_probes import SHARE as PROBE_SHARE
+from autocompress.execution.latency_probes import (
+    measure_latency_probes,
+    read_latency_probes,
+    write_latency_probes,
+)
 from autocompress.execution.loggers import loggers_named
 from autocompress.execution.open_run import open_run, study_of, task_of
 from autocompress.execution.optuna_searcher import OptunaSearcher
@@ -41,7 +47,7 @@ from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
-from autocompress.latency.target_device import TargetDevice
+from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.engine_peer import measure_engine_peer
 from autocompress.publishing.export_front import export_front
@@ -156,6 +162,8 @@ class _Search:
     def run(self) -> ParetoFront:
         """Runs what is left of the search, and writes the front's files."""
         study = self.study
+        for probe in read_latency_probes(self.folder.latency_probes):
+            self.predictor.learn_ratio(probe.candidate, probe.ratio)
         for record in study.records():
             self.predictor.learn(record)
         n_before = len(study.records())
@@ -218,6 +226,7 @@ class _Search:
             enqueue_uniform(study, settings.n_trials)
             return
         known = self.folder.sensitivity.is_file()
+        self._probe_latencies(known)
         if known:
             sensitivity = Sensitivity.read(self.folder.sensitivity)
         else:
@@ -231,6 +240,19 @@ class _Search:
             n_points = n_knapsack_candidates(settings.n_trials)
             enqueue_knapsack_front(study, sensitivity, self.predictor, n_points)
             sensitivity.write(self.folder.sensitivity)  # last: without it all this is done again
+
+    def _probe_latencies(self, planned: bool) -> None:
+        """Teaches the latency model with a few timed candidates before the solver plans with it."""
+        settings = self.info.settings
+        if planned or settings.latency_model is not None or self.folder.latency_probes.is_file():
+            return
+        seconds = None if self.clock.seconds is None else PROBE_SHARE * self.clock.seconds
+        device = self.target_device or LocalDevice(settings.runtime, settings.n_threads)
+        with step_progress(self.console, "latencies probed") as on_probe:
+            probes = list(measure_latency_probes(self.context, self.study.space, device, seconds, on_probe))
+        for probe in probes:
+            self.predictor.learn_ratio(probe.candidate, probe.ratio)
+        write_latency_probes(self.folder.latency_probes, probes)
 
     def _fit_rungs(self) -> None:
         """Shortens the exploration's fine-tunes at a run's first start, where few would fit into the minutes."""

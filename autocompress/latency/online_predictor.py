@@ -97,9 +97,14 @@ class OnlineLatencyPredictor:
         return self._refreshed
 
     def learn(self, record: TrialRecord) -> None:
-        """Updates the model with a measured trial."""
-        if record.latency is not None and np.isfinite(record.latency.ratio):
-            self._model.update(record.candidate, record.latency.ratio)
+        """Updates the model with a measured trial; one that was not measured changes nothing."""
+        if record.latency is not None:
+            self.learn_ratio(record.candidate, record.latency.ratio)
+
+    def learn_ratio(self, candidate: Candidate, ratio: float) -> None:
+        """Updates the model with a measured ratio."""
+        if np.isfinite(ratio):
+            self._model.update(candidate, ratio)
             self._n_measured += 1
             if self._n_measured % _REFRESHED_EVERY == 0:
                 self._refreshed = copy.deepcopy(self._model).ratios

@@ -127,6 +127,11 @@ class RunFolder:
         return self.path / "sensitivity.json"
 
     @property
+    def latency_probes(self) -> Path:
+        """Untrained candidates that were timed before the search planned; not every search times any."""
+        return self.path / "latency_probes.json"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.path / "report.html"
