@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -26,6 +26,21 @@ from autocompress.config import QuantizeSettings
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.space.candidate import Candidate
 from autocompress.task import Inputs, Task, as_inputs
+
+
+@dataclass(frozen=True)
+class RebuildOptions:
+    """How a recipe is applied.
+
+    Attributes:
+        reconstruct: refit the layers that lost inputs on the calibration batches.
+        activation_aware: split layers by the error of their outputs; else by that of their weights. See `compress`.
+        quantize: how the grids of rounded layers are chosen.
+    """
+
+    reconstruct: bool = False
+    activation_aware: bool = True
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
 
 
 def compress(
@@ -75,7 +90,8 @@ def compress(
     calibration_stats = CalibrationStats(model, graph, batches, task)
     recipe = resolve(model, graph, candidate, importance, calibration_stats, activation_aware)
     recipe = replace(recipe, rounds_before_sums=round_before_sums, half_range_weights=half_range_weights)
-    return rebuild(model, graph, recipe, batches, reconstruct, calibration_stats, activation_aware, quantize)
+    options = RebuildOptions(reconstruct, activation_aware, quantize or QuantizeSettings())
+    return rebuild(model, graph, recipe, batches, options, calibration_stats)
 
 
 def rebuild(
@@ -83,10 +99,8 @@ def rebuild(
     graph: ModelGraph,
     recipe: Recipe,
     calibration: Sequence[Inputs] | None = None,
-    reconstruct: bool = False,
+    options: RebuildOptions = RebuildOptions(),
     calibration_stats: CalibrationStats | None = None,
-    activation_aware: bool = True,
-    quantize: QuantizeSettings | None = None,
 ) -> nn.Module:
     """Applies a recipe to a copy of the model.
 
@@ -96,10 +110,8 @@ def rebuild(
         recipe: what to do.
         calibration: batches from which factors, batch-norm statistics and then 8-bit ranges follow, without training.
             None leaves them unset, for weights that are loaded afterwards.
-        reconstruct: refit the layers that lost inputs on the calibration batches.
+        options: how it is applied.
         calibration_stats: of the model and these batches, reused by all candidates; decompositions come from it.
-        activation_aware: see `compress`.
-        quantize: how the grids of rounded layers are chosen.
 
     Raises:
         CompressionError: the recipe does not fit the model, or 8-bit layers have no calibration batches.
@@ -107,7 +119,7 @@ def rebuild(
     student = copy.deepcopy(model).eval()
     drop_branches_(student, graph, recipe.dropped)
     remove_channels_(student, graph, recipe.removed)
-    if reconstruct and calibration:
+    if options.reconstruct and calibration:
         reconstruct_(student, model, graph, recipe.removed, calibration)
     if recipe.ranks:
         source = (
@@ -115,13 +127,13 @@ def rebuild(
         )
         gone = gone_slots(graph, recipe.removed)
         for path, split in recipe.ranks.items():
-            factorize_(student, graph.layer(path), split, source, gone, activation_aware)
+            factorize_(student, graph.layer(path), split, source, gone, options.activation_aware)
     for path, sparsity in recipe.sparsity.items():
         sparsify_(student, path, sparsity)
     mark_sparse_(student, recipe.sparse_layers)
     if calibration and (recipe.dropped or recipe.removed or recipe.ranks or recipe.sparsity):
         reestimate_norms_(student, calibration)  # before any rounding, whose ranges depend on the norms
-    return _rounded(student, graph, recipe, calibration, quantize or QuantizeSettings())
+    return _rounded(student, graph, recipe, calibration, options.quantize)
 
 
 def _rounded(

@@ -107,9 +107,7 @@ def resolve(
         if n_removed and not gone.issuperset(group.producers):
             removed[group.name] = least_important(calibration_stats, group, n_removed, criterion)
     gone_tensors = gone_slots(graph, removed)
-    ranks, kept_dense = choose_splits(
-        model, graph, candidate, gone_tensors, gone, calibration_stats.low_rank, activation_aware
-    )
+    ranks, kept_dense = choose_splits(calibration_stats.low_rank, candidate, gone_tensors, gone, activation_aware)
     bits = {path: width for path, width in candidate.weight_bits.items() if path not in gone}
     sparsity = {path: level for path, level in candidate.sparsity.items() if path not in gone}
     return Recipe(tuple(sorted(candidate.drop)), removed, ranks, bits, kept_dense, sparsity)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from autocompress.compression import rebuild
+from autocompress.compression import RebuildOptions, rebuild
 from autocompress.compression.calibration_stats import CalibrationStats
 from autocompress.compression.inherit import scatter_back
 from autocompress.compression.prune import drop_branches_
 from autocompress.compression.recipe import Recipe
-from autocompress.config import QuantizeSettings
 from autocompress.graph import ModelGraph
 from autocompress.space.candidate import Candidate
 from autocompress.task import Batch, Inputs, call_model
@@ -52,16 +51,12 @@ class Rebuilding:
     Attributes:
         graph: of the uncompressed model.
         calibration: batches of inputs.
-        reconstruct: refit the layers that lost inputs, so that they give what they gave in the parent.
-        activation_aware: how layers are split.
-        quantize: how grids are chosen.
+        options: of `rebuild`; layers that lost inputs are refitted to give what they gave in the parent.
     """
 
     graph: ModelGraph
     calibration: Sequence[Inputs] = ()
-    reconstruct: bool = True
-    activation_aware: bool = True
-    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+    options: RebuildOptions = RebuildOptions(reconstruct=True)
 
 
 def student_from(
@@ -85,16 +80,7 @@ def student_from(
         drop_branches_(source, how.graph, shared)
     if calibration_stats is None and recipe.ranks:
         calibration_stats = CalibrationStats(parent.model, how.graph, how.calibration)
-    return rebuild(
-        source,
-        how.graph,
-        recipe,
-        how.calibration,
-        how.reconstruct,
-        calibration_stats,
-        how.activation_aware,
-        how.quantize,
-    ).eval()
+    return rebuild(source, how.graph, recipe, how.calibration, how.options, calibration_stats).eval()
 
 
 def best_of(starts: Mapping[str, nn.Module], loss: Loss, batches: Sequence[Batch]) -> str:

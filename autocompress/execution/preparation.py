@@ -103,8 +103,9 @@ def prepare(
         session = device.load(file)
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
-        info = _info(task, spec, settings, objectives, model, graph, space)
-        info = replace(info, half_range_weights=_may_saturate(settings, space, device))
+        task_name = spec or str(getattr(task, "name", type(task).__name__))
+        info = _info(task_name, settings, objectives, model_digest(model), graph, space)
+        info = replace(info, task_spec=spec, half_range_weights=_may_saturate(settings, space, device))
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)
     baseline = TrialRecord(
@@ -198,14 +199,14 @@ def _judge(model: nn.Module, task: Task) -> dict[str, float]:
 
 
 def _info(
-    task: Task,
-    spec: str | None,
+    task_name: str,
     settings: SearchSettings,
     objectives: Objectives,
-    model: nn.Module,
+    digest: str,
     graph: ModelGraph,
     space: SearchSpace,
 ) -> RunInfo:
+    """What is recorded of the run; `digest` is that of the uncompressed model."""
     group_of = {path: group.name for group in graph.groups for path in group.producers}
     branch_of = {path: branch.name for branch in graph.branches for path in branch.layers}
     layers = tuple(
@@ -220,11 +221,11 @@ def _info(
         for layer in graph.layers
     )
     return RunInfo(
-        task=spec or str(getattr(task, "name", type(task).__name__)),
-        task_spec=spec,
+        task=task_name,
+        task_spec=None,
         settings=replace(settings, space=space.name) if settings.space != space.name else settings,
         objectives=objectives,
-        model_digest=model_digest(model),
+        model_digest=digest,
         space_digest=space.digest,
         layers=layers,
         knobs=tuple(asdict(knob) for knob in space.knobs),

@@ -18,6 +18,7 @@ from autocompress.latency.measurement_lock import MeasurementLock
 from autocompress.latency.model import LatencyModel
 from autocompress.latency.on_device import (
     MEASURED,
+    MeasureSettings,
     clock_drift,
     converged,
     measure_folder,
@@ -25,7 +26,7 @@ from autocompress.latency.on_device import (
     show_progress,
     write_json,
 )
-from autocompress.latency.plan import N_CANDIDATES, batch_size, write_plan
+from autocompress.latency.plan import N_CANDIDATES, PlanSettings, batch_size, write_plan
 from autocompress.latency.table import Table
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
@@ -81,11 +82,7 @@ def profile(
             loaded,
             space,
             place,
-            runtime=runtime,
-            n_threads=n_threads,
-            n_candidates=n_candidates,
-            batch=batch,
-            seed=seed,
+            PlanSettings(runtime, n_threads, n_candidates, batch, seed),
             known=list(stored),
             listener=_show_written if show else None,
         )
@@ -93,8 +90,7 @@ def profile(
             results = measure_folder(
                 place,
                 place / MEASURED,
-                n_passes=n_passes,
-                force=force,
+                MeasureSettings(n_passes, force=force),
                 listener=show_progress if show else None,
             )
     model = model_of(plan, results, stored)
@@ -112,7 +108,12 @@ def _known_at_start(folder: Path, stored: dict[str, float]) -> dict[str, float]:
 
 
 def write_bundle(
-    task: Task | str, space: str | SearchSpace, folder: str | Path, *, show: bool = False, **plan: Any
+    task: Task | str,
+    space: str | SearchSpace,
+    folder: str | Path,
+    settings: PlanSettings = PlanSettings(),
+    *,
+    show: bool = False,
 ) -> Path:
     """Writes a folder that a device without torch measures; returns the path of its script.
 
@@ -120,11 +121,11 @@ def write_bundle(
         task: what is compressed, or the text that names it.
         space: whose candidates are to be predicted.
         folder: made if missing.
+        settings: how the device is to be profiled.
         show: draw progress in the terminal.
-        plan: further arguments of `write_plan`.
     """
     loaded = load_task(task) if isinstance(task, str) else task
-    write_plan(loaded, space, Path(folder), listener=_show_written if show else None, **plan)
+    write_plan(loaded, space, Path(folder), settings, listener=_show_written if show else None)
     return write_script(Path(folder))
 
 

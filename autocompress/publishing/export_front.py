@@ -138,8 +138,10 @@ def _measured(
     partial = folder.front / f".{record.name}"
     shutil.rmtree(partial, ignore_errors=True)
     settings, reference_ms = context.settings, context.objectives.reference_ms
-    target = ExportTarget(settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device)
-    measured = export_point(partial, record, student, recipe, context.task, target, facts)
+    target = ExportTarget(
+        context.task, settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device
+    )
+    measured = export_point(partial, record, student, recipe, target, facts)
     shutil.rmtree(folder.point(record.name), ignore_errors=True)
     partial.rename(folder.point(record.name))
     return measured

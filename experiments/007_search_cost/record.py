@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autocompress.compression import CalibrationStats, rebuild, resolve
+from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.execution.trial import n_macs
@@ -34,6 +34,7 @@ from autocompress.space.search_space import Choice, SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, load_task, predict_all
 
 HERE = Path(__file__).parent
+REFITTED = RebuildOptions(reconstruct=True)
 SPECS = {"digits": "digits", "resnet20": "cifar10:resnet20"}
 RUNGS = {"digits": (0, 5, 15, 45), "resnet20": (0,)}
 N_JUDGED = 1000  # images of ResNet-20's selection split; the digits' has 400
@@ -106,7 +107,7 @@ class Recorder:
         torch.manual_seed(0)
         begin = time.process_time()
         recipe = resolve(self.model, self.graph, candidate, "l2", self.calibration_stats)
-        student = rebuild(self.model, self.graph, recipe, self.calibration, True)
+        student = rebuild(self.model, self.graph, recipe, self.calibration, REFITTED)
         tune = FineTune(student, self.teacher, self.task, DistillSettings(rungs=RUNGS[self.name]), 0)
         file = self.folder / "files" / f"{candidate.digest}.onnx"
         if self.name == "digits":

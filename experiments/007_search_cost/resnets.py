@@ -23,7 +23,7 @@ import torch
 from ablation import SAMPLERS, Problem, curve, search
 from torch import nn
 
-from autocompress.compression import CalibrationStats, rebuild, resolve
+from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import DistillSettings, SearchSettings
 from autocompress.distillation.fine_tune import FastMode, FineTune, Teacher
 from autocompress.errors import AutocompressError
@@ -40,6 +40,7 @@ from autocompress.tasks.cifar10_data import load_images, split_indices
 from autocompress.testing.replay import Evaluation, write_table
 
 HERE = Path(__file__).parent
+REFITTED = RebuildOptions(reconstruct=True)
 NAMES = ("resnet20", "resnet56")
 RUNGS, N_TRAINED = (0, 1), 64  # steps of the distillation, and images of a step
 N_JUDGED = 300  # images of the selection split
@@ -131,7 +132,7 @@ class Tools:
         begin = time.process_time()
         try:
             recipe = resolve(of.model, of.graph, candidate, "l2", self._calibration_stats)
-            student = rebuild(of.model, of.graph, recipe, self._calibration, True, self._calibration_stats)
+            student = rebuild(of.model, of.graph, recipe, self._calibration, REFITTED, self._calibration_stats)
             tune = FineTune(student, self._teacher, Short(of.name), DistillSettings(rungs=of.rungs), 0)
             rungs = []
             for steps in of.rungs if of.rungs != RUNGS else RUNGS[1:]:
