@@ -29,7 +29,7 @@ def add_commands(commands: Any) -> None:
         "--candidates", dest="n_candidates", type=int, default=50, help="whole candidates to calibrate on (default: 50)"
     )
     profile.add_argument("--passes", dest="n_passes", type=int, default=1, help="times that each file is timed")
-    profile.add_argument("--folder", type=Path, help="keeps the files, so that a profile that was cut off goes on")
+    profile.add_argument("--folder", type=Path, help="keeps the files, so that an interrupted profile can be resumed")
     profile.add_argument(
         "--bundle", type=Path, metavar="FOLDER", help="only write a folder to copy to a device that has no torch"
     )

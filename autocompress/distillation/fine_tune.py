@@ -125,7 +125,7 @@ def _checksum(inputs: Inputs) -> bytes:
 
 
 class FineTune:
-    """Trains one student; `advance` goes on from where it stopped.
+    """Trains one student; `advance` continues from the last step.
 
     In layers that were made sparse, entries that are exactly zero at the start stay zero; others train all entries.
 
@@ -194,7 +194,7 @@ class FineTune:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state; the stream of batches is wound forward."""
+        """Continues from a saved state; the batches that were used before are skipped."""
         self.student.load_state_dict(state["student"])
         self._trained = dict(state["trained"])
         self._masks = _zero_masks(self.student)
@@ -310,7 +310,7 @@ def distill(
     settings: DistillSettings | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Fine-tunes `student` in place under `teacher` for so many steps; returns it in evaluation mode.
+    """Fine-tunes `student` in place under `teacher` for a number of steps; returns it in evaluation mode.
 
     Raises:
         InputError: `steps` is not positive.

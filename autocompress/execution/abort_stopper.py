@@ -1,4 +1,4 @@
-"""Why a search must stop before its trials are done."""
+"""Stops a search before its trials are done, and keeps the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes one trial for another runtime: a folder to walk away with, measured there like a point of the front."""
+"""Exports one trial for another runtime into a self-contained folder, measured like a point of the front."""
 
 from __future__ import annotations
 

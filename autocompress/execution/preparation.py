@@ -1,4 +1,4 @@
-"""Everything that can be known before the first trial: the task works, the space fits, the budget is within reach."""
+"""Checks a search before its first trial: the task works, the space fits, the budget is within reach."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _REACH_ROUNDS = 5
 
 @dataclass(frozen=True)
 class PreparedSearch:
-    """What is known before any trial.
+    """A checked search, before any trial.
 
     Attributes:
         context: what the trials share.
@@ -69,14 +69,14 @@ def prepare(
     """Checks the task, the space and the budget, and measures the uncompressed model; writes nothing.
 
     Args:
-        task: what is compressed.
+        task: of the search.
         space: a name, a path, or a space.
         settings: of the search.
         spec: text that loads the task again, or None.
         target_device: the machine that the model is for, when it is another one than this.
 
     Raises:
-        InputError: whatever does not fit, with the way out.
+        InputError: the task, the space, a setting or the budget does not fit; names the way out.
         ExportError: the runtime cannot take the uncompressed model, or its file gives something else.
     """
     runtime = runtime_named(settings.runtime)
@@ -206,7 +206,7 @@ def _info(
     graph: ModelGraph,
     space: SearchSpace,
 ) -> RunInfo:
-    """What is recorded of the run; `digest` is that of the uncompressed model."""
+    """The run's facts for `run.json`; `digest` is that of the uncompressed model."""
     group_of = {path: group.name for group in graph.groups for path in group.producers}
     branch_of = {path: branch.name for branch in graph.branches for path in branch.layers}
     layers = tuple(
@@ -239,7 +239,7 @@ def _info(
 
 
 def _program() -> str:
-    """What was typed: `autocompress`, however it was started, or the user's own script."""
+    """Name of the program: `autocompress`, however it was started, or the user's own script."""
     name = Path(sys.argv[0]).name
     return "autocompress" if name == "__main__.py" else name
 

@@ -80,7 +80,7 @@ class Limits:
 
 @dataclass
 class TrialQueue:
-    """Gives trials out and takes their results; the study on disk is told of each.
+    """Gives trials out and takes their results; each is recorded in the study on disk.
 
     Attributes:
         study: asked and told.

@@ -27,7 +27,7 @@ _INT8 = PRECISIONS.index(INT8_BITS)
 class LaunchLatencyModel:
     """Ratio = fixed + launches + MACs, each at 32 and at 8 bits, + borders between precisions; none of them negative.
 
-    The coefficients start from what small convolution networks show on CPUs and follow the measured candidates by
+    The coefficients start from those of small convolution networks on CPUs and follow the measured candidates by
     ridge regression towards that start. It orders candidates well enough to plan with; a profile of the device is more
     exact.
 

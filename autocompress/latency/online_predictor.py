@@ -1,4 +1,4 @@
-"""What a search takes from a latency model: predicted ratios, updated with each measured trial, and slow ranks."""
+"""Predicted latency ratios for a search, updated with each measured trial; labels ranks that are not faster."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class OnlineLatencyPredictor:
 
 
 def load_latency_model(path: str | Path) -> LatencyModel | Estimate:
-    """What `autocompress profile` wrote.
+    """Loads a profile or an estimate.
 
     Raises:
         InputError: the file is missing, cut off or edited; names the line.

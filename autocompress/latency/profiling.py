@@ -54,7 +54,7 @@ def profile(
     """Times a model's layers and whole candidates on this machine, and fits a latency model to them.
 
     Args:
-        task: what is compressed, or the text that names it.
+        task: the task, or the text that names it.
         space: whose candidates are to be predicted.
         runtime: name of the target runtime.
         n_threads: that the runtime may use.
@@ -118,7 +118,7 @@ def write_bundle(
     """Writes a folder that a device without torch measures; returns the path of its script.
 
     Args:
-        task: what is compressed, or the text that names it.
+        task: the task, or the text that names it.
         space: whose candidates are to be predicted.
         folder: made if missing.
         settings: how the device is to be profiled.
@@ -132,7 +132,7 @@ def write_bundle(
 def model_of(
     plan: Mapping[str, Any], results: Mapping[str, Any], stored: Mapping[str, float] | None = None
 ) -> LatencyModel:
-    """The latency model of a plan and what a device measured of it.
+    """The latency model of a plan and a device's measurements.
 
     Args:
         plan: as in `plan.json`.

@@ -1,4 +1,4 @@
-"""Checks that a JSON file holds what a type says, and finds the line of what does not."""
+"""Checks a JSON file against dataclass types, and finds the line of a wrong value."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Place = tuple[str | int, ...]
 
 
 class DamageError(Exception):
-    """A value that is not what its place asks for.
+    """A value that breaks the rule of its place.
 
     Args:
         place: of the value.
-        rule: what must hold there, and what is there instead.
+        rule: that must hold there, and the value found.
     """
 
     def __init__(self, place: Place, rule: str) -> None:

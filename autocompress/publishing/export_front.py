@@ -123,7 +123,7 @@ def _measure(
     try:
         return _measured(record, context, folder, facts, target_device)
     except AutocompressError as error:
-        # the trial's weights or its file are unusable: it leaves the front with the reason, the search goes on
+        # the trial's weights or its file are unusable: it leaves the front with the reason, the search continues
         return replace(record, state="failed", error=f"while its file was measured: {error}")
 
 

@@ -1,4 +1,4 @@
-"""What to type to load, run, take, refine or make again a point; paths are quoted for Python and for a shell."""
+"""The commands that load, run, copy, refine or rebuild a point; paths are quoted for Python or for a shell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from autocompress.results.run_folder import Run
 
 
 def commands(record: TrialRecord, run: Run) -> dict[str, str]:
-    """Name of a command -> its text; what cannot be done with this run is left out."""
+    """Name of a command -> its text; commands that this run does not support are left out."""
     folder, point = str(run.folder.path), str(run.folder.point(record.name))
     quoted = shlex.quote(folder)
     lines = ["import autocompress", ""]

@@ -44,7 +44,7 @@ def page_data(run: Run) -> Json:
 
 
 def _points(run: Run, paths: list[str]) -> Json:
-    """What lies beside each exported point, by trial number; lists are in the order of `paths`."""
+    """The files of each exported point, by trial number; lists are in the order of `paths`."""
     exported = [record for record in run.records if record.file is not None]
     files = {record.number: read_point_files(run.folder.point(record.name), paths) for record in exported}
     whole = PointFiles() if run.front.baseline is None else files.get(run.front.baseline.number, PointFiles())

@@ -1,4 +1,4 @@
-"""How the front grew while the search ran."""
+"""The front's hypervolume over the time of the search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autocompress.results.records import TrialRecord
 
 
 def hypervolume_history(records: Iterable[TrialRecord], objectives: Objectives) -> list[tuple[int, float, float]]:
-    """How the front grew: (trials ended, seconds since the start, hypervolume) after each trial that ended.
+    """(trials ended, seconds since the start, hypervolume) after each trial that ended.
 
     From the search's own numbers: the exported files' exist for the last front only, and one curve needs one clock.
     The reference point is that of `ParetoFront.hypervolume`.

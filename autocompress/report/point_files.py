@@ -1,4 +1,4 @@
-"""Reads what lies beside a point of the front: the shapes of its weights, its layer times, its example answers."""
+"""Reads the files of a front point's folder: the shapes of its weights, its layer times, its example answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PointFiles:
-    """What is known of a point beyond its record.
+    """Facts of a point that are not in its record.
 
     Attributes:
         shapes: layer path -> shapes of its weights; two or more where it was split into factors.
@@ -37,7 +37,7 @@ class PointFiles:
 
 
 def read_point_files(folder: Path, layers: Iterable[str]) -> PointFiles:
-    """Reads a point's folder; what is missing stays empty, what is damaged stays empty with a warning.
+    """Reads a point's folder; a missing file leaves its field empty, a damaged one also gives a warning.
 
     Args:
         folder: of the point.
@@ -76,7 +76,7 @@ def _answers(file: Path) -> tuple[float, ...]:
 
 
 def example_answers(manifest: Mapping[str, Any]) -> tuple[float, ...]:
-    """What the file gives for the examples beside it: numbers, or positions of the largest output; () if not known."""
+    """The file's outputs for its examples: numbers, or positions of the largest output; () if not known."""
     said = manifest.get("examples", {})
     if "output" in said:
         return tuple(float(value) for value in said["output"])

@@ -1,4 +1,4 @@
-"""What each single choice costs, read from the search's `sensitivity.json` and laid out as a map."""
+"""The loss increase of each single choice, read from `sensitivity.json` and laid out as a map."""
 
 from __future__ import annotations
 

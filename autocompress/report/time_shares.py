@@ -1,4 +1,4 @@
-"""Node times gathered by what a reader knows: the model's layers, conversions of precision, and the rest."""
+"""Node times summed by layer of the model, conversions of precision, and the rest."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LAYOUT = frozenset(("Reorder", "ReorderInput", "ReorderOutput", "Transpose"))
 
 @dataclass(frozen=True)
 class TimeShares:
-    """Where the milliseconds of one run go.
+    """The milliseconds of one run, by part.
 
     Attributes:
-        layers: layer path -> its milliseconds; a layer that is gone is not named.
+        layers: layer path -> its milliseconds, without dropped layers.
         conversions_ms, n_conversions: between 8-bit and float numbers.
         layout_ms, n_layout: between memory layouts.
         other_ms, n_other: everything else, such as additions, activations and pooling.
@@ -40,7 +40,7 @@ class TimeShares:
 
 
 def time_shares(times: LayerTimes, layers: Iterable[str]) -> TimeShares:
-    """Gathers the nodes by layer; a conversion is counted as such, also where a layer asked for it.
+    """Sums the nodes by layer; a conversion is never counted as part of a layer.
 
     Args:
         times: of one file.

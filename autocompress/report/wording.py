@@ -1,4 +1,4 @@
-"""Records in a few plain words: a figure, a budget, what a candidate does to a model, why a trial fell out."""
+"""Records in words: metrics, budgets, candidates, and why a trial is not on the front."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIKENESS = ("agreement", "cosine", "spearman_to_teacher")
 
 
 def likeness_text(metric: str) -> str | None:
-    """What a reader must know of a metric that no labels stand behind; None for others."""
+    """A caution for metrics that compare with the uncompressed model instead of labels; None for others."""
     if metric not in LIKENESS:
         return None
     return f"{metric} says how like the uncompressed model each model is; it is not accuracy, which needs labels"
@@ -50,7 +50,7 @@ def budget_text(objectives: Objectives) -> str:
 
 
 def candidate_text(candidate: Candidate, n_layers: int = 0) -> str:
-    """What is done to the model, like `12–50% channels off in 5 groups, 3 low-rank, 20/20 layers 8-bit`."""
+    """How the model is compressed, like `12–50% channels off in 5 groups, 3 low-rank, 20/20 layers 8-bit`."""
     if candidate.is_baseline:
         return "uncompressed"
     parts = []
@@ -76,7 +76,7 @@ def _plural(word: str, items: Collection[object]) -> str:
 
 
 def failure_text(record: TrialRecord) -> str:
-    """The last line of the traceback that says something: the error itself."""
+    """The last line of the traceback that is not empty: the error itself."""
     lines = [line.strip() for line in (record.error or "").splitlines() if line.strip()]
     return lines[-1] if lines else "failed without a message"
 

@@ -37,7 +37,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Rung:
-    """The metrics after so many fine-tune steps, on the selection split."""
+    """The metrics after a number of fine-tune steps, on the selection split."""
 
     steps: int
     metrics: Mapping[str, float]

@@ -3,7 +3,7 @@
 run.json          RunInfo: settings, task, machine, versions, reference latency
 study.journal     the study, the one source of truth
 trials.jsonl      a TrialRecord per line, rewritten from the study on resume
-states/           from which cut-off trials go on, by candidate; empty when the search is done
+states/           checkpoints of interrupted trials, by candidate; empty when the search is done
 events.jsonl      what happened to each trial: a line per start, rung, restart and end
 trials/           trial_0042/weights.safetensors and recipe.json of each trial that did not fail
 front.csv         the front as a table
@@ -55,7 +55,7 @@ class RunInfo:
         command: what was typed.
         started: ISO 8601 time of the first start.
         rank_grid: of the space; see `SearchSpace`.
-        half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
+        half_range_weights: see `Recipe`; the same for all trials of the run, on whatever machine it is resumed.
     """
 
     task: str
@@ -138,7 +138,7 @@ class RunFolder:
 
     @property
     def states(self) -> Path:
-        """States from which cut-off trials go on."""
+        """Checkpoints of interrupted trials."""
         return self.path / "states"
 
     @property

@@ -27,7 +27,7 @@ class OpenVino:
     """See `Runtime`; CPU device, one stream.
 
     The engine has one precision for everything that is not integer. On CPUs that have bfloat16 a file computes in it if
-    all its layers are at 16 or 8 bits (embeddings at any); beside others, and on other CPUs, those at 16 are size-only.
+    all its layers are at 16 or 8 bits (embeddings at any); with others, and on other CPUs, those at 16 are size-only.
     Its own default, on CPUs that have bfloat16, is bfloat16.
     """
 

@@ -14,7 +14,7 @@ from autocompress.results.objectives import Floats, Objectives, ratio, score
 from autocompress.results.records import TrialRecord
 
 KEEP_FRACTION = 0.45
-"""Share of the trials at a rung that go on to the next one."""
+"""Share of the trials at a rung that train to the next one."""
 
 _MIN_PAIRS = 5
 _N_WARMUP_TRIALS = 5
@@ -121,7 +121,7 @@ def _contributions(front: Floats) -> Floats:
 
 
 def expected_score(record: TrialRecord, others: Iterable[TrialRecord], objectives: Objectives) -> float:
-    """What a stopped trial would probably have reached: a line through the trials that went on from its last rung.
+    """Expected final metric of a stopped trial: a line through the trials that continued from its last rung.
 
     The line's slope is kept in [0, 1] (what is worse has more to gain), and its value between what was reached and the
     best that a trial reached: a line may point at scores that no model can have.

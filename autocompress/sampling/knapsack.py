@@ -162,7 +162,7 @@ class Solver:
         Args:
             costs: loss increase of each option of each block.
             budget: largest predicted latency ratio.
-            n_points: at most so many.
+            n_points: most points of the front.
             contexts: where the latency model is linearised; by default around nothing, 8 bits everywhere, and what
                 these led to.
         """

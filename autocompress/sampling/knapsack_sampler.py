@@ -1,4 +1,4 @@
-"""The default sampler: solves the knapsack for weights drawn from what the trials so far say of each block.
+"""The default sampler: solves the knapsack with block weights drawn from their posterior given the trials so far.
 
 Each proposal draws weights of the sensitivities from their posterior (Thompson sampling), solves the knapsack with
 them along the whole front, adds mutants of the front's points that swap latency between blocks, predicts all of them
@@ -31,12 +31,12 @@ _N_BUCKETS = 200
 _N_SOLVED = 12  # points of each knapsack's front
 _N_MUTANTS = 32
 _N_DRAWS = 8  # of the weights, over which a candidate's gain is averaged
-_N_SOLVES = 2  # knapsacks are solved with so many of them
+_N_SOLVES = 2  # draws with which the knapsack is solved
 
 
 @dataclass(frozen=True)
 class SamplerContext:
-    """What a search plans with.
+    """The data that the default sampler plans with.
 
     Attributes:
         space: of the search.
@@ -57,7 +57,7 @@ class Planner:
     """Proposes the candidate that is predicted to add most to the front of the trials so far.
 
     Args:
-        knowledge: what it plans with.
+        knowledge: the data to plan with.
 
     Attributes:
         given: the candidates that need no second trial.
@@ -169,7 +169,7 @@ class Planner:
 
 
 class ProposedCandidates:
-    """Digests of all candidates that were given out; each finished trial is looked at once.
+    """Digests of all candidates that were given out; each finished trial is read once.
 
     Attributes:
         digests: of them.
@@ -194,7 +194,7 @@ class KnapsackSampler(BaseSampler):
 
     Args:
         seed: of the draws.
-        planner: of the search; None draws at random for ever.
+        planner: of the search; None draws at random.
     """
 
     def __init__(self, seed: int, planner: Planner | None = None) -> None:

@@ -77,7 +77,7 @@ def _product(others: Sequence[tuple[str, tuple[Choice, ...]]]) -> list[Option]:
 
 
 def _in_step(others: Sequence[tuple[str, tuple[Choice, ...]]]) -> list[Option]:
-    """Knobs of one kind move together, kinds freely; besides, each single choice beside full and beside 8 bits."""
+    """Options where all knobs of a kind share a position; also each single choice with the rest at full or 8 bits."""
     kinds: dict[str, list[tuple[str, tuple[Choice, ...]]]] = defaultdict(list)
     for name, choices in others:
         kinds[name.partition(":")[0]].append((name, choices))

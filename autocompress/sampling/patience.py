@@ -1,4 +1,4 @@
-"""Ends a search whose front has stopped growing, if that was asked for."""
+"""Ends a search whose hypervolume has stopped growing."""
 
 from __future__ import annotations
 

@@ -292,6 +292,6 @@ def _pair(content: Content) -> tuple[str, str | None]:
 
 
 def _takes_first_token(folder: Path) -> bool:
-    """What sentence-transformers wrote beside the model; the mean where it wrote nothing."""
+    """The pooling that sentence-transformers wrote into the model's folder; the mean where it wrote none."""
     file = folder / "1_Pooling" / "config.json"
     return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("pooling_mode_cls_token"))

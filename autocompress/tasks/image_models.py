@@ -137,7 +137,7 @@ def open_timm(task_id: TaskId) -> ModelSource:
     def build() -> nn.Module:
         if folder.is_absolute():
             return timm.create_model(f"local-dir:{folder}", pretrained=True)  # type: ignore[no-any-return]
-        # not by timm itself, which would go on to pickled weights where there are no others
+        # not by timm itself, which would load pickled weights where there are no others
         file = Path(task_id.weights) if task_id.weights else _timm_hub_folder(timm, task_id.name) / "model.safetensors"
         return _with_state(timm.create_model, task_id.name, read_state(file))
 

@@ -199,7 +199,7 @@ def _label_column(table: pd.DataFrame, given: str | None, texts: Sequence[str], 
     if len(rest) == 1 or named:
         return (named or rest)[0]
     raise InputError(
-        f"{source} must have one column of labels, but has {rest or 'none'} beside {list(texts)}; "
+        f"{source} must have one column of labels, but has {rest or 'none'} besides {list(texts)}; "
         "name it with --label-column, or give texts without labels as inputs (--inputs)"
     )
 
