@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autocompress.cli.commands import add_command
-from autocompress.cli.task_options import add_task_options, take_task
+from autocompress.cli.commands import add_command, add_task_options, take_task
 
 
 def add_commands(commands: Any) -> None:
@@ -32,7 +31,7 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
     from autocompress.graph import inspect_model
     from autocompress.latency import LatencyModel
     from autocompress.latency.online_predictor import label_slower_ranks
-    from autocompress.report.inspection import capability_table, graph_tables, space_table
+    from autocompress.report.tables import capability_table, graph_tables, space_table
     from autocompress.runtimes import is_executed, runtime_named
     from autocompress.space.search_space import SearchSpace
     from autocompress.task import as_inputs, check_task, load_task

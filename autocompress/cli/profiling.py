@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.cli.commands import add_command
-from autocompress.cli.task_options import add_task_options, take_task
+from autocompress.cli.commands import add_command, add_task_options, take_task
 
 
 def add_commands(commands: Any) -> None:
@@ -130,8 +129,7 @@ def _estimate(task: str, device: str, flags: _Flags) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from autocompress.latency.hardware_description import load_hardware
-    from autocompress.latency.roofline import estimate_of
+    from autocompress.latency.roofline import estimate_of, load_hardware
     from autocompress.task import load_task
 
     hardware = load_hardware(device)

@@ -9,9 +9,8 @@ from autocompress.execution.fisher import fisher_sensitivity
 from autocompress.execution.sensitivity import Effort, Sensitivity, SensitivityProbe, measure_sensitivity
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.sampling.initial_candidates import single_drop_candidates, uniform_candidates
-from autocompress.sampling.knapsack import Solver, block_costs
+from autocompress.sampling.knapsack import Solver, block_costs, blocks_of
 from autocompress.sampling.knapsack_sampler import Planner, SamplerContext
-from autocompress.sampling.knob_blocks import blocks_of
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate

@@ -17,7 +17,7 @@ from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.polish import PolishPlanner
 from autocompress.execution.run_clock import RunClock
 from autocompress.results.records import Latency, Predicted, Rung, State, TrialRecord, append_record
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import Patience
 from autocompress.sampling.study import POLISHED, Asked, SearchStudy
 from autocompress.space.candidate import Candidate
 

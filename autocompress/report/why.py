@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from autocompress.report.point_files import PointFiles
-from autocompress.report.time_shares import TimeShares, time_shares
+from autocompress.report.point_files import PointFiles, TimeShares, time_shares
 from autocompress.space.candidate import FULL_BITS, Candidate
 
 _NAMED = 4

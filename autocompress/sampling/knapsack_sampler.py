@@ -20,8 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.results.objectives import Floats, Objectives
 from autocompress.results.pareto import added_hypervolume, non_dominated
-from autocompress.sampling.knapsack import OptionIndices, Predict, Solver, knapsack, thinned
-from autocompress.sampling.knob_blocks import KnobBlock, blocks_of
+from autocompress.sampling.knapsack import KnobBlock, OptionIndices, Predict, Solver, blocks_of, knapsack, thinned
 from autocompress.sampling.reseeded_sampler import BestAndRecentView
 from autocompress.sampling.surrogate import CostTable, Surrogate
 from autocompress.space.search_space import Choice, SearchSpace

@@ -10,8 +10,7 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from autocompress.results.objectives import Floats
-from autocompress.sampling.knapsack import OptionIndices
-from autocompress.sampling.knob_blocks import KnobBlock, Option
+from autocompress.sampling.knapsack import KnobBlock, Option, OptionIndices
 from autocompress.space.search_space import Choice
 
 _KIND_SPREAD = 0.5  # prior standard deviation of a kind's weight, around 1

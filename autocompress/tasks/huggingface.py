@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError, MissingExtraError
 from autocompress.tasks.identifiers import TaskId
-from autocompress.tasks.model_source import KINDS, Kind, ModelSource
-from autocompress.tasks.pretrained import model_folder, read_config
+from autocompress.tasks.model_source import KINDS, Kind, ModelSource, model_folder, read_config
 from autocompress.tasks.samples import Content
 
 _ENDINGS = {

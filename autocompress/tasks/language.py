@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.task import Batch, Inputs, Predict
+from autocompress.tasks.dataset import SELECTION_SHARE, TEST_SHARE
 from autocompress.tasks.huggingface import DecoderModel
 from autocompress.tasks.identifiers import TaskId
 from autocompress.tasks.samples import read_texts
-from autocompress.tasks.splits import SELECTION_SHARE, TEST_SHARE
 
 _BATCH_SIZE, _N_CALIBRATION = 8, 8
 

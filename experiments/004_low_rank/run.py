@@ -60,8 +60,7 @@ class Case:
         """The first samples of the calibration order, in batches of 64, not augmented."""
         generator = torch.Generator().manual_seed(0)
         if self.name != "minilm":
-            from autocompress.tasks.cifar10 import _to_inputs
-            from autocompress.tasks.cifar10_data import load_images
+            from autocompress.tasks.cifar10 import _to_inputs, load_images
 
             images, labels = load_images("train")
             for part in torch.randperm(len(images), generator=generator)[:n_samples].split(64):
@@ -94,8 +93,7 @@ class Case:
 
             ids, mask, labels = load_sentences("test")
             return (ids[:n_samples], mask[:n_samples]), labels[:n_samples]
-        from autocompress.tasks.cifar10 import _to_inputs
-        from autocompress.tasks.cifar10_data import load_images, split_indices
+        from autocompress.tasks.cifar10 import _to_inputs, load_images, split_indices
 
         images, labels = load_images("test")
         members = split_indices("test")[:n_samples]

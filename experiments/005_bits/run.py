@@ -209,8 +209,7 @@ def _static(folder: Path, name: str, n: int) -> Session:
 
 def test_images(n: int = 10_000) -> tuple[Inputs, Tensor]:
     """The first test images as the models take them, and their labels."""
-    from autocompress.tasks.cifar10 import _to_inputs
-    from autocompress.tasks.cifar10_data import load_images
+    from autocompress.tasks.cifar10 import _to_inputs, load_images
 
     images, labels = load_images("test")
     return _to_inputs(images[:n]), labels[:n]

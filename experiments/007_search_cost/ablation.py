@@ -14,8 +14,7 @@ from autocompress.execution.planning import (
 )
 from autocompress.execution.sensitivity import Sensitivity
 from autocompress.graph import ModelGraph
-from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.results.objectives import Objectives, ratio
 from autocompress.results.pareto import hypervolume
 from autocompress.results.records import Latency, TrialRecord

@@ -11,8 +11,7 @@ import numpy as np
 from autocompress.execution.planning import planner_of
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.graph import inspect_model
-from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.knapsack import knapsack

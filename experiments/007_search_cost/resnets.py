@@ -36,7 +36,7 @@ from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Batch, as_inputs, call_model, load_task
 from autocompress.tasks import cifar10
-from autocompress.tasks.cifar10_data import load_images, split_indices
+from autocompress.tasks.cifar10 import load_images, split_indices
 from autocompress.testing.replay import Evaluation, write_table
 
 HERE = Path(__file__).parent

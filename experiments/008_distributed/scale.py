@@ -38,8 +38,7 @@ from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_c
 from autocompress.execution.trial import Outcome
 from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
-from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder

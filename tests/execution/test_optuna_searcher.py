@@ -19,7 +19,7 @@ from autocompress.execution.run_clock import RunClock
 from autocompress.execution.trial import Outcome
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.results.records import Latency, Rung, TrialRecord, read_records
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import Patience
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace

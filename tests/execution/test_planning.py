@@ -16,8 +16,7 @@ from autocompress.execution.planning import (
 )
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.graph import inspect_model
-from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.samplers import planned
 from autocompress.sampling.study import Asked, SearchStudy

@@ -16,7 +16,7 @@ from autocompress.execution.trial import Measured, Outcome, TrialPlan
 from autocompress.execution.trial_queue import Assignment, Limits, TrialQueue
 from autocompress.execution.worker import plan_of
 from autocompress.results.records import Latency, Rung, TrialRecord, read_records
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import Patience
 from autocompress.sampling.study import POLISHED, SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from autocompress.errors import InputError
 from autocompress.files import read_json
 from autocompress.latency import PairedTiming, on_device, plan
-from autocompress.latency.layer_cache import LayerStore, reused_times
 from autocompress.latency.layer_profiles import layer_keys
-from autocompress.latency.profiling import profile
+from autocompress.latency.profiling import LayerStore, profile, reused_times
 from autocompress.space.candidate import Candidate
 from tests.latency.nets import net
 from tests.latency.test_profiling import N_CANDIDATES, task
