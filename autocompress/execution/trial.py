@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.compression import CalibrationStats, RebuildOptions, Recipe, rebuild, resolve, sparse_saving_bytes
-from autocompress.compression.starts import UNCOMPRESSED, Parent, Rebuilding, best_of, student_from
+from autocompress.compression.pipeline import UNCOMPRESSED, Parent, Rebuilding, best_of, student_from
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.compression.starts import UNCOMPRESSED, n_different
+from autocompress.compression.pipeline import UNCOMPRESSED, n_different
 from autocompress.config import ALL_THAT_FIT
 from autocompress.errors import StorageError
 from autocompress.execution.abort_stopper import AbortStopper

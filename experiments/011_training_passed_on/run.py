@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor, nn
 
 from autocompress.compression import CalibrationStats, resolve
-from autocompress.compression.starts import UNCOMPRESSED, Parent, Rebuilding, student_from
+from autocompress.compression.pipeline import UNCOMPRESSED, Parent, Rebuilding, student_from
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.graph import ModelGraph, inspect_model
