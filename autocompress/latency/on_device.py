@@ -49,8 +49,7 @@ class MeasureSettings:
     """How files are timed.
 
     Attributes:
-        n_passes: how often each file is measured; passes are apart in time, so their differences show how
-            repeatable a measurement is.
+        n_passes: how often each file is measured, apart in time; the differences show how repeatable that is.
         n_rounds: of one measurement, see `time_pair`.
         seconds: no file is begun after this time; None is no limit.
         force: measure on a noisy machine too.
@@ -353,9 +352,6 @@ def _now() -> str:
 
 def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-
-
-# -------------------------------------------------------------------------------------------------------------- script
 
 
 def main(argv: Sequence[str] | None = None) -> int:

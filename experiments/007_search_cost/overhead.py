@@ -16,7 +16,7 @@ from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.knapsack import knapsack
 from autocompress.sampling.samplers import planned
-from autocompress.sampling.study import SearchStudy
+from autocompress.sampling.study import Asked, SearchStudy
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import load_task
 
@@ -41,7 +41,8 @@ def sampler_ms() -> dict[int, float]:
         None, space, planned(None, 0), Objectives("accuracy", latency_budgets=(0.5,)), latency_predictor.screening_ratio
     )
     study.use(planned(planner_of(study, Sensitivity(0.1, single), latency_predictor), 0))
-    times, result = [], {}
+    times: list[float] = []
+    result: dict[int, float] = {}
     for i in range(1, 1001):
         if i % 250 >= 240 or i % 250 == 0:
             begin = time.process_time()
@@ -56,8 +57,8 @@ def sampler_ms() -> dict[int, float]:
 
 
 def ask_and_tell(study: SearchStudy, latency_predictor: OnlineLatencyPredictor, rng: np.random.Generator) -> None:
-    number, candidate, origin = study.ask() or (0, study.space.baseline(), "")
-    tell(study, latency_predictor, number, candidate, origin, rng)
+    asked = study.ask() or Asked(0, study.space.baseline(), "")
+    tell(study, latency_predictor, asked, rng)
 
 
 def add_random(study: SearchStudy, latency_predictor: OnlineLatencyPredictor, rng: np.random.Generator, i: int) -> None:
@@ -67,9 +68,10 @@ def add_random(study: SearchStudy, latency_predictor: OnlineLatencyPredictor, rn
     study.add(TrialRecord(i - 1, "complete", "x", candidate, {"accuracy": float(rng.random())}, latency))
 
 
-def tell(study, latency_predictor, number, candidate, origin, rng) -> None:
-    latency = Latency(float(latency_predictor.ratios([candidate])[0]), 0.0, 1.0, 9)
-    record = TrialRecord(number, "complete", origin, candidate, {"accuracy": float(rng.random())}, latency)
+def tell(study: SearchStudy, latency_predictor: OnlineLatencyPredictor, asked: Asked, rng: np.random.Generator) -> None:
+    latency = Latency(float(latency_predictor.ratios([asked.candidate])[0]), 0.0, 1.0, 9)
+    metrics = {"accuracy": float(rng.random())}
+    record = TrialRecord(asked.number, "complete", asked.origin, asked.candidate, metrics, latency)
     study.tell(record)
     latency_predictor.learn(record)
 

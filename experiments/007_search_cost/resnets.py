@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ablation import SAMPLERS, Problem, curve, search
+from ablation import SAMPLERS, Floats, Problem, curve, search
 from torch import nn
 
 from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
@@ -190,7 +190,7 @@ def run(evaluator: Evaluator, folder: Path, whom: list[str], seeds: int, n_trial
             print(who, seed, shown, f"{evaluator.n_new - before} new, {took:.0f} s of processor", flush=True)
 
 
-def add_curve(name: str, who: str, seed: int, records: list[TrialRecord], areas: np.ndarray) -> None:
+def add_curve(name: str, who: str, seed: int, records: list[TrialRecord], areas: Floats) -> None:
     """Adds one search to resnets_curves.csv, in the place of an earlier run of it: a line for each trial."""
     rows = pd.read_csv(CURVES) if CURVES.exists() else pd.DataFrame(columns=COLUMNS)
     same = (rows["network"] == name) & (rows["sampler"] == who) & (rows["seed"] == seed)
@@ -235,7 +235,7 @@ def panel(rows: pd.DataFrame, by: str, right: float, top: float, left: float) ->
             yield f'<text x="{left + 190}" y="{40 + 16 * place}" fill="{COLOURS[place]}">{label}</text>'
 
 
-def held(at: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def held(at: Floats, values: Floats, wanted: Floats) -> Floats:
     """A step curve at the wanted places: the last value so far, zero before the first."""
     place = np.searchsorted(at, wanted, side="right")
     return np.concatenate([[0.0], values])[place]
