@@ -13,11 +13,11 @@ from autocompress.cli.commands import add_command, add_task_options, take_task
 def add_commands(commands: Any) -> None:
     """Adds profile."""
     profile = add_command(
-        commands, "profile", _profile, "time a device, so that latencies of candidates can be predicted"
+        commands, "profile", _profile, "time a device, to predict the latencies of candidates"
     )
     profile.add_argument("task", metavar="TASK")
     add_task_options(profile)
-    profile.add_argument("--space", default="default", help="whose candidates are to be predicted (default: default)")
+    profile.add_argument("--space", default="default", help="space of the predicted candidates (default: default)")
     profile.add_argument("--runtime", default="onnxruntime", help="target runtime (default: onnxruntime)")
     profile.add_argument("--threads", dest="n_threads", type=int, default=1, help="threads of the runtime (default: 1)")
     profile.add_argument(
@@ -30,21 +30,21 @@ def add_commands(commands: Any) -> None:
     profile.add_argument("--passes", dest="n_passes", type=int, default=1, help="times that each file is timed")
     profile.add_argument("--folder", type=Path, help="keeps the files, so that an interrupted profile can be resumed")
     profile.add_argument(
-        "--bundle", type=Path, metavar="FOLDER", help="only write a folder to copy to a device that has no torch"
+        "--bundle", type=Path, metavar="FOLDER", help="only write a folder to copy to a device without torch"
     )
     profile.add_argument(
-        "--measured", type=Path, metavar="JSON", help="with --bundle: make the profile of what the device measured"
+        "--measured", type=Path, metavar="JSON", help="with --bundle: make the profile from the device's measurements"
     )
     profile.add_argument(
         "--estimate",
         metavar="DEVICE",
-        help="no device at hand: estimate from a description (a name that comes with the package, or a .yaml file)",
+        help="without a device: estimate from a description (a name that comes with the package, or a .yaml file)",
     )
     profile.add_argument(
         "--reuse",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="take the times of layers that an earlier profile timed on this device (default: on)",
+        help="reuse times of layers from earlier profiles of this device (default: on)",
     )
     profile.add_argument("--force", action="store_true", help="measure on a noisy machine too")
     profile.add_argument(

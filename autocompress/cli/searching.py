@@ -36,9 +36,9 @@ def add_commands(commands: Any) -> None:
     resume.add_argument("run_dir", metavar="RUN", type=Path)
     add_settings(resume, [item for item in declared_in(SearchSettings) if item.setting.changeable])
 
-    status = add_command(commands, "status", _status, "show how a run stands, from another terminal")
+    status = add_command(commands, "status", _status, "show the state of a run, from another terminal")
     status.add_argument("run_dir", metavar="RUN", type=Path)
-    status.add_argument("--watch", action="store_true", help="show it again and again, until the run ends")
+    status.add_argument("--watch", action="store_true", help="repeat until the run ends")
 
     refine = add_command(
         commands, "refine", _refine, "train one point longer: a new trial, and a new point if it is good"

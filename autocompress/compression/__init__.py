@@ -1,4 +1,4 @@
-"""The model and a candidate in, a plain `nn.Module` out."""
+"""Compresses a model as a candidate says; the result is a plain `nn.Module`."""
 
 from autocompress.compression.calibration_stats import CalibrationStats
 from autocompress.compression.importance import CRITERIA, criterion_named

@@ -180,7 +180,7 @@ def rebuild(
     Args:
         model: the uncompressed model.
         graph: of the model.
-        recipe: what to do.
+        recipe: the compression.
         calibration: batches from which factors, batch-norm statistics and then 8-bit ranges follow, without training.
             None leaves them unset, for weights that are loaded afterwards.
         options: how it is applied.

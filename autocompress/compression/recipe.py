@@ -1,4 +1,4 @@
-"""What is done to a model, in integers: channels that go, rank and bits of each layer. With the weights it replays."""
+"""A recipe: the exact compression of a model in integers (removed channels, ranks, bits). It can be replayed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from autocompress.space.ranks import Split
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to a model, in integers; with the saved weights it gives the compressed model back.
+    """The exact compression of a model, in integers; with the saved weights it gives the compressed model back.
 
     Attributes:
-        dropped: names of the residual branches that go.
-        removed: channel group -> indices of the channels that go, ascending.
+        dropped: names of the removed residual branches.
+        removed: channel group -> indices of the removed channels, ascending.
         ranks: layer path -> how it is split.
         bits: layer path -> precision, see `Candidate.weight_bits`.
         sparsity: layer path -> share of its weight's smallest entries that are zero, or "n:m"; of saved weights, the

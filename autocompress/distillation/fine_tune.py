@@ -35,7 +35,7 @@ _MAX_GRAD_NORM = 5.0
 
 @dataclass(frozen=True)
 class FastMode:
-    """What makes training faster on this machine: bfloat16 autocast together with channels-last memory, or neither."""
+    """The faster way to train on this machine: bfloat16 autocast with channels-last memory, or neither."""
 
     enabled: bool
 

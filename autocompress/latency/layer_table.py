@@ -137,7 +137,7 @@ class Sums:
 
 
 class LayerLatencyTable:
-    """Times of single layers, from a table; what is not in it is estimated from what is.
+    """Times of single layers, from a table; missing ones are estimated from similar ones.
 
     Args:
         shape: of the model.

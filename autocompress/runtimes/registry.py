@@ -1,4 +1,4 @@
-"""What a target runtime has to offer, and which ones there are."""
+"""The protocol of a target runtime, and all runtimes by name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Session(Protocol):
     """A loaded file, ready to run at the batch size that it was exported with."""
 
     def prepare(self, inputs: Inputs) -> object:
-        """Turns inputs of exactly the exported shapes into what `run` takes; not part of a timed run."""
+        """Turns inputs of exactly the exported shapes into the arguments of `run`; not part of a timed run."""
 
     def run(self, prepared: object) -> object:
-        """One inference; what a latency measurement times."""
+        """One inference; a latency measurement times this call."""
 
     def predict(self, inputs: Inputs) -> Tensor:
         """Outputs for any number of samples along the first dimension, in chunks of the exported batch size."""
@@ -28,7 +28,7 @@ class Session(Protocol):
 class Runtime(Protocol):
     """Writes a model for an inference engine and runs it there.
 
-    One whose kernels do not round what a sum within an all-8-bit block reads says so: `rounds_before_sums = False`.
+    One whose kernels do not round the operands of a sum within an all-8-bit block sets `rounds_before_sums = False`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Runtime(Protocol):
 
 
 def rounds_before_sums(runtime: Runtime) -> bool:
-    """Whether it rounds what a sum within an all-8-bit block reads; it does unless it says no."""
+    """Whether its kernels round the operands of a sum within an all-8-bit block; by default they do."""
     return bool(getattr(runtime, "rounds_before_sums", True))
 
 

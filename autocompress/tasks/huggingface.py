@@ -117,7 +117,7 @@ def _kind_of(config: Mapping[str, Any], folder: Path) -> Kind:
 
 
 class HubModel:
-    """What all sources of a Hugging Face folder share: the config and the weights."""
+    """Base of all sources of a Hugging Face folder: the config and the weights."""
 
     def __init__(self, folder: Path, kind: Kind, task_id: TaskId) -> None:
         import transformers

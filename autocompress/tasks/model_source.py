@@ -103,7 +103,7 @@ def _has_weights(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model does, and what follows from it.
+    """The kind of a model (classifier, regressor, ...) and its properties.
 
     Attributes:
         name: one of `autocompress.tasks.identifiers.KINDS`.

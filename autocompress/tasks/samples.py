@@ -1,4 +1,4 @@
-"""Reads what a user has on disk as samples: tables, text files, and folders of images or sounds."""
+"""Reads a user's files as samples: tables, text files, and folders of images or sounds."""
 
 from __future__ import annotations
 
