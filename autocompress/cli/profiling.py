@@ -12,9 +12,7 @@ from autocompress.cli.commands import add_command, add_task_options, take_task
 
 def add_commands(commands: Any) -> None:
     """Adds profile."""
-    profile = add_command(
-        commands, "profile", _profile, "time a device, to predict the latencies of candidates"
-    )
+    profile = add_command(commands, "profile", _profile, "time a device, to predict the latencies of candidates")
     profile.add_argument("task", metavar="TASK")
     add_task_options(profile)
     profile.add_argument("--space", default="default", help="space of the predicted candidates (default: default)")

@@ -34,7 +34,7 @@ class Runtime(Protocol):
     name: str
 
     def capabilities(self) -> tuple[Capability, ...]:
-        """What it executes at each precision on this machine; what is missing is size-only.
+        """The precisions that it executes on this machine; all others are size-only.
 
         Raises:
             MissingExtraError: the engine or the device that it needs is not there.
