@@ -142,7 +142,7 @@ def test_saved_weights_and_recipe_give_the_student_back(model: nn.Module, graph:
     check_levels(zeros_of(again))
 
 
-def test_a_fine_tune_that_goes_on_from_its_state_keeps_the_states_zeros(model: nn.Module, graph: ModelGraph) -> None:
+def test_a_resumed_fine_tune_keeps_the_zeros_of_its_state(model: nn.Module, graph: ModelGraph) -> None:
     recipe, task = resolve(model, graph, SPARSE), tiny_task()
     settings = DistillSettings(rungs=(0, 2, 4), learning_rate=0.05)
     student = rebuild(model, graph, recipe, CALIBRATION, RebuildOptions(reconstruct=True))

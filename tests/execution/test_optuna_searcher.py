@@ -314,7 +314,7 @@ def test_a_report_that_makes_no_sense_is_a_failed_trial(run: Run, report: str) -
     (record,) = read_records(run.file)
     assert record.state == "failed"
     assert "makes no sense" in str(record.error)
-    assert run.suggest("b"), "the search goes on"
+    assert run.suggest("b"), "the search continues"
 
 
 def test_a_search_without_gain_ends_if_asked(run: Run) -> None:

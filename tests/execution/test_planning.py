@@ -52,7 +52,7 @@ def test_the_solvers_candidates_come_after_a_few_uniform_ones() -> None:
     origins = [item.origin for item in asked(search, 10)]
     assert origins[:2] == ["uniform", "uniform"]
     assert 2 <= origins.count("solver") <= 6
-    assert "sampler" in origins, "then the sampler goes on"
+    assert "sampler" in origins, "then the sampler proposes"
 
 
 @pytest.mark.parametrize(("n_trials", "n"), [(1, 1), (9, 3), (24, 8), (100_000, 8)])

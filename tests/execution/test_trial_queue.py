@@ -1,4 +1,4 @@
-"""The queue: which trial is next, what a worker is told of it, and what becomes of its result."""
+"""The queue: the next trial, its config for a worker, and its result."""
 
 from __future__ import annotations
 

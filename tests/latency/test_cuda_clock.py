@@ -36,7 +36,7 @@ def test_a_pair_is_timed_by_the_timer_that_is_given() -> None:
     assert (timing.ratio, timing.candidate_ms, timing.spread) == pytest.approx((0.25, 2.0, 0.0))
 
 
-def test_a_device_without_the_provider_is_told_what_to_install(tmp_path: Path) -> None:
+def test_a_device_without_the_provider_gets_the_package_to_install(tmp_path: Path) -> None:
     assert runtime_version("onnxruntime-cuda") == runtime_version("onnxruntime")
     with pytest.raises(MissingExtraError, match="must have NoSuchProvider, but has"):
         from autocompress.latency.on_device import _open_onnxruntime

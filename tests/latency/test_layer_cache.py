@@ -74,6 +74,6 @@ def test_a_second_profile_times_only_what_is_new(tmp_path: Path, monkeypatch: py
     for key, ratio in first.table.pieces.items():
         assert again.table.pieces[key] == pytest.approx(ratio, rel=1e-4)
     resumed = profile(task(), space, n_candidates=N_CANDIDATES, folder=tmp_path / "first")
-    assert resumed.table.pieces == first.table.pieces, "a profile that was begun goes on with what was known then"
+    assert resumed.table.pieces == first.table.pieces, "a resumed profile uses the times that were known at its start"
     afresh = profile(task(), space, n_candidates=N_CANDIDATES, folder=tmp_path / "first", reuse=False)
     assert afresh.table.pieces == first.table.pieces

@@ -142,7 +142,7 @@ def test_waiting_is_counted(tmp_path: Path) -> None:
     assert waiting.waited - before < 0.1, "holding is not waiting"
 
 
-def test_a_turn_ends_when_its_work_fails(tmp_path: Path) -> None:
+def test_the_lock_is_released_when_its_work_fails(tmp_path: Path) -> None:
     measurement_lock = MeasurementLock(tmp_path)
     for kind in (measurement_lock.shared, measurement_lock.exclusive):
         with pytest.raises(ZeroDivisionError), kind():

@@ -97,7 +97,7 @@ def test_leaving_one_out_is_leaving_one_out() -> None:
         assert residuals[i] == pytest.approx(1 - rows[i] @ weights, abs=1e-6)
 
 
-def test_predictions_do_not_depend_on_their_company() -> None:
+def test_predictions_do_not_depend_on_the_other_candidates() -> None:
     candidates, _ = held_out(40)
     model = LatencyModel(made_up_table())
     together = model.predict(candidates)
