@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autocompress.errors import MissingExtraError
+from autocompress.errors import InputError, MissingExtraError
 from autocompress.latency import measure_paired
 from autocompress.latency.clock import cuda_seconds, time_pair, timer_of, wall_seconds
 from autocompress.latency.layer_times import measure_layer_times
@@ -42,7 +42,7 @@ def test_a_device_without_the_provider_gets_the_package_to_install(tmp_path: Pat
         from autocompress.latency.on_device import _open_onnxruntime
 
         _open_onnxruntime(tmp_path / "x.onnx", 1, "NoSuchProvider")
-    with pytest.raises(Exception, match="onnxruntime-cuda"):
+    with pytest.raises(InputError, match="onnxruntime-cuda"):
         open_session("tensorflow", tmp_path / "x.onnx", 1)
 
 
