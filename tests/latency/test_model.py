@@ -135,7 +135,7 @@ def test_another_device_or_runtime_is_refused_unless_forced(monkeypatch: pytest.
 
 
 def test_cost_is_linear_in_the_layers() -> None:
-    """Counted in array elements, not in seconds: five for each layer and candidate, and as many features at any depth."""
+    """Counted in array elements, not in seconds: five for each layer and candidate; features do not grow."""
     n_features = set()
     for n_blocks, n_layers in ((3, 8), (6, 14), (12, 26)):
         shape = net(n_blocks)[3]
