@@ -21,7 +21,7 @@ from autocompress.extensions import find_extension
 from autocompress.graph import ChannelGroup, Coupling
 
 Criterion: TypeAlias = Callable[[CalibrationStats, ChannelGroup], Tensor]
-"""Evidence and group -> importance, shape (n_channels,)."""
+"""Calibration statistics and group -> importance, shape (n_channels,)."""
 
 _N_BINS = 32
 

@@ -42,4 +42,4 @@ class AbortStopper(Stopper):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
                 raise
-            self.abort(StorageError(f"the run's disk takes no more ({error}); make room, then resume"))
+            self.abort(StorageError(f"the run's disk is full ({error}); free some space, then resume"))

@@ -285,7 +285,7 @@ class Trial:
             file = worker.runtime.export(self._student, worker.example_inputs, worker.folder)
             session = worker.runtime.load(file, settings.n_threads)
             size_mib = file.stat().st_size / _BYTES_PER_MIB
-        # the reference's latency on another machine does not tell whether this one is quiet
+        # the reference's latency on another machine does not tell whether this one is idle
         idle_ms = self._context.objectives.reference_ms if settings.latency_resource is None else None
         with self._phase("measure"):
             timing = time_sessions(

@@ -1,4 +1,4 @@
-"""Turns the front into files: exports each point, times it with the workers idle, judges the file on every split."""
+"""Exports the front: writes each point's file, times it with the workers idle, and judges it on every split."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def measure_front(
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Gives every front point, and the uncompressed model, numbers measured from its file.
 
-    A point that turns out slower than the budget, or beyond that of size or memory, leaves the front and its successor
+    A point whose file is slower than the budget, or beyond that of size or memory, leaves the front and its successor
     is measured, until all points of the front have files.
 
     Args:

@@ -3,7 +3,7 @@
 Each proposal draws weights of the sensitivities from their posterior (Thompson sampling), solves the knapsack with
 them along the whole front, adds mutants of the front's points that swap latency between blocks, predicts all of them
 whole, and takes the one that adds most hypervolume. It is SPDY's learning of per-layer weights (Frantar & Alistarh
-2022) with the search's own trials as evidence, and EvoPress' swaps (Sieberling et al. 2024) where sums mislead.
+2022) from the search's own trials, and EvoPress' swaps (Sieberling et al. 2024) where sums mislead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SamplerContext:
         space: of the search.
         increases: loss increase of every choice of every knob.
         predict: latency ratios of candidates; may change as trials end.
-        settled: the model that latencies are linearised with: another object once enough was measured to do it again.
+        settled: gives the model for linearising latencies; a new object after enough further measurements.
         objectives: of the search.
     """
 

@@ -112,7 +112,7 @@ def test_a_busy_machine_is_measured_again_and_the_fastest_reference_counts(
     monkeypatch.setattr(measure, "time_pair", lambda *_: next(given))
     session = runtime_named("onnxruntime").load(short)
     assert time_sessions(session, session, (X,), idle_ms=1.0) is timings[2]
-    assert time_sessions(session, session, (X,)) is timings[0], "without a quiet figure one measurement is all there is"
+    assert time_sessions(session, session, (X,)) is timings[0], "without an idle figure there is one measurement"
     always_busy = iter([timings[0], timings[1], timings[0], timings[0]])
     monkeypatch.setattr(measure, "time_pair", lambda *_: next(always_busy))
     assert time_sessions(session, session, (X,), idle_ms=1.0) is timings[1]
