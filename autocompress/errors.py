@@ -30,7 +30,7 @@ class MeasurementError(AutocompressError, RuntimeError):
 
 
 class StorageError(AutocompressError, OSError):
-    """The disk of a run is full; the files on it are whole, and `resume` continues from them."""
+    """The disk of a run takes no more; what is on it is whole, and `resume` goes on from there."""
 
 
 class WorkerError(AutocompressError, RuntimeError):

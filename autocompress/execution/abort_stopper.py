@@ -1,4 +1,4 @@
-"""Stops a search before its trials are done, and keeps the reason."""
+"""Why a search must stop before its trials are done."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ class AbortStopper(Stopper):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
                 raise
-            self.abort(StorageError(f"the run's disk is full ({error}); free some space, then resume"))
+            self.abort(StorageError(f"the run's disk takes no more ({error}); make room, then resume"))
