@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from autocompress.cli import inspecting, profiling, reporting, searching
+from autocompress.cli import inspecting, profiling, refining, reporting, searching, status
 from autocompress.errors import AutocompressError
 
 _EXAMPLES = """\
@@ -51,6 +51,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (searching, inspecting, profiling, reporting):
+    for group in (searching, status, inspecting, profiling, reporting, refining):
         group.add_commands(commands)
     return parser

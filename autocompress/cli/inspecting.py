@@ -31,7 +31,7 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
     from autocompress.graph import inspect_model
     from autocompress.latency import LatencyModel
     from autocompress.latency.online_predictor import label_slower_ranks
-    from autocompress.report.tables import capability_table, graph_tables, space_table
+    from autocompress.report.inspection import capability_table, graph_tables, space_table
     from autocompress.runtimes import is_executed, runtime_named
     from autocompress.space.search_space import SearchSpace
     from autocompress.task import as_inputs, check_task, load_task

@@ -127,7 +127,8 @@ def _estimate(task: str, device: str, flags: _Flags) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from autocompress.latency.roofline import estimate_of, load_hardware
+    from autocompress.latency.hardware_description import load_hardware
+    from autocompress.latency.roofline import estimate_of
     from autocompress.task import load_task
 
     hardware = load_hardware(device)

@@ -73,7 +73,7 @@ def _figure(run_dir: Path, figure: Path) -> None:
 def _compare(run_dir: Path, trials: list[int]) -> None:
     from rich.console import Console
 
-    from autocompress.report.tables import comparison
+    from autocompress.report.comparison import comparison
     from autocompress.results.run_folder import RunFolder
 
     console = Console()
@@ -85,7 +85,7 @@ def show(run_dir: Path, files: bool = True) -> None:
     """Prints the front, its files, and where the report is."""
     from rich.console import Console
 
-    from autocompress.report.tables import front_table
+    from autocompress.report.table import front_table
     from autocompress.results.run_folder import RunFolder
 
     run = RunFolder(run_dir).read()

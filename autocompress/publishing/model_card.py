@@ -9,8 +9,9 @@ from typing import Any
 
 from autocompress.publishing.artifact import read_manifest
 from autocompress.publishing.runner import EXAMPLES, RUNNABLE
+from autocompress.report.interval import interval_of
 from autocompress.report.point_files import example_answers
-from autocompress.report.wording import NOTHING, candidate_text, interval_of, is_number, metric_text
+from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text
 from autocompress.results.records import FileNumbers
 from autocompress.space.candidate import Candidate
 

@@ -12,18 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.report.commands import commands
+from autocompress.report.interval import interval_of
 from autocompress.report.point_files import PointFiles, read_point_files, time_shares
 from autocompress.report.why import why_not_faster
-from autocompress.report.wording import (
-    candidate_text,
-    commands,
-    interval_of,
-    is_number,
-    is_share,
-    likeness_text,
-    reason_text,
-    stopped_text,
-)
+from autocompress.report.wording import candidate_text, is_number, is_share, likeness_text, reason_text, stopped_text
 from autocompress.results.objectives import Objectives, ratio, score
 from autocompress.results.pareto import hypervolume
 from autocompress.results.records import FileNumbers, Latency, TrialRecord

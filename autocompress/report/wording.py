@@ -1,47 +1,14 @@
-"""Records in words: metrics and their intervals, budgets, candidates, commands, and why a trial is not on the front."""
+"""Records in a few plain words: a figure, a budget, what a candidate does to a model, why a trial fell out."""
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Collection
 
 from autocompress.results.objectives import Objectives, ratio
-from autocompress.results.records import FileNumbers, TrialRecord
-from autocompress.results.run_folder import Run
+from autocompress.results.records import TrialRecord
 from autocompress.space.candidate import Candidate, bits_number
-
-Z_95 = 1.959963984540054
-
-
-def wilson_interval(share: float, n_samples: int, z: float = Z_95) -> tuple[float, float]:
-    """The Wilson score interval of a share, such as an accuracy.
-
-    Args:
-        share: observed share, in [0, 1].
-        n_samples: number of samples behind it, at least 1.
-        z: quantile of the normal distribution; the default gives 95 %.
-
-    Returns:
-        (low, high), both in [0, 1], with `low <= share <= high`.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    weight = z * z / n_samples
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / n_samples + weight / (4 * n_samples))
-    # Rounding may push an end just past 0, 1 or the share itself.
-    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
-
-
-def interval_of(file: FileNumbers, split: str, metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of a file's metric on a split; None for a metric that is no share, or without sample counts."""
-    value, n_samples = file.metrics.get(split, {}).get(metric), file.n_samples.get(split, 0)
-    if value is None or n_samples <= 0 or not is_share(metric) or not 0 <= value <= 1:
-        return None
-    return wilson_interval(value, n_samples)
-
 
 NOTHING = "–"
 
@@ -51,7 +18,7 @@ LIKENESS = ("agreement", "cosine", "spearman_to_teacher")
 
 
 def likeness_text(metric: str) -> str | None:
-    """A caution for metrics that compare with the uncompressed model instead of labels; None for others."""
+    """What a reader must know of a metric that no labels stand behind; None for others."""
     if metric not in LIKENESS:
         return None
     return f"{metric} says how like the uncompressed model each model is; it is not accuracy, which needs labels"
@@ -83,7 +50,7 @@ def budget_text(objectives: Objectives) -> str:
 
 
 def candidate_text(candidate: Candidate, n_layers: int = 0) -> str:
-    """How the model is compressed, like `12–50% channels off in 5 groups, 3 low-rank, 20/20 layers 8-bit`."""
+    """What is done to the model, like `12–50% channels off in 5 groups, 3 low-rank, 20/20 layers 8-bit`."""
     if candidate.is_baseline:
         return "uncompressed"
     parts = []
@@ -109,7 +76,7 @@ def _plural(word: str, items: Collection[object]) -> str:
 
 
 def failure_text(record: TrialRecord) -> str:
-    """The last line of the traceback that is not empty: the error itself."""
+    """The last line of the traceback that says something: the error itself."""
     lines = [line.strip() for line in (record.error or "").splitlines() if line.strip()]
     return lines[-1] if lines else "failed without a message"
 
@@ -142,24 +109,3 @@ def over_budget_text(record: TrialRecord, budget_ratio: float) -> str:
     if record.feasible:
         return f"within the budget during the search, but timed again at the end {text}"
     return text if record.fine_tuned else f"{text}, so it was not fine-tuned"
-
-
-def commands(record: TrialRecord, run: Run) -> dict[str, str]:
-    """Name of a command -> its text; commands that this run does not support are left out."""
-    folder, point = str(run.folder.path), str(run.folder.point(record.name))
-    quoted = shlex.quote(folder)
-    lines = ["import autocompress", ""]
-    if run.info.task_spec is not None:
-        lines.append(f"task = autocompress.load_task({run.info.task_spec!r})")
-    lines.append(f"model = autocompress.load({point!r}, task)")
-    texts = {
-        "folder": point,
-        "load": "\n".join(lines),
-        "pick": f"autocompress pick {quoted} --trial {record.number} -o model/",
-        "run": f"python {shlex.quote(str(run.folder.point(record.name) / 'run.py'))}",
-        "reproduce": run.info.command,
-    }
-    if run.info.task_spec is not None:
-        texts["refine"] = f"autocompress refine {quoted} {record.number} --epochs 10"
-        texts["export"] = f"autocompress export {quoted} {record.number} --runtime openvino -o exported/"
-    return texts

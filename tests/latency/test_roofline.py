@@ -16,8 +16,8 @@ from autocompress.cli import main
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.latency import Estimate, load_latency_model
+from autocompress.latency.hardware_description import Hardware, described_hardware, load_hardware
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
-from autocompress.latency.roofline import Hardware, described_hardware, load_hardware
 from autocompress.space.candidate import Candidate
 from tests.latency.nets import INPUTS, net
 

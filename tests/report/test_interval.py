@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from autocompress.report.wording import Z_95, wilson_interval
+from autocompress.report.interval import Z_95, wilson_interval
 
 
 @settings(max_examples=100)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autocompress.errors import InputError
-from autocompress.report.tables import comparison
+from autocompress.report.comparison import comparison
 from autocompress.results.run_folder import Run
 from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun

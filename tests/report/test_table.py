@@ -7,7 +7,7 @@ import math
 
 from rich.console import Console
 
-from autocompress.report.tables import front_table
+from autocompress.report.table import front_table
 from autocompress.results.run_folder import Run
 from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun
