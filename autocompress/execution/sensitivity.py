@@ -165,8 +165,8 @@ class SensitivityProbe:
     def digest(self) -> str:
         """12 hex digits that change with the model, the data and the way of compressing."""
         settings = self._settings
-        way = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
-        way = (*way, "half range") if self._half_range_weights else way
+        how = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
+        way = (*how, "half range") if self._half_range_weights else how
         digest = hashlib.sha256(f"{model_digest(self._model)}{way}".encode())
         for inputs in (*self._calibration, *(inputs for inputs, _ in self._labelled)):
             for value in inputs.values() if isinstance(inputs, dict) else inputs:
