@@ -15,7 +15,7 @@ from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLate
 from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.knapsack import knapsack
-from autocompress.sampling.samplers import planned
+from autocompress.sampling.samplers import PLANNED, planned, sampler_named
 from autocompress.sampling.study import Asked, SearchStudy
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import load_task
@@ -23,9 +23,9 @@ from autocompress.task import load_task
 
 def knapsack_seconds() -> float:
     rng = np.random.default_rng(0)
-    tables = [[rng.random(30) for _ in range(60)] for _ in range(2)]
+    costs, latencies = ([rng.random(30) for _ in range(60)] for _ in range(2))
     begin = time.process_time()
-    knapsack(*tables, 30.0, 1000)
+    knapsack(costs, latencies, 30.0, 1000)
     return time.process_time() - begin
 
 
@@ -38,7 +38,11 @@ def sampler_ms() -> dict[int, float]:
     single = tuple(ChoiceLoss(k.kind, k.target, c, float(rng.random())) for k, c, _ in single_choices(space))
     latency_predictor = OnlineLatencyPredictor(LaunchLatencyModel(graph))
     study = SearchStudy(
-        None, space, planned(None, 0), Objectives("accuracy", latency_budgets=(0.5,)), latency_predictor.screening_ratio
+        None,
+        space,
+        sampler_named(PLANNED, 0),
+        Objectives("accuracy", latency_budgets=(0.5,)),
+        latency_predictor.screening_ratio,
     )
     study.use(planned(planner_of(study, Sensitivity(0.1, single), latency_predictor), 0))
     times: list[float] = []
@@ -77,7 +81,9 @@ def tell(study: SearchStudy, latency_predictor: OnlineLatencyPredictor, asked: A
 
 
 if __name__ == "__main__":
-    figures = {"knapsack, 60 x 30 x 1,000, seconds": round(knapsack_seconds(), 3)}
-    figures["ask and tell at so many trials, ms of processor time"] = sampler_ms()
+    figures = {
+        "knapsack, 60 x 30 x 1,000, seconds": round(knapsack_seconds(), 3),
+        "ask and tell at so many trials, ms of processor time": sampler_ms(),
+    }
     print(figures)
     (Path(__file__).parent / "overhead.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -17,6 +17,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from autocompress.latency.clock import time_pair
 from autocompress.runtimes import runtime_named
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Choice, SearchSpace
-from autocompress.task import Inputs, Task, as_inputs, load_task, predict_all
+from autocompress.task import Inputs, Task, as_inputs, call_model, load_task, predict_all
 
 HERE = Path(__file__).parent
 REFITTED = RebuildOptions(reconstruct=True)
@@ -90,7 +91,8 @@ class Recorder:
     def judge(self, student: torch.nn.Module) -> dict[str, float]:
         def predict(inputs: Inputs) -> Tensor:
             with torch.no_grad():
-                return student(*inputs)
+                outputs: Tensor = call_model(student, inputs)
+            return outputs
 
         if self.name == "digits":
             return self.task.evaluate(predict, "selection")
@@ -158,7 +160,7 @@ def time_files(folder: Path, n_passes: int = 2) -> None:
             for file in missing:
                 session = runtime.load(file, 1)
                 ours = session.prepare(inputs)
-                timing = time_pair(lambda s=session, o=ours: s.run(o), lambda: reference.run(fed), 2)
+                timing = time_pair(partial(session.run, ours), partial(reference.run, fed), 2)
                 out.write(json.dumps({"digest": file.stem, "ratio": timing.ratio, "ms": timing.reference_ms}) + "\n")
 
 

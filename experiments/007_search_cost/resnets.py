@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,7 @@ class Evaluator:
             self.n_new += 1
         return self.evaluation(self.known[digest])
 
-    def evaluation(self, item: dict) -> Evaluation:
+    def evaluation(self, item: dict[str, Any]) -> Evaluation:
         if "error" in item:
             raise KeyError(item["error"])
         candidate = Candidate.from_dict(item["candidate"])
@@ -108,8 +109,9 @@ class Short(cifar10.Cifar10Task):
     """The same task in smaller batches."""
 
     def train_batches(self, seed: int) -> Iterator[Batch]:
-        for (images,), labels in super().train_batches(seed):
-            yield (images[:N_TRAINED],), labels[:N_TRAINED]
+        for inputs, labels in super().train_batches(seed):
+            assert isinstance(inputs, tuple)
+            yield (inputs[0][:N_TRAINED],), labels[:N_TRAINED]
 
 
 class Tools:
@@ -125,7 +127,7 @@ class Tools:
         self._images = FAST.layout(cifar10._to_inputs(images[members]))
         self._labels = labels[members]
 
-    def judge(self, candidate: Candidate) -> dict:
+    def judge(self, candidate: Candidate) -> dict[str, Any]:
         """Compresses with closed-form repair, fine-tunes for a few steps, judges."""
         of = self._of
         torch.manual_seed(0)

@@ -24,7 +24,7 @@ from autocompress.graph import ModelGraph, inspect_model
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.results.objectives import Objectives
 from autocompress.results.pareto import hypervolume
-from autocompress.results.records import Latency, Rung, TrialRecord
+from autocompress.results.records import Latency, Rung, State, TrialRecord
 from autocompress.sampling.early_stopping import KEEP_FRACTION, ParetoEarlyStopping, expected_score
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
@@ -141,7 +141,8 @@ def told(table: dict[str, Evaluation]) -> dict[str, Any]:
     errors: defaultdict[str, list[float]] = defaultdict(list)
     orders: defaultdict[str, list[float]] = defaultdict(list)
     for seed in SEEDS:
-        rule, ended = ParetoEarlyStopping(Objectives("accuracy")), []
+        rule = ParetoEarlyStopping(Objectives("accuracy"))
+        ended: list[TrialRecord] = []
         order = sorted(table)
         random.Random(seed).shuffle(order)
         truth, ours, raw = [], [], []
@@ -156,7 +157,7 @@ def told(table: dict[str, Evaluation]) -> dict[str, Any]:
                 len(own.rungs),
             )
             best = max(own.rungs[:n], key=lambda rung: rung.metrics["accuracy"]).metrics
-            state = "complete" if n == len(own.rungs) else "stopped"
+            state: State = "complete" if n == len(own.rungs) else "stopped"
             record = TrialRecord(number, state, "x", own.candidate, best, own.latency, rungs=own.rungs[:n])
             if state == "stopped" and sum(r.state == "complete" for r in ended) >= 5:
                 truth.append(max(r.metrics["accuracy"] for r in own.rungs))
