@@ -12,11 +12,11 @@ from autocompress.errors import AutocompressError
 _EXAMPLES = """\
 examples:
   autocompress demo                                      a front and a report in a few minutes, embedded data
-  autocompress inspect my_model.py:task                  layers, channel groups, frozen parts with reasons
+  autocompress inspect my_model.py:task                  layers, channel groups, what is frozen and why
   autocompress profile my_model.py:task -o device.json   predicts latencies on this device: search --profile device.json
   autocompress search my_model.py:task --latency-budget 0.5x --trials 100
-  autocompress resume runs/my_model                      continues after Ctrl-C, a crash or a power cut
-  autocompress status runs/my_model --watch              the state of the search, from another terminal
+  autocompress resume runs/my_model                      goes on after Ctrl-C, a crash or a power cut
+  autocompress status runs/my_model --watch              how it stands, from another terminal
   autocompress report runs/my_model                      one HTML page, CSV, JSON; --serve watches a running search
   autocompress pick runs/my_model --latency-budget 1.5ms -o model/
   autocompress compare runs/my_model 12 40               two trials side by side
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"autocompress: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("autocompress: stopped; `autocompress resume` continues from what is on disk", file=sys.stderr)
+        print("autocompress: stopped; `autocompress resume` goes on from what is on disk", file=sys.stderr)
         return 130
     return 0
 

@@ -35,7 +35,7 @@ _MAX_GRAD_NORM = 5.0
 
 @dataclass(frozen=True)
 class FastMode:
-    """The faster way to train on this machine: bfloat16 autocast with channels-last memory, or neither."""
+    """What makes training faster on this machine: bfloat16 autocast together with channels-last memory, or neither."""
 
     enabled: bool
 
@@ -125,7 +125,7 @@ def _checksum(inputs: Inputs) -> bytes:
 
 
 class FineTune:
-    """Trains one student; `advance` continues from the last step.
+    """Trains one student; `advance` goes on from where it stopped.
 
     In layers that were made sparse, entries that are exactly zero at the start stay zero; others train all entries.
 
@@ -194,7 +194,7 @@ class FineTune:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a saved state; the batches that were used before are skipped."""
+        """Goes on from a saved state; the stream of batches is wound forward."""
         self.student.load_state_dict(state["student"])
         self._trained = dict(state["trained"])
         self._masks = _zero_masks(self.student)
@@ -310,7 +310,7 @@ def distill(
     settings: DistillSettings | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Fine-tunes `student` in place under `teacher` for a number of steps; returns it in evaluation mode.
+    """Fine-tunes `student` in place under `teacher` for so many steps; returns it in evaluation mode.
 
     Raises:
         InputError: `steps` is not positive.

@@ -1,4 +1,4 @@
-"""Checks a search before its first trial: the task works, the space fits, the budget is within reach."""
+"""Everything that can be known before the first trial: the task works, the space fits, the budget is within reach."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
-from autocompress.evaluation import evaluate_model
 from autocompress.execution.trial import n_macs
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import LatencyModel, load_latency_model
@@ -35,7 +35,7 @@ from autocompress.sampling.samplers import sampler_named
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import INT8_BITS
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, as_inputs, check_task
+from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
 
 _BYTES_PER_MIB = 2**20
 _REFERENCE_ROUNDS = 15
@@ -44,7 +44,7 @@ _REACH_ROUNDS = 5
 
 @dataclass(frozen=True)
 class PreparedSearch:
-    """A checked search, before any trial.
+    """What is known before any trial.
 
     Attributes:
         context: what the trials share.
@@ -69,14 +69,14 @@ def prepare(
     """Checks the task, the space and the budget, and measures the uncompressed model; writes nothing.
 
     Args:
-        task: of the search.
+        task: what is compressed.
         space: a name, a path, or a space.
         settings: of the search.
         spec: text that loads the task again, or None.
         target_device: the machine that the model is for, when it is another one than this.
 
     Raises:
-        InputError: the task, the space, a setting or the budget does not fit; names the way out.
+        InputError: whatever does not fit, with the way out.
         ExportError: the runtime cannot take the uncompressed model, or its file gives something else.
     """
     runtime = runtime_named(settings.runtime)
@@ -92,7 +92,7 @@ def prepare(
         profile = profile_of_target(settings.latency_model, settings, task, graph)
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
-    metrics = evaluate_model(model, task)
+    metrics = _judge(model, task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
         scratch = Path(name)
@@ -103,9 +103,8 @@ def prepare(
         session = device.load(file)
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
-        task_name = spec or str(getattr(task, "name", type(task).__name__))
-        info = _info(task_name, settings, objectives, model_digest(model), graph, space)
-        info = replace(info, task_spec=spec, half_range_weights=_may_saturate(settings, space, device))
+        info = _info(task, spec, settings, objectives, model, graph, space)
+        info = replace(info, half_range_weights=_may_saturate(settings, space, device))
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)
     baseline = TrialRecord(
@@ -187,15 +186,26 @@ def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpa
             raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
 
 
+def _judge(model: nn.Module, task: Task) -> dict[str, float]:
+    """The uncompressed model's metrics on the selection split."""
+
+    def predict(inputs: Inputs) -> Tensor:
+        with torch.no_grad():
+            outputs: Tensor = call_model(model, inputs)
+        return outputs
+
+    return check_metrics(task.evaluate(predict, "selection"), "selection")
+
+
 def _info(
-    task_name: str,
+    task: Task,
+    spec: str | None,
     settings: SearchSettings,
     objectives: Objectives,
-    digest: str,
+    model: nn.Module,
     graph: ModelGraph,
     space: SearchSpace,
 ) -> RunInfo:
-    """The run's facts for `run.json`; `digest` is that of the uncompressed model."""
     group_of = {path: group.name for group in graph.groups for path in group.producers}
     branch_of = {path: branch.name for branch in graph.branches for path in branch.layers}
     layers = tuple(
@@ -210,11 +220,11 @@ def _info(
         for layer in graph.layers
     )
     return RunInfo(
-        task=task_name,
-        task_spec=None,
+        task=spec or str(getattr(task, "name", type(task).__name__)),
+        task_spec=spec,
         settings=replace(settings, space=space.name) if settings.space != space.name else settings,
         objectives=objectives,
-        model_digest=digest,
+        model_digest=model_digest(model),
         space_digest=space.digest,
         layers=layers,
         knobs=tuple(asdict(knob) for knob in space.knobs),
@@ -228,7 +238,7 @@ def _info(
 
 
 def _program() -> str:
-    """Name of the program: `autocompress`, however it was started, or the user's own script."""
+    """What was typed: `autocompress`, however it was started, or the user's own script."""
     name = Path(sys.argv[0]).name
     return "autocompress" if name == "__main__.py" else name
 

@@ -28,7 +28,8 @@ from autocompress.latency.on_device import (
     write_json,
 )
 from autocompress.latency.plan import N_CANDIDATES, PlanSettings, batch_size, write_plan
-from autocompress.latency.table import DamageError, Table, check_positive, check_type
+from autocompress.latency.schema import DamageError, check_positive, check_type
+from autocompress.latency.table import Table
 from autocompress.machine import describe_machine
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace

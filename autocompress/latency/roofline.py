@@ -19,14 +19,8 @@ from autocompress.latency.layer_costs import layer_cost
 from autocompress.latency.layer_profiles import describe_model
 from autocompress.latency.on_device import write_json
 from autocompress.latency.plan import batch_size
-from autocompress.latency.table import (
-    DamageError,
-    check_positive,
-    check_type,
-    measured_pairs,
-    require_same_model,
-    shape_of,
-)
+from autocompress.latency.schema import DamageError, check_positive, check_type
+from autocompress.latency.table import measured_pairs, require_same_model, shape_of
 from autocompress.space.candidate import PRECISIONS, Candidate, Precision
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, as_inputs

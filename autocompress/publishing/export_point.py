@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.compression import Recipe, sparse_saving_bytes
-from autocompress.evaluation import evaluate_session
 from autocompress.latency.layer_times import measure_layer_times
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import RECIPE, save_student, write_manifest
@@ -19,7 +19,7 @@ from autocompress.publishing.runner import RUNNABLE, choose_examples, measure_me
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.results.run_folder import LAYER_TIMES
 from autocompress.runtimes import Session, check_parity, runtime_named
-from autocompress.task import Inputs, Task, as_inputs
+from autocompress.task import Inputs, Task, as_inputs, check_metrics
 
 SPLITS = ("selection", "test")
 _FINAL_ROUNDS = 25
@@ -76,9 +76,9 @@ def export_point(
     Raises:
         ExportError: the student cannot be written, or the file gives something else; names the layer where they part.
     """
+    task = target.task
     save_student(folder, student, recipe)
     (folder / RECIPE).unlink()  # the manifest holds it
-    task = target.task
     inputs = as_inputs(task.example_inputs())
     file = runtime_named(target.runtime).export(student, inputs, folder)
     samples = as_inputs(next(iter(task.calibration_batches())))
@@ -122,7 +122,14 @@ def _time(session: Session, target: ExportTarget, inputs: Inputs) -> Latency:
 
 def _judge(session: Session, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics of the file on every split, and how many samples it was asked for."""
-    splits = (*SPLITS, *getattr(task, "further_splits", ()))
-    judged = {split: evaluate_session(session, task, split) for split in splits}
-    counted = {split: n_samples for split, (_, n_samples) in judged.items() if n_samples}
-    return {split: metrics for split, (metrics, _) in judged.items()}, counted
+    metrics: dict[str, dict[str, float]] = {}
+    counted: Counter[str] = Counter()
+    for split in (*SPLITS, *getattr(task, "further_splits", ())):
+
+        def predict(inputs: Inputs, split: str = split) -> Tensor:
+            outputs = session.predict(inputs)
+            counted[split] += outputs.shape[0]
+            return outputs
+
+        metrics[split] = check_metrics(task.evaluate(predict, split), split)
+    return metrics, dict(counted)

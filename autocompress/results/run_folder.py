@@ -55,7 +55,7 @@ class RunInfo:
         command: what was typed.
         started: ISO 8601 time of the first start.
         rank_grid: of the space; see `SearchSpace`.
-        half_range_weights: see `Recipe`; the same for all trials of the run, on whatever machine it is resumed.
+        half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""The protocol of a target runtime, and all runtimes by name."""
+"""What a target runtime has to offer, and which ones there are."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Session(Protocol):
     """A loaded file, ready to run at the batch size that it was exported with."""
 
     def prepare(self, inputs: Inputs) -> object:
-        """Turns inputs of exactly the exported shapes into the arguments of `run`; not part of a timed run."""
+        """Turns inputs of exactly the exported shapes into what `run` takes; not part of a timed run."""
 
     def run(self, prepared: object) -> object:
-        """One inference; a latency measurement times this call."""
+        """One inference; what a latency measurement times."""
 
     def predict(self, inputs: Inputs) -> Tensor:
         """Outputs for any number of samples along the first dimension, in chunks of the exported batch size."""
@@ -28,13 +28,13 @@ class Session(Protocol):
 class Runtime(Protocol):
     """Writes a model for an inference engine and runs it there.
 
-    One whose kernels do not round the operands of a sum within an all-8-bit block sets `rounds_before_sums = False`.
+    One whose kernels do not round what a sum within an all-8-bit block reads says so: `rounds_before_sums = False`.
     """
 
     name: str
 
     def capabilities(self) -> tuple[Capability, ...]:
-        """The precisions that it executes on this machine; all others are size-only.
+        """What it executes at each precision on this machine; what is missing is size-only.
 
         Raises:
             MissingExtraError: the engine or the device that it needs is not there.
@@ -57,7 +57,7 @@ class Runtime(Protocol):
 
 
 def rounds_before_sums(runtime: Runtime) -> bool:
-    """Whether its kernels round the operands of a sum within an all-8-bit block; by default they do."""
+    """Whether it rounds what a sum within an all-8-bit block reads; it does unless it says no."""
     return bool(getattr(runtime, "rounds_before_sums", True))
 
 
