@@ -43,7 +43,9 @@ def test_the_correction_solves_least_squares_and_is_the_smallest_one(n_samples: 
     wanted = torch.randn(1, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) @ gram
     change = correction(gram, wanted)
     torch.testing.assert_close(change @ gram, wanted, rtol=1e-4, atol=1e-5)
-    smallest = wanted[0].numpy() @ np.linalg.pinv(gram[0].numpy(), rcond=1e-9, hermitian=True)
+    scale = np.sqrt(np.diag(gram[0].numpy()))  # the norm weighs each feature by its power
+    relative = gram[0].numpy() / np.outer(scale, scale)
+    smallest = wanted[0].numpy() / scale @ np.linalg.pinv(relative, rcond=1e-9, hermitian=True) / scale
     np.testing.assert_allclose(change[0].numpy(), smallest, rtol=1e-3, atol=1e-3)
 
 
