@@ -92,7 +92,7 @@ def prepare(
         profile = profile_of_target(settings.latency_model, settings, task, graph)
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
-    metrics = _judge(model, task)
+    metrics, n_selection = _judge(model, task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
         scratch = Path(name)
@@ -104,7 +104,7 @@ def prepare(
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
         info = _info(task, spec, settings, objectives, model, graph, space)
-        info = replace(info, half_range_weights=_may_saturate(settings, space, device))
+        info = replace(info, half_range_weights=_may_saturate(settings, space, device), n_selection=n_selection)
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)
     baseline = TrialRecord(
@@ -186,15 +186,17 @@ def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpa
             raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
 
 
-def _judge(model: nn.Module, task: Task) -> dict[str, float]:
-    """The uncompressed model's metrics on the selection split."""
+def _judge(model: nn.Module, task: Task) -> tuple[dict[str, float], int]:
+    """The uncompressed model's metrics on the selection split, and the number of its samples."""
+    counted: list[int] = []
 
     def predict(inputs: Inputs) -> Tensor:
         with torch.no_grad():
             outputs: Tensor = call_model(model, inputs)
+        counted.append(len(outputs))
         return outputs
 
-    return check_metrics(task.evaluate(predict, "selection"), "selection")
+    return check_metrics(task.evaluate(predict, "selection"), "selection"), sum(counted)
 
 
 def _info(

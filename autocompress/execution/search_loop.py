@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from autocompress.compression import Recipe
-from autocompress.config import ALL_THAT_FIT, SearchSettings
+from autocompress.config import ALL_THAT_FIT, DistillSettings, SearchSettings
 from autocompress.errors import InputError, StorageError
+from autocompress.evaluation import evaluate_model, judges_parts
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.event_log_callback import EventLogCallback
@@ -33,10 +34,12 @@ from autocompress.execution.progress import SearchProgress, step_progress
 from autocompress.execution.ray_backend import n_concurrent, open_target_device, ray_cluster, run_trials
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.run_clock import RunClock
+from autocompress.execution.rung_fit import fitted_rungs, training_step_seconds
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Effort, Sensitivity
+from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
-from autocompress.execution.whole_models import judge_whole_models
+from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
@@ -50,7 +53,10 @@ from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task
+from autocompress.task import Task, as_batch
+
+_POINTS_EXPECTED = 8
+_SECONDS_A_POINT = 5  # export, parity, timing, memory of a small model
 
 
 def start(
@@ -145,15 +151,19 @@ class _Search:
 
     def run(self) -> ParetoFront:
         """Runs what is left of the search, and writes the front's files."""
-        settings, study = self.info.settings, self.study
+        study = self.study
         for record in study.records():
             self.predictor.learn(record)
         n_before = len(study.records())
         stop = AbortStopper()
-        with ray_cluster(settings):
-            if study.n_finished < settings.n_trials:
+        self.clock.end_seconds = end_seconds(self.info)
+        with ray_cluster(self.info.settings):
+            if study.n_finished < self.info.settings.n_trials:
                 self._judge_whole_models()
                 self._plan()
+                self._fit_rungs()
+                self._judge_baseline_on_part()
+            settings = self.info.settings
             write_records(self.folder.records, study.records())
             left = self.clock.training_left
             minutes_left = None if left is None else left / 60
@@ -205,6 +215,35 @@ class _Search:
             enqueue_knapsack_front(study, sensitivity, self.predictor, n_points)
             sensitivity.write(self.folder.sensitivity)  # last: without it all this is done again
 
+    def _fit_rungs(self) -> None:
+        """Shortens the exploration's fine-tunes at a run's first start, where few would fit into the minutes."""
+        settings, seconds = self.info.settings, self.clock.training_left
+        rungs = settings.distill.rungs
+        explored = any(record.origin not in ("baseline", WHOLE_MODEL) for record in self.study.records())
+        if seconds is None or explored or rungs != DistillSettings().rungs:
+            return
+        seconds *= 1 - settings.polish_share
+        judged = [sum(record.seconds.values()) for record in self.study.records() if record.origin == WHOLE_MODEL]
+        step = training_step_seconds(self.context)
+        fitted = fitted_rungs(rungs, step, max(judged, default=0.0), seconds, n_concurrent(settings))
+        if fitted == rungs:
+            return
+        _print(self.console, f"fine-tunes of new candidates take {fitted[-1]} steps, so that more of them fit")
+        settings = replace(settings, distill=replace(settings.distill, rungs=fitted))
+        self.info = replace(self.info, settings=settings)
+        self.context = replace(self.context, settings=settings)
+        self.folder.write_info(self.info)
+
+    def _judge_baseline_on_part(self) -> None:
+        """Judges the uncompressed model as new candidates are judged, so that they can be compared."""
+        task = self.context.task
+        if self.info.baseline_part or not judges_parts(task):
+            return
+        batch = as_batch(next(iter(task.train_batches(self.info.settings.seed))))
+        n_samples = subset_size(self.info.settings.distill, [batch])
+        self.info = replace(self.info, baseline_part=evaluate_model(self.context.model, task, n_samples=n_samples))
+        self.folder.write_info(self.info)
+
     def _queue(self, stop: AbortStopper, progress: SearchProgress) -> TrialQueue:
         settings, objectives = self.info.settings, self.info.objectives
         began = datetime.fromisoformat(self.info.started)
@@ -216,7 +255,8 @@ class _Search:
         steps = settings.polish_steps
         if steps is None and settings.minutes is None:
             steps = 4 * settings.distill.rungs[-1]
-        polish = PolishSettings(settings.polish_points, steps, n_concurrent(settings))
+        top = self.info.baseline_part.get(objectives.metric)
+        polish = PolishSettings(settings.polish_points, steps, n_concurrent(settings), top)
         patience = None if settings.patience is None else Patience(settings.patience, objectives)
         return TrialQueue(
             self.study,
@@ -243,6 +283,17 @@ class _Search:
         context = replace(self.context, moments=moments_of(self.context, self.study.space))
         run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
         searcher.on_experiment_end()
+
+
+def end_seconds(info: RunInfo) -> float:
+    """What the front's files will take to be measured: each, and the uncompressed one, is run on two splits.
+
+    Points are expected to take half of the uncompressed model's time.
+    """
+    settings = info.settings
+    n_points = settings.polish_points or _POINTS_EXPECTED
+    passes = 1 + n_points / 2
+    return passes * 2 * info.n_selection * info.objectives.reference_ms / 1000 + (1 + n_points) * _SECONDS_A_POINT
 
 
 def _print_budgets(front: ParetoFront, console: Console | None) -> None:

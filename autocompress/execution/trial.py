@@ -34,7 +34,7 @@ from autocompress.task import Batch, Inputs, as_batch, as_inputs, call_model
 _BYTES_PER_MIB = 2**20
 _HELD_OUT_SEED = 7919  # of the training batches on which starts are compared; no training begins with it
 _N_HELD_OUT = 2
-_POLISH_MARKS = (0.5, 0.75, 0.9, 1.0)  # of the polish's steps: the learning rate is low, and a rung worth judging
+_LONG_POLISH = 600  # steps of a polish from which on there is a rung half-way, where it can resume
 _LEAST_SUBSET = 500
 _EVALUATION_SHARE = 0.1  # of a trial's passes; a training step is three forward passes
 
@@ -327,12 +327,15 @@ class Trial:
 
 
 def training_of(settings: DistillSettings, plan: TrialPlan) -> DistillSettings:
-    """The fine-tune of a plan: what the candidate asks, and for a polish its own steps with rungs near their end."""
+    """The fine-tune of a plan: what the candidate asks, and for a polish its own steps.
+
+    A polish judges the whole split at each rung, its start too: what it is compared with was judged on a part of it.
+    """
     settings = settings.changed(plan.candidate.fine_tune)
     if not plan.polish_steps:
         return settings
-    marks = sorted({max(1, round(plan.polish_steps * mark)) for mark in _POLISH_MARKS})
-    return replace(settings, rungs=(0, *marks))
+    steps = plan.polish_steps
+    return replace(settings, rungs=(0, steps // 2, steps) if steps >= _LONG_POLISH else (0, steps))
 
 
 def subset_size(training: DistillSettings, batches: Sequence[Batch]) -> int:

@@ -56,6 +56,9 @@ class RunInfo:
         started: ISO 8601 time of the first start.
         rank_grid: of the space; see `SearchSpace`.
         half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
+        n_selection: samples of the selection split.
+        baseline_part: the uncompressed model's metrics on the part of the selection split that new candidates are
+            judged on; empty where that is all of it.
     """
 
     task: str
@@ -73,6 +76,8 @@ class RunInfo:
     started: str = ""
     rank_grid: int = RANK_GRID
     half_range_weights: bool = False
+    n_selection: int = 0
+    baseline_part: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

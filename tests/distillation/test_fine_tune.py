@@ -389,7 +389,7 @@ def test_bfloat16_and_channels_last_learn_as_well() -> None:
         with torch.no_grad():
             student.get_parameter("fc.weight").mul_(-1)
         FineTune(
-            student, Teacher(trained_model(), FastMode(fast)), tiny_task(), DistillSettings(rungs=(0, 60))
+            student, Teacher(trained_model(), FastMode(fast, fast)), tiny_task(), DistillSettings(rungs=(0, 60))
         ).advance(60)
         assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
         tuned[fast] = student
@@ -408,6 +408,26 @@ def test_named_inputs(tmp_path: Path) -> None:
     positional = SupervisedTask(trained_model(), batches(64, 1), batches(64, 2), batches(64, 3))
     FineTune(by_place, plain_teacher(trained_model()), positional, SETTINGS).advance(3)
     assert same(by_name, by_place)
+
+
+def test_channels_last_changes_the_layout_and_nothing_else() -> None:
+    trained = []
+    for mode in (FastMode(False), FastMode(False, channels_last=True)):
+        student = student_of(trained_model())
+        FineTune(student, Teacher(trained_model(), mode), tiny_task(), SETTINGS).advance(3)
+        trained.append(parameters(student))
+    assert torch.allclose(trained[0], trained[1], atol=1e-5)
+
+
+def test_the_mode_of_an_older_state_is_read(tmp_path: Path) -> None:
+    fine_tune = FineTune(student_of(trained_model()), plain_teacher(trained_model()), tiny_task(), SETTINGS)
+    fine_tune.advance(1)
+    state = fine_tune.state_dict()
+    again = FineTune(student_of(trained_model()), plain_teacher(trained_model()), tiny_task(), SETTINGS)
+    again.load_state_dict({**state, "fast": True})
+    assert again.mode == FastMode(True, channels_last=True)
+    again.load_state_dict(state)
+    assert again.mode == FastMode(False)
 
 
 class WithoutHalf(nn.Linear):

@@ -1,0 +1,102 @@
+"""The 8-bit file that a runtime's own tool makes of a float file: what a user would try without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from autocompress.errors import InputError
+from autocompress.task import Inputs
+
+_CONV_TYPES = ("Conv", "Gemm", "MatMul")
+
+
+def quantize_with_engine(
+    runtime: str, plain: Path, target: Path, samples: Sequence[Inputs], reduce_range: bool = False
+) -> None:
+    """Writes the engine's own static 8-bit version of a float file.
+
+    ONNX Runtime: `quantize_static`, QDQ form, uint8 activations, int8 weights by channel, on Conv, Gemm and MatMul.
+    OpenVINO: `nncf.quantize` with its defaults.
+
+    Args:
+        runtime: "onnxruntime" or "openvino".
+        plain: the float file, ONNX.
+        target: the file to write.
+        samples: calibration inputs of the file's shapes.
+        reduce_range: int8 weights of 7 bits, for kernels that saturate; NNCF decides this itself.
+
+    Raises:
+        InputError: there is no such tool for the runtime.
+    """
+    tools = {"onnxruntime": _onnxruntime_static, "openvino": _nncf}
+    if runtime not in tools:
+        raise InputError(f"a tool for 8 bits is known for {sorted(tools)}, but not for {runtime!r}")
+    tools[runtime](plain, target, samples, reduce_range)
+
+
+def quantize_dynamic_with_engine(plain: Path, target: Path, reduce_range: bool = False) -> None:
+    """Writes ONNX Runtime's dynamic 8-bit version of a float file: ranges are found at each run.
+
+    Its authors name it for transformers and recurrent nets; for convolutions they name the static one.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _prepared(plain, target) as prepared:
+        quantize_dynamic(prepared, target, per_channel=True, weight_type=QuantType.QInt8, reduce_range=reduce_range)
+
+
+@contextmanager
+def _prepared(plain: Path, target: Path) -> Iterator[Path]:
+    """The float file after the tool's own pre-processing, beside the target while it is needed."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = target.with_name(f"prepared_{target.name}")
+    quant_pre_process(plain, prepared)
+    try:
+        yield prepared
+    finally:
+        prepared.unlink()
+
+
+def _onnxruntime_static(plain: Path, target: Path, samples: Sequence[Inputs], reduce_range: bool) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._items = _feeds(plain, samples)
+
+        def get_next(self) -> Any:
+            return next(self._items, None)
+
+    with _prepared(plain, target) as prepared:
+        quantize_static(
+            prepared,
+            target,
+            Reader(),
+            op_types_to_quantize=list(_CONV_TYPES),
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def _nncf(plain: Path, target: Path, samples: Sequence[Inputs], reduce_range: bool) -> None:
+    import nncf
+    import openvino as ov
+
+    model = ov.Core().read_model(plain)
+    data = nncf.Dataset(list(_feeds(plain, samples)))
+    ov.save_model(nncf.quantize(model, data, subset_size=len(samples)), target, compress_to_fp16=False)
+
+
+def _feeds(file: Path, inputs: Iterable[Inputs]) -> Iterator[dict[str, Any]]:
+    names = [item.name for item in onnx.load(file, load_external_data=False).graph.input]
+    for item in inputs:
+        named = item if isinstance(item, dict) else dict(zip(names, item, strict=True))
+        yield {name: value.numpy() for name, value in named.items()}
