@@ -1,4 +1,4 @@
-"""What is called from Python: `search` and `resume`."""
+"""The Python interface: `search` and `resume`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def search(
         The front; each point's `.file` holds what was measured from its exported file.
 
     Raises:
-        InputError: anything that can be known to be wrong before the first trial; nothing is written then.
+        InputError: the task, the space, a setting or the budget does not fit; nothing is written then.
     """
     name = space if isinstance(space, str) else space.name
     return run_new(

@@ -76,7 +76,7 @@ def judges_parts(task: Task) -> bool:
 
 
 def evaluate_session(session: Session, task: Task, split: str) -> tuple[dict[str, float], int]:
-    """The metrics of a loaded file, and for how many samples it was asked."""
+    """The metrics of a loaded file, and its number of samples."""
     counted: Counter[str] = Counter()
 
     def predict(inputs: Inputs) -> Tensor:

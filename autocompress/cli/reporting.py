@@ -60,7 +60,7 @@ def _serve(run_dir: Path) -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("no longer served; the search goes on")
+            print("no longer served; the search continues")
 
 
 def _figure(run_dir: Path, figure: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scratch folders that outlive no process: what a killed one left behind is removed by the next."""
+"""Temporary folders that are removed when their process ends, or by a later process if it was killed."""
 
 from __future__ import annotations
 

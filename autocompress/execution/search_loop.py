@@ -57,8 +57,7 @@ from autocompress.results.pareto import ParetoFront
 from autocompress.results.peer import read_peer
 from autocompress.results.records import TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
-from autocompress.sampling.early_stopping import ParetoEarlyStopping
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import ParetoEarlyStopping, Patience
 from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext, moments_of

@@ -1,4 +1,4 @@
-"""Turns the front into files: exports each point, times it with the workers idle, judges the file on every split."""
+"""Exports the front: writes each point's file, times it with the workers idle, and judges it on every split."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def measure_front(
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Gives every front point, and the uncompressed model, numbers measured from its file.
 
-    A point that turns out slower than the budget, or beyond that of size or memory, leaves the front and its successor
+    A point whose file is slower than the budget, or beyond that of size or memory, leaves the front and its successor
     is measured, until all points of the front have files.
 
     Args:
@@ -123,7 +123,7 @@ def _measure(
     try:
         return _measured(record, context, folder, facts, target_device)
     except AutocompressError as error:
-        # the trial's weights or its file are unusable: it leaves the front with the reason, the search goes on
+        # the trial's weights or its file are unusable: it leaves the front with the reason, the search continues
         return replace(record, state="failed", error=f"while its file was measured: {error}")
 
 
@@ -138,8 +138,10 @@ def _measured(
     partial = folder.front / f".{record.name}"
     shutil.rmtree(partial, ignore_errors=True)
     settings, reference_ms = context.settings, context.objectives.reference_ms
-    target = ExportTarget(settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device)
-    measured = export_point(partial, record, student, recipe, context.task, target, facts)
+    target = ExportTarget(
+        context.task, settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device
+    )
+    measured = export_point(partial, record, student, recipe, target, facts)
     shutil.rmtree(folder.point(record.name), ignore_errors=True)
     partial.rename(folder.point(record.name))
     return measured

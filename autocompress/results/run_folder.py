@@ -3,7 +3,7 @@
 run.json          RunInfo: settings, task, machine, versions, reference latency
 study.journal     the study, the one source of truth
 trials.jsonl      a TrialRecord per line, rewritten from the study on resume
-states/           from which cut-off trials go on, by candidate; empty when the search is done
+states/           checkpoints of interrupted trials, by candidate; empty when the search is done
 events.jsonl      what happened to each trial: a line per start, rung, restart and end
 trials/           trial_0042/weights.safetensors and recipe.json of each trial that did not fail
 front.csv         the front as a table
@@ -153,7 +153,7 @@ class RunFolder:
 
     @property
     def states(self) -> Path:
-        """States from which cut-off trials go on."""
+        """Checkpoints of interrupted trials."""
         return self.path / "states"
 
     @property

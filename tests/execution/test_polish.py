@@ -34,7 +34,7 @@ def record(number: int, ratio: float, accuracy: float, seconds: float = 10.0, st
 
 
 FRONT = [record(0, 1.0, 0.95), record(1, 0.2, 0.7), record(2, 0.8, 0.9), record(3, 0.4, 0.8), record(4, 0.5, 0.75)]
-"""Trials 2, 3 and 1 are the front beside the uncompressed model, from slow to fast; 4 is dominated."""
+"""Trials 2, 3 and 1 are the front, with the uncompressed model, from slow to fast; 4 is dominated."""
 
 
 def planner(n_points: int = 8, steps: int | None = 300, clock: RunClock | None = None) -> PolishPlanner:

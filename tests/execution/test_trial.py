@@ -1,4 +1,4 @@
-"""A trial on a bench: its rungs, what it keeps, when it is not worth training, and going on from a saved state."""
+"""A trial on a worker: its rungs, its best checkpoint, when it is not trained, and resuming from a saved state."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from autocompress.latency.candidate_encoder import LayerShape
-from autocompress.latency.layer_regressor import LayerLatencyRegressor, parse_key
-from autocompress.latency.layer_table import layer_key
+from autocompress.latency.layer_table import LayerLatencyRegressor, layer_key, parse_key
 from tests.latency.nets import net
 
 LSTM = LayerShape("lstm", "lstm", 256, 40, (), 96 * 4 * 256 * (40 + 256), "lstm @1x96", False, 1, (), (), False, ())

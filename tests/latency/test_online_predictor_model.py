@@ -7,7 +7,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.graph import inspect_model
-from autocompress.latency.online_model import LaunchLatencyModel
+from autocompress.latency.online_predictor import LaunchLatencyModel
 from autocompress.space.candidate import Candidate
 from autocompress.tasks.voice_lstm import SpokenDigitNet, VoiceLstmTask
 from tests.shared.tasks import images, tiny_space, trained_model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compression import CalibrationStats, compress, resolve
-from autocompress.compression.starts import (
+from autocompress.compression.pipeline import (
     UNCOMPRESSED,
     Parent,
     Rebuilding,

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from autocompress.errors import InputError
 from autocompress.files import read_json
 from autocompress.latency import PairedTiming, on_device, plan
-from autocompress.latency.layer_cache import LayerStore, reused_times
 from autocompress.latency.layer_profiles import layer_keys
-from autocompress.latency.profiling import profile
+from autocompress.latency.profiling import LayerStore, profile, reused_times
 from autocompress.space.candidate import Candidate
 from tests.latency.nets import net
 from tests.latency.test_profiling import N_CANDIDATES, task
@@ -75,6 +74,6 @@ def test_a_second_profile_times_only_what_is_new(tmp_path: Path, monkeypatch: py
     for key, ratio in first.table.pieces.items():
         assert again.table.pieces[key] == pytest.approx(ratio, rel=1e-4)
     resumed = profile(task(), space, n_candidates=N_CANDIDATES, folder=tmp_path / "first")
-    assert resumed.table.pieces == first.table.pieces, "a profile that was begun goes on with what was known then"
+    assert resumed.table.pieces == first.table.pieces, "a resumed profile uses the times that were known at its start"
     afresh = profile(task(), space, n_candidates=N_CANDIDATES, folder=tmp_path / "first", reuse=False)
     assert afresh.table.pieces == first.table.pieces

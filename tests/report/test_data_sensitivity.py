@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity
-from autocompress.report.sensitivity import sensitivity_map
+from autocompress.report.data import sensitivity_map
 
 CHOICES = [
     {"knob": "prune_ratio", "name": "b", "value": 0.5, "loss_increase": 0.2},

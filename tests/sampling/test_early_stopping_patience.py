@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autocompress.results.records import Latency, TrialRecord
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import Patience
 from autocompress.space.candidate import Candidate
 from tests.shared.objectives import of_accuracy
 
