@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from autocompress.errors import InputError
 from autocompress.execution.open_run import context_of, task_of
 from autocompress.execution.refine import trial_of
 from autocompress.latency import measure_latency
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.publishing.artifact import load_student
 from autocompress.publishing.export_front import facts_of
 from autocompress.publishing.export_point import ExportTarget, export_point
@@ -52,8 +52,8 @@ def export_trial(
     student, recipe = load_student(folder.trial(record.name), context.model, context.graph)
     threads = n_threads or info.settings.n_threads
     inputs = as_inputs(task.example_inputs())
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
-        reference = target.export(context.model, inputs, Path(scratch))
+    with LockedTempDir() as scratch:
+        reference = target.export(context.model, inputs, scratch.path)
         reference_ms = measure_latency(reference, inputs, runtime=runtime, n_threads=threads).value
         facts = facts_of(info, task, context.graph.n_params)
         facts |= {"runtime": runtime, "n_threads": threads}

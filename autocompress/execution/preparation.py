@@ -6,7 +6,6 @@ import copy
 import difflib
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import LatencyModel, load_latency_model
 from autocompress.latency.online_predictor import label_slower_ranks, profile_of_target
 from autocompress.latency.target_device import LocalDevice, TargetDevice
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.publishing.artifact import model_digest
 from autocompress.results.objectives import Direction, Objectives, budget_ratios, default_limit, metric_directions
@@ -94,8 +94,8 @@ def prepare(
     _check_features(model, settings, space)
     metrics = _judge(model, task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
-        scratch = Path(name)
+    with LockedTempDir() as temp_dir:
+        scratch = temp_dir.path
         file = runtime.export(model, inputs, scratch)
         reference = file.read_bytes()
         device = target_device or LocalDevice(settings.runtime, settings.n_threads)

@@ -26,11 +26,11 @@ from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.cluster_device import ClusterDevice
-from autocompress.execution.locked_temp_dir import LockedTempDir
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.retry_callback import worker_losses_restart_trials
 from autocompress.execution.worker import Worker
 from autocompress.latency.target_device import TargetDevice
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.search_context import SearchContext
 
 _MAX_BASE = 18

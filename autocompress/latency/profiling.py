@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipapp
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from autocompress.latency.on_device import (
 )
 from autocompress.latency.plan import N_CANDIDATES, batch_size, write_plan
 from autocompress.latency.table import Table
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, as_inputs, load_task
@@ -72,8 +72,8 @@ def profile(
         InputError: too few candidates, or the folder is of another profile.
     """
     loaded = load_task(task) if isinstance(task, str) else task
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
-        place = Path(folder) if folder is not None else Path(scratch)
+    with LockedTempDir() as scratch:
+        place = Path(folder) if folder is not None else scratch.path
         n_samples = batch_size(as_inputs(loaded.example_inputs())) if batch is None else batch
         store = LayerStore.of_this_machine(runtime, n_threads, n_samples)
         stored = _known_at_start(place, store.times() if reuse else {})
@@ -184,12 +184,13 @@ _MODULES = ("__init__.py", "errors.py", "files.py", "machine.py", "latency/clock
 def write_script(folder: Path) -> Path:
     """Zips the modules that measure into one script; returns its path."""
     package = Path(__file__).parent.parent
-    with tempfile.TemporaryDirectory() as scratch:
+    with LockedTempDir() as temp_dir:
+        scratch = temp_dir.path / "script"
         for name in _MODULES:
-            target = Path(scratch) / "autocompress" / name
+            target = scratch / "autocompress" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text((package / name).read_text(encoding="utf-8"), encoding="utf-8")
-        (Path(scratch) / "autocompress" / "latency" / "__init__.py").touch()
+        (scratch / "autocompress" / "latency" / "__init__.py").touch()
         script = folder / SCRIPT
         zipapp.create_archive(
             scratch, script, interpreter="/usr/bin/env python3", main="autocompress.latency.on_device:main"
