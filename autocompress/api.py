@@ -74,6 +74,8 @@ def resume(
     *,
     task: Task | None = None,
     show_progress: bool = True,
+    trust: bool = False,
+    rebuild_study: bool = False,
     **changes: Unpack[ChangeableDict],
 ) -> ParetoFront:
     """Continues a search that was stopped or killed; interrupted trials continue from their last rung.
@@ -82,16 +84,20 @@ def resume(
         run_dir: folder of the search.
         task: needed when the search was given a task object instead of the text that names one.
         show_progress: draw a live line in the terminal.
+        trust: import what the run's files name (task, sampler, importance, runtime, Ray's address) also where the run
+            was not made on this machine by this user.
+        rebuild_study: make `study.journal` again from `trials.jsonl` where it is missing, damaged or cut.
         changes: changeable settings of `docs/settings.md`; `n_trials` is a new total, `minutes` a limit of this start.
 
     Raises:
-        InputError: not a run folder, in use by another search, the task's model is another one, or a setting that
-            cannot change.
+        InputError: not a run folder, in use by another search, damaged or not to be trusted, the task's model is
+            another one, or a setting that cannot change.
     """
     from autocompress.execution.search_loop import resume as resume_run
 
     refuse_unknown_keys("resume", changes, list(CHANGEABLE))
-    return resume_run(Path(run_dir), task, Console() if show_progress else None, changes)
+    require_trust(RunFolder(Path(run_dir)), trust, gets_task=task is not None)
+    return resume_run(Path(run_dir), task, Console() if show_progress else None, changes, rebuild_study)
 
 
 def _absolute(spec: str) -> str:

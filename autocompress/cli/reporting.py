@@ -103,19 +103,18 @@ def show(run_dir: Path, files: bool = True) -> None:
 def _pick(
     run_dir: Path, latency_budget: str | None, min_accuracy: float | None, trial: int | None, knee: bool, output: Path
 ) -> None:
-    import shutil
-
     from autocompress.errors import InputError
-    from autocompress.results.run_folder import RunFolder
+    from autocompress.publishing.point_folder import copy_point
+    from autocompress.report.commands import resume_command
+    from autocompress.results.run_folder import RunFolder, check_output
 
-    if output.exists():
-        raise InputError(f"-o must name a new folder, but {output} exists")
+    check_output(output)
     run = RunFolder(run_dir).read()
     point = run.front.pick(latency_budget=latency_budget, min_accuracy=min_accuracy, trial=trial, knee=knee)
     source = run.folder.point(point.name)
     if not source.is_dir():
-        raise InputError(f"{point.name} has no files yet; `autocompress resume {run_dir}` measures the front")
-    shutil.copytree(source, output)
+        raise InputError(f"{point.name} has no files yet; {resume_command(run_dir)} measures the front")
+    copy_point(source, output)
     print(numbers_line(point))
     print(f"model: {output}")
     print(f"run:   python {output / 'run.py'}")

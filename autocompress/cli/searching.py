@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from autocompress.cli.commands import add_command, add_settings, given_settings
+from autocompress.cli.commands import add_command, add_settings, add_trust, given_settings
 from autocompress.cli.reporting import show
 from autocompress.cli.task_options import add_task_options, take_task
 from autocompress.config import SearchSettings, read_settings
@@ -33,6 +33,10 @@ def add_commands(commands: Any) -> None:
 
     resume = add_command(commands, "resume", _resume, "continue a search that was stopped or killed")
     resume.add_argument("run_dir", metavar="RUN", type=Path)
+    add_trust(resume)
+    resume.add_argument(
+        "--rebuild-study", action="store_true", help="make a study that is missing or cut again from trials.jsonl"
+    )
     add_settings(resume, [item for item in declared_in(SearchSettings) if item.setting.changeable])
 
 
@@ -64,8 +68,8 @@ def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:
     show(run_dir)
 
 
-def _resume(run_dir: Path, **changes: Any) -> None:
+def _resume(run_dir: Path, trust: bool, rebuild_study: bool, **changes: Any) -> None:
     from autocompress.api import resume
 
-    resume(run_dir, **given_settings(changes))
+    resume(run_dir, trust=trust, rebuild_study=rebuild_study, **given_settings(changes))
     show(run_dir)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autocompress.errors import InputError
 from autocompress.execution.open_run import context_of, task_of
 from autocompress.execution.refine import trial_of
 from autocompress.latency import measure_latency
@@ -14,13 +13,18 @@ from autocompress.publishing.export_front import facts_of
 from autocompress.publishing.export_point import ExportTarget, export_point
 from autocompress.publishing.model_card import write_card
 from autocompress.results.records import TrialRecord, read_records
-from autocompress.results.run_folder import RunFolder
+from autocompress.results.run_folder import RunFolder, check_output
 from autocompress.runtimes import runtime_named
 from autocompress.task import Task, as_inputs
 
 
 def export_trial(
-    folder: RunFolder, trial: int, runtime: str, output: Path, n_threads: int | None = None, task: Task | None = None
+    folder: RunFolder,
+    trial: int,
+    runtime: str,
+    output: Path,
+    n_threads: int | None = None,
+    task: Task | None = None,
 ) -> TrialRecord:
     """Exports a trial for a runtime and measures the file as a front point's is.
 
@@ -42,8 +46,7 @@ def export_trial(
         ExportError: the runtime cannot take the model.
         MissingExtraError: the runtime's library is not installed.
     """
-    if output.exists():
-        raise InputError(f"-o must name a new folder, but {output} exists")
+    check_output(output)
     info = folder.read_info()
     target = runtime_named(runtime)
     record = trial_of(read_records(folder.records), trial)

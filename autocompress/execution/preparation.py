@@ -19,6 +19,7 @@ from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.trial import n_macs
+from autocompress.files import digest_of
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import LatencyModel, load_latency_model
 from autocompress.latency.online_predictor import label_slower_ranks, profile_of_target
@@ -27,6 +28,7 @@ from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.publishing.artifact import model_digest
 from autocompress.results.objectives import Direction, Objectives, budget_ratios, default_limit, metric_directions
+from autocompress.results.provenance import imports_of, signature_of
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import RunInfo
 from autocompress.runtimes import Session, check_parity, is_executed, runtime_named, saturates
@@ -104,7 +106,9 @@ def prepare(
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
         info = _info(task, spec, settings, objectives, model, graph, space)
-        info = replace(info, half_range_weights=_may_saturate(settings, space, device))
+        info = replace(
+            info, half_range_weights=_may_saturate(settings, space, device), reference_digest=digest_of(reference)
+        )
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)
     baseline = TrialRecord(
@@ -231,16 +235,19 @@ def _info(
         frozen=tuple({"name": f.name, "what": f.what, "reason": f.reason} for f in graph.frozen),
         machine=describe_machine(),
         versions=describe_versions(),
-        command=shlex.join([_program(), *sys.argv[1:]]),
+        command=_command(),
         started=datetime.now(UTC).isoformat(),
         rank_grid=space.rank_grid,
+        signature=signature_of(imports_of(spec, settings)),
     )
 
 
-def _program() -> str:
-    """What was typed: `autocompress`, however it was started, or the user's own script."""
-    name = Path(sys.argv[0]).name
-    return "autocompress" if name == "__main__.py" else name
+def _command() -> str:
+    """What was typed to `autocompress`; of a program of the user's own its name alone: arguments may be secrets."""
+    program = Path(sys.argv[0])
+    if program.name == "autocompress" or program.parts[-2:] == ("autocompress", "__main__.py"):
+        return shlex.join(["autocompress", *sys.argv[1:]])
+    return shlex.quote(program.name)
 
 
 def _check_reachable(

@@ -7,11 +7,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from autocompress.errors import InputError
-from autocompress.execution.open_run import open_run, study_of, task_of
+from autocompress.execution.open_run import open_run, task_of
 from autocompress.execution.ray_backend import open_target_device
+from autocompress.execution.reopened_study import reopened_study
 from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext
 from autocompress.publishing.artifact import RECIPE, WEIGHTS
-from autocompress.publishing.export_front import export_front
+from autocompress.publishing.export_front import check_points, export_front
 from autocompress.results.records import Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.study import REFINED
@@ -50,7 +51,8 @@ def refine(
     task = task_of(folder, info, task)
     with folder.locked():
         run = open_run(folder, info, task)
-        study = study_of(folder, run.space, info)
+        check_points(folder, info.model_digest)
+        study = reopened_study(folder, run.space, info)
         origin = trial_of(study.records(), trial)
         if origin.candidate.is_baseline:
             raise InputError(f"trial {trial} is the uncompressed model; refine a compressed one")
@@ -82,8 +84,7 @@ def refine(
             seconds=outcome.seconds,
             ended=(datetime.now(UTC) - datetime.fromisoformat(info.started)).total_seconds(),
         )
-        path = folder.trial(record.name)
-        path.mkdir(parents=True, exist_ok=True)
+        path = folder.made(folder.trial(record.name))
         for name, content in files.items():
             (path / name).write_bytes(content)
         study.add_refined(study.judged(record))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,22 +30,25 @@ from autocompress.execution.planning import (
     planner_of,
 )
 from autocompress.execution.polish import PolishPlanner, PolishSettings
-from autocompress.execution.preparation import prepare
+from autocompress.execution.preparation import PreparedSearch, prepare
 from autocompress.execution.progress import SearchProgress, step_progress
 from autocompress.execution.ray_backend import n_concurrent, open_target_device, ray_cluster, run_trials
+from autocompress.execution.reopened_study import reopened_study
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.run_clock import RunClock
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import judge_whole_models
+from autocompress.files import check_new_folder
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
-from autocompress.publishing.export_front import export_front
+from autocompress.publishing.export_front import check_points, export_front
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
-from autocompress.results.records import TrialRecord, write_records
+from autocompress.results.provenance import imports_of, signature_of
+from autocompress.results.records import TrialRecord, read_records, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.sampling.early_stopping import ParetoEarlyStopping
 from autocompress.sampling.patience import Patience
@@ -70,24 +75,37 @@ def start(
     clock = RunClock(settings.minutes, settings.polish_share)
     folder = RunFolder(run_dir)
     if run_dir.exists():
-        way_out = f"`autocompress resume {run_dir}` continues it" if folder.info.is_file() else "name another one"
+        continues = f"`autocompress resume {shlex.quote(str(run_dir))}` continues it"
+        way_out = continues if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
+    check_new_folder(run_dir)
     _print(console, "checking the task, reading the model, timing the uncompressed model")
     for note in getattr(task, "notes", list)():
         _print(console, note)
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
     with open_target_device(settings) as target_device:
         prepared = prepare(task, space, settings, spec, target_device)
+        predictor = _predictor_of(prepared.context)
         run_dir.mkdir(parents=True)
         with folder.locked():
-            folder.reference.write_bytes(prepared.context.reference)
-            save_student(folder.trial(prepared.baseline.name), prepared.context.model, Recipe())
-            predictor = _predictor_of(prepared.context)
-            study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
-            study.add(prepared.baseline)
-            folder.write_info(prepared.info)  # last: a folder without it is not a run yet
+            try:
+                study = _first_files(folder, prepared, predictor)
+            except BaseException:
+                shutil.rmtree(run_dir, ignore_errors=True)  # half a folder would only refuse its name to the next try
+                raise
             search = _Search(folder, prepared.context, prepared.info, study, predictor, clock, console, target_device)
             return search.run()
+
+
+def _first_files(folder: RunFolder, prepared: PreparedSearch, predictor: OnlineLatencyPredictor) -> SearchStudy:
+    """Writes what is known before any trial; `run.json` last: a folder without it is not a run yet."""
+    folder.reference.write_bytes(prepared.context.reference)
+    save_student(folder.trial(prepared.baseline.name), prepared.context.model, Recipe())
+    study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
+    study.add(prepared.baseline)
+    write_records(folder.records, study.records())
+    folder.write_info(prepared.info)
+    return study
 
 
 def resume(
@@ -95,6 +113,7 @@ def resume(
     task: Task | None,
     console: Console | None,
     changes: Mapping[str, Any] | None = None,
+    rebuild_study: bool = False,
 ) -> ParetoFront:
     """Continues a run; interrupted trials run again from their last rung. See `autocompress.resume`.
 
@@ -107,13 +126,14 @@ def resume(
         raise InputError(f"{run_dir} was limited by its minutes, which are over; give --minutes or --trials")
     settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
     clock = RunClock(settings.minutes, settings.polish_share)
-    info = replace(info, settings=settings)
     task = task_of(folder, info, task)
+    info = replace(info, settings=settings, signature=signature_of(imports_of(info.task_spec, settings)))
     with open_target_device(settings) as target_device, folder.locked():
         run = open_run(folder, info, task)
-        folder.write_info(info)
         predictor = _predictor_of(run.context)
-        study = study_of(folder, run.space, info, predictor.screening_ratio)
+        check_points(folder, info.model_digest)
+        study = reopened_study(folder, run.space, info, predictor.screening_ratio, rebuild_study)
+        folder.write_info(info)
         n_again = study.requeue_interrupted()
         if n_again:
             _print(console, f"{n_again} trials were interrupted and run again")
@@ -155,7 +175,7 @@ class _Search:
             if study.n_finished < settings.n_trials:
                 self._judge_whole_models()
                 self._plan()
-            write_records(self.folder.records, study.records())
+            write_records(self.folder.records, _with_files(study.records(), self.folder))
             left = self.clock.training_left
             minutes_left = None if left is None else left / 60
             progress = SearchProgress(
@@ -244,6 +264,15 @@ class _Search:
         context = replace(self.context, moments=moments_of(self.context, self.study.space))
         run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
         searcher.on_experiment_end()
+
+
+def _with_files(records: list[TrialRecord], folder: RunFolder) -> list[TrialRecord]:
+    """The study's records, with what an earlier start of the run measured from their files."""
+    try:
+        files = {record.number: record.file for record in read_records(folder.records)}
+    except InputError:
+        return records  # damaged or missing: they are measured again
+    return [replace(record, file=files.get(record.number)) for record in records]
 
 
 def _print_budgets(front: ParetoFront, console: Console | None) -> None:

@@ -99,9 +99,9 @@ def export_point(
         agreement=parity.agreement,
     )
     measured = record.with_file(numbers)
-    write_manifest(folder, measured, recipe, file, facts)
     if target.runtime in RUNNABLE:
         write_runner(folder)
+    write_manifest(folder, measured, recipe, file, facts)
     if not target.device.is_here:
         return measured  # layer times and memory would be this machine's
     layer_times = measure_layer_times(file, inputs, target.runtime, target.n_threads)
@@ -109,7 +109,7 @@ def export_point(
         layer_times.write(folder / LAYER_TIMES)
     if target.runtime in RUNNABLE:
         measured = record.with_file(replace(numbers, memory_mib=measure_memory(folder)))
-        write_manifest(folder, measured, recipe, file, facts)
+    write_manifest(folder, measured, recipe, file, facts)
     return measured
 
 

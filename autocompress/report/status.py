@@ -9,6 +9,7 @@ from typing import Any
 
 from autocompress.config import ALL_THAT_FIT
 from autocompress.errors import InputError
+from autocompress.report.commands import resume_command
 from autocompress.results.run_folder import Run, RunFolder
 
 _ENDS = {"complete", "stopped", "failed", "unusable"}
@@ -50,7 +51,7 @@ def _state(run: Run, driver: str | None) -> str:
         return f"{'searching' if n_done < n_trials else 'polishing or measuring the front'} ({driver})"
     if n_done >= n_trials and run.folder.report.is_file():
         return "done"
-    return f"not running; `autocompress resume {run.folder.path}` continues it"
+    return f"not running; {resume_command(run.folder.path)} continues it"
 
 
 def _trials(run: Run) -> str:
