@@ -9,6 +9,8 @@ from rich.console import Console
 
 from autocompress.config import CHANGEABLE, ChangeableDict, SearchSettings, SettingsDict
 from autocompress.results.pareto import ParetoFront
+from autocompress.results.provenance import require_trust
+from autocompress.results.run_folder import RunFolder
 from autocompress.settings_schema import refuse_unknown_keys
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, load_task
