@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -153,12 +154,18 @@ def _is_number(text: str) -> bool:
     return True
 
 
+_MAX_SHOWN = 80
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, _MAX_SHOWN, _MAX_SHOWN, _MAX_SHOWN
+_REPR.maxlist = _REPR.maxdict = _REPR.maxset = _REPR.maxtuple = 10
+
+
 def shown(value: object) -> str:
     """At most 80 characters of a value, also where its text would be endless."""
-    if isinstance(value, Mapping | list | tuple | set) and len(value) > 20:
-        return f"{type(value).__name__} of {len(value)}"
-    text = repr(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, int) and value.bit_length() > _MAX_SHOWN * 3:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write out thousands of digits
+    text = _REPR.repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def from_mapping(kind: type[_T], what: str, data: Mapping[str, Any]) -> _T:

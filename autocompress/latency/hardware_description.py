@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import read_yaml_mapping
 from autocompress.errors import InputError
 from autocompress.settings_schema import refuse_unknown_keys
 from autocompress.space.candidate import FULL_BITS, Precision, bits_number
+from autocompress.yaml_files import read_yaml_mapping
 
 _FOLDER = Path(__file__).parent / "hardware"
 _COMPUTED = (32, 16, 8)

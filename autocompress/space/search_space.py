@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import read_yaml_mapping
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
 from autocompress.settings_schema import refuse_unknown_keys
@@ -33,6 +32,7 @@ from autocompress.space.candidate import (
 )
 from autocompress.space.rank_choice import RANK_GRID, RANK_RULE, is_rank, parse_rank, rank_distance
 from autocompress.space.ranks import size_only_ranks, useful_ranks
+from autocompress.yaml_files import read_yaml_mapping
 
 Choice = float | int | bool | str | None
 Rule = Mapping[str, Any]
