@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from rich.console import Console
 
 from autocompress.config import CHANGEABLE, ChangeableDict, SearchSettings, SettingsDict
+from autocompress.errors import StoppedError
 from autocompress.results.pareto import ParetoFront
 from autocompress.results.provenance import require_trust
 from autocompress.results.run_folder import RunFolder
@@ -39,19 +42,15 @@ def search(
             `distill` and `quantize` take mappings.
 
     Returns:
-        The front; each point's `.file` holds what was measured from its exported file.
+        The front, the front so far after Ctrl-C; each point's `.file` holds what was measured from its exported file.
 
     Raises:
         InputError: anything that can be known to be wrong before the first trial; nothing is written then.
     """
     name = space if isinstance(space, str) else space.name
-    return run_new(
-        task,
-        SearchSettings.from_dict({"space": name, **settings}),
-        Path(run_dir),
-        space=None if isinstance(space, str) else space,
-        show_progress=show_progress,
-    )
+    checked = SearchSettings.from_dict({"space": name, **settings})
+    given = None if isinstance(space, str) else space
+    return _front_of(lambda: run_new(task, checked, Path(run_dir), space=given, show_progress=show_progress))
 
 
 def run_new(
@@ -62,7 +61,11 @@ def run_new(
     space: SearchSpace | None = None,
     show_progress: bool = True,
 ) -> ParetoFront:
-    """As `search`, with the settings in one object; `space` replaces the one that they name."""
+    """As `search`, with the settings in one object; `space` replaces the one that they name.
+
+    Raises:
+        StoppedError: a signal stopped the search.
+    """
     from autocompress.execution.search_loop import start
 
     spec = _absolute(task) if isinstance(task, str) else getattr(task, "spec", None)
@@ -95,11 +98,39 @@ def resume(
         InputError: not a run folder, in use by another search, damaged or not to be trusted, the task's model is
             another one, or a setting that cannot change.
     """
-    from autocompress.execution.search_loop import resume as resume_run
-
     refuse_unknown_keys("resume", changes, list(CHANGEABLE))
     require_trust(RunFolder(Path(run_dir)), trust, gets_task=task is not None)
-    return resume_run(Path(run_dir), task, Console() if show_progress else None, changes, rebuild_study)
+    console = Console() if show_progress else None
+    return _front_of(lambda: run_again(Path(run_dir), changes, task=task, console=console, rebuild_study=rebuild_study))
+
+
+def run_again(
+    run_dir: Path,
+    changes: Mapping[str, Any],
+    *,
+    task: Task | None = None,
+    console: Console | None = None,
+    rebuild_study: bool = False,
+) -> ParetoFront:
+    """As `resume`, of a run that is trusted.
+
+    Raises:
+        StoppedError: a signal stopped the search.
+    """
+    from autocompress.execution.search_loop import resume as resume_run
+
+    return resume_run(run_dir, task, console, changes, rebuild_study)
+
+
+def _front_of(run: Callable[[], ParetoFront]) -> ParetoFront:
+    """The front of a search, the front so far where Ctrl-C stopped it."""
+    try:
+        return run()
+    except StoppedError as stopped:
+        if stopped.front is None or stopped.number != signal.SIGINT:
+            raise
+        front: ParetoFront = stopped.front
+        return front
 
 
 def _absolute(spec: str) -> str:

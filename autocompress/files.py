@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def path_inside(folder: Path, name: object) -> Path:
     if path.is_symlink():
         raise InputError(f"{path} must be a plain file, but is a link; the folder was edited")
     return path
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which a terminal would obey: they are shown by their codes."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _bytes(content: str | bytes) -> bytes:

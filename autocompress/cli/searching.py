@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from autocompress.cli.commands import add_command, add_settings, add_trust, give
 from autocompress.cli.reporting import show
 from autocompress.cli.task_options import add_task_options, take_task
 from autocompress.config import SearchSettings, read_settings
+from autocompress.errors import StoppedError
 from autocompress.settings_schema import declared_in
 
 DEMO_TRIALS = 24
@@ -64,12 +67,28 @@ def _search(task: str, run_dir: Path | None, config: Path | None, **flags: Any) 
 def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:
     from autocompress.api import run_new
 
-    run_new(task, SearchSettings.from_dict(settings), run_dir)
-    show(run_dir)
+    with _shown(run_dir):
+        run_new(task, SearchSettings.from_dict(settings), run_dir)
 
 
 def _resume(run_dir: Path, trust: bool, rebuild_study: bool, **changes: Any) -> None:
-    from autocompress.api import resume
+    from rich.console import Console
 
-    resume(run_dir, trust=trust, rebuild_study=rebuild_study, **given_settings(changes))
+    from autocompress.api import run_again
+    from autocompress.results.provenance import require_trust
+    from autocompress.results.run_folder import RunFolder
+
+    require_trust(RunFolder(run_dir), trust)
+    with _shown(run_dir):
+        run_again(run_dir, given_settings(changes), console=Console(), rebuild_study=rebuild_study)
+
+
+@contextmanager
+def _shown(run_dir: Path) -> Iterator[None]:
+    """Prints what a search reached, also where a signal stopped it."""
+    try:
+        yield
+    except StoppedError:
+        show(run_dir)
+        raise
     show(run_dir)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,9 +17,10 @@ from rich.console import Console
 
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, SearchSettings
-from autocompress.errors import InputError, StorageError
+from autocompress.errors import InputError, MeasurementError, StoppedError, StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
+from autocompress.execution.cluster_check import check_cluster
 from autocompress.execution.event_log_callback import EventLogCallback
 from autocompress.execution.loggers import loggers_named
 from autocompress.execution.open_run import open_run, study_of, task_of
@@ -39,12 +42,13 @@ from autocompress.execution.run_clock import RunClock
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial_queue import Limits, TrialQueue
-from autocompress.execution.whole_models import judge_whole_models
+from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.files import check_new_folder
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.export_front import check_points, export_front
+from autocompress.report.files import write_front_table, write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
 from autocompress.results.provenance import imports_of, signature_of
@@ -56,6 +60,7 @@ from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.search_space import SearchSpace
+from autocompress.stop_signals import first_is_noted
 from autocompress.task import Task
 
 
@@ -79,6 +84,7 @@ def start(
         way_out = continues if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
     check_new_folder(run_dir)
+    check_cluster(settings)
     _print(console, "checking the task, reading the model, timing the uncompressed model")
     for note in getattr(task, "notes", list)():
         _print(console, note)
@@ -126,6 +132,7 @@ def resume(
         raise InputError(f"{run_dir} was limited by its minutes, which are over; give --minutes or --trials")
     settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
     clock = RunClock(settings.minutes, settings.polish_share)
+    check_cluster(settings)
     task = task_of(folder, info, task)
     info = replace(info, settings=settings, signature=signature_of(imports_of(info.task_spec, settings)))
     with open_target_device(settings) as target_device, folder.locked():
@@ -184,21 +191,45 @@ class _Search:
             queue = self._queue(stop, progress)
             self.clock.begin_trials()
             begin = time.perf_counter()
-            with progress:
+            with progress, first_is_noted(lambda number: stop.abort(self._stopped(number))):
                 self._run_trials(queue, stop)
             seconds, n_workers = time.perf_counter() - begin, n_concurrent(settings)
         if isinstance(stop.reason, StorageError):
             raise stop.reason  # there is no room for the front's files either
+        if isinstance(stop.reason, StoppedError) and stop.reason.number != signal.SIGINT:
+            raise self._ended_at_once(stop.reason)
         if study.n_finished >= settings.n_trials and not study.n_open:
             CheckpointCallback(self.folder, stop, RetryCallback(lambda *lost: None)).clear()
         _print(self.console, "measuring the front's files with the workers idle")
         with step_progress(self.console, "files measured") as on_point:
-            _, front = export_front(study.records(), self.context, self.folder, self.info, self.target_device, on_point)
+            records, front = export_front(
+                study.records(), self.context, self.folder, self.info, self.target_device, on_point
+            )
         _print(self.console, _busy_text(study.records()[n_before:], seconds, n_workers))
         _print_budgets(front, self.console)
+        if isinstance(stop.reason, StoppedError):
+            stop.reason.front = front
         if stop.reason is not None:
             raise stop.reason
+        _refuse_all_failed(records)
         return front
+
+    def _stopped(self, number: int) -> StoppedError:
+        """What is said at the end when a signal stops the search."""
+        settings, name = self.info.settings, signal.Signals(number).name
+        all_of = "" if settings.n_trials == ALL_THAT_FIT else f" of {settings.n_trials}"
+        more = f" --minutes {settings.minutes or 10:g}" if settings.n_trials == ALL_THAT_FIT else ""
+        resume_it = f"autocompress resume {shlex.quote(str(self.folder.path))}{more}"
+        n_done = self.study.n_finished
+        return StoppedError(f"stopped by {name} after {n_done}{all_of} trials; `{resume_it}` goes on", number)
+
+    def _ended_at_once(self, reason: StoppedError) -> StoppedError:
+        """Writes the tables without measuring files, which takes longer than who ends a process waits."""
+        run = self.folder.read()
+        write_front_table(run)
+        write_report_page(run)
+        reason.front = run.front
+        return reason
 
     def _judge_whole_models(self) -> None:
         _print(self.console, "judging the uncompressed model at the runtime's own precisions")
@@ -264,6 +295,20 @@ class _Search:
         context = replace(self.context, moments=moments_of(self.context, self.study.space))
         run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
         searcher.on_experiment_end()
+
+
+def _refuse_all_failed(records: list[TrialRecord]) -> None:
+    """A search in which nothing worked is no success.
+
+    Raises:
+        MeasurementError: all trials failed; says the most frequent reason.
+    """
+    tried = [record for record in records if record.origin not in ("baseline", WHOLE_MODEL)]
+    if not tried or any(record.state != "failed" for record in tried):
+        return
+    reasons = Counter((record.error or "no reason").strip().splitlines()[-1] for record in tried)
+    ((reason, n_failed),) = reasons.most_common(1)
+    raise MeasurementError(f"all {len(tried)} trials failed, {n_failed} of them with: {reason[:500]}")
 
 
 def _with_files(records: list[TrialRecord], folder: RunFolder) -> list[TrialRecord]:

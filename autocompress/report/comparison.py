@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from autocompress.errors import InputError
 from autocompress.report.interval import interval_of
 from autocompress.report.point_files import PointFiles, read_point_files
 from autocompress.report.why import why_not_faster
-from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text
+from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text, plain_text
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import Run
 from autocompress.space.candidate import Candidate
@@ -56,7 +55,7 @@ def _figures(run: Run, shown: Sequence[TrialRecord]) -> Table:
         ("multiply-accumulates", lambda record: f"{record.n_macs:,}"),
     ]
     for name, cell in rows:
-        table.add_row(Text(name), *(Text(cell(record)) for record in shown))
+        table.add_row(plain_text(name), *(plain_text(cell(record)) for record in shown))
     return table
 
 
@@ -84,7 +83,7 @@ def _layers(run: Run, shown: Sequence[TrialRecord]) -> Table:
     for layer in run.info.layers:
         cells = [_choices(record.candidate, layer) for record in shown]
         if len(set(cells)) > 1:
-            table.add_row(Text(str(layer["path"])), *map(Text, cells))
+            table.add_row(plain_text(str(layer["path"])), *map(plain_text, cells))
     return table
 
 
@@ -113,12 +112,12 @@ def _findings(run: Run, shown: Sequence[TrialRecord]) -> Table:
     for record in shown:
         after = read_point_files(run.folder.point(record.name), paths)
         for finding in () if record is baseline else why_not_faster(record.candidate, before, after, paths):
-            table.add_row(Text(str(record.number)), Text(f"{finding.share:.0%}"), Text(finding.text))
+            table.add_row(plain_text(str(record.number)), plain_text(f"{finding.share:.0%}"), plain_text(finding.text))
     return table
 
 
 def _table(title: str, *heads: str, first: str = "") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=plain_text(title) if title else None, title_justify="left", pad_edge=False)
     for head in (first, *heads):
-        table.add_column(Text(head), overflow="fold")
+        table.add_column(plain_text(head), overflow="fold")
     return table
