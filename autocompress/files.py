@@ -64,6 +64,22 @@ def check_new_folder(path: Path) -> None:
                 folder.rmdir()
 
 
+def check_new_file(path: Path) -> None:
+    """Tries whether a file can be written; one that is there stays as it is.
+
+    Raises:
+        InputError: its folder does not exist, a folder is in its place, or the system refuses it.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} must be a file, but is a folder")
+    probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
+    try:
+        write_atomically(probe, b"\0" * 4096)
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} must be a file that can be written, but: {error}") from error
+
+
 def path_inside(folder: Path, name: object) -> Path:
     """The path of a file that another file names: in the folder itself, and no link.
 

@@ -378,7 +378,7 @@ def _task_in(module: ModuleType, attribute: str, spec: str) -> Task:
             value = value()
         except AutocompressError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{spec!r} must make a task when called without arguments, but {_where(error)}") from error
     missing = _missing_methods(value)
     if missing:
@@ -420,7 +420,7 @@ def check_task(task: Task) -> None:
     Raises:
         InputError: a part fails, has the wrong form, or gives a loss that is not a finite scalar.
     """
-    model = _attempt("build_model()", task.build_model)
+    model = attempt("build_model()", task.build_model)
     if not isinstance(model, nn.Module):
         raise InputError(f"`build_model()` must return an nn.Module, but returned {type(model).__name__}")
     if model.training:
@@ -428,12 +428,12 @@ def check_task(task: Task) -> None:
             "`build_model()` must return the model in eval mode, but it is in training mode; call `.eval()` on it"
         )
     with torch.no_grad():
-        examples = as_inputs(_attempt("example_inputs()", task.example_inputs))
+        examples = as_inputs(attempt("example_inputs()", task.example_inputs))
         _run(model, examples, "example_inputs()")
         _run(model, as_inputs(_first("calibration_batches()", task.calibration_batches)), "calibration_batches()")
         batch = as_batch(_first("train_batches(seed=0)", lambda: task.train_batches(0)))
         outputs = _run(model, batch[0], "train_batches(seed=0)")
-        loss = _attempt("loss(outputs, batch)", lambda: task.loss(outputs, batch))
+        loss = attempt("loss(outputs, batch)", lambda: task.loss(outputs, batch))
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
         value = f"{loss.item()}" if isinstance(loss, Tensor) and loss.numel() == 1 else _describe(loss)
         raise InputError(
@@ -459,17 +459,22 @@ def check_metrics(figures: object, split: str) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items()}
 
 
-def _attempt(what: str, call: Callable[[], Any]) -> Any:
+def attempt(what: str, call: Callable[[], Any]) -> Any:
+    """Calls a part of a user's task.
+
+    Raises:
+        InputError: it raises; names the line of the user's own code.
+    """
     try:
         return call()
     except AutocompressError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"the task's `{what}` must work, but {_where(error)}") from error
 
 
 def _first(what: str, batches: Callable[[], Iterable[Any]]) -> Any:
-    batch = _attempt(what, lambda: next(iter(batches()), None))
+    batch = attempt(what, lambda: next(iter(batches()), None))
     if batch is None:
         raise InputError(f"the task's `{what}` must yield at least one batch, but yields none")
     return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,13 @@ def _profile(
 ) -> None:
     task = take_task(task, flags)
     from autocompress.errors import InputError
+    from autocompress.files import check_new_file
     from autocompress.latency.on_device import drift_warning
-    from autocompress.latency.profiling import profile, profile_of, write_bundle
+    from autocompress.latency.profiling import check_numbers, profile, profile_of, write_bundle
 
+    check_numbers(n_candidates, n_threads, n_passes, batch)
+    if output is not None:
+        check_new_file(output)
     if estimate is not None:
         _estimate(task, space, estimate, n_threads, batch, output)
         return
@@ -85,7 +90,8 @@ def _profile(
     if bundle is not None and measured is None:
         script = write_bundle(task, space, bundle, show=True, **plan)
         print(f"\ncopy {bundle} to the device, run there: python3 {script.name}; copy measured.json back, then")
-        print(f"autocompress profile {task} --bundle {bundle} --measured measured.json -o device.json")
+        quoted = shlex.join([task, "--bundle", str(bundle), "--measured", "measured.json", "-o", "device.json"])
+        print(f"autocompress profile {quoted}")
         return
     if output is None:
         raise InputError("a profile needs a file to be written to; name it with -o device.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from autocompress.errors import InputError
 from autocompress.execution.open_run import context_of, task_of
 from autocompress.execution.refine import trial_of
 from autocompress.latency import measure_latency
@@ -47,6 +48,8 @@ def export_trial(
         MissingExtraError: the runtime's library is not installed.
     """
     check_output(output)
+    if n_threads is not None and n_threads < 1:
+        raise InputError(f"`n_threads >= 1` must hold, but got {n_threads}")
     info = folder.read_info()
     target = runtime_named(runtime)
     record = trial_of(read_records(folder.records), trial)

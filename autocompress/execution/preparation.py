@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
+from autocompress.execution.judging_check import check_share, judge_splits
 from autocompress.execution.trial import n_macs
 from autocompress.files import digest_of
 from autocompress.graph import ModelGraph, inspect_model
@@ -37,7 +37,7 @@ from autocompress.sampling.samplers import sampler_named
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import INT8_BITS
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
+from autocompress.task import Task, as_inputs, check_task
 
 _BYTES_PER_MIB = 2**20
 _REFERENCE_ROUNDS = 15
@@ -53,12 +53,14 @@ class PreparedSearch:
         space: of the search.
         info: of the run.
         baseline: the uncompressed model's record, trial 0.
+        notes: what the user should know of the task and the space, a line each.
     """
 
     context: SearchContext
     space: SearchSpace
     info: RunInfo
     baseline: TrialRecord
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -94,8 +96,9 @@ def prepare(
         profile = profile_of_target(settings.latency_model, settings, task, graph)
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
-    metrics = _judge(model, task)
+    metrics, notes = judge_splits(model, task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
+    check_share(next(iter(directions)), metrics, settings.min_accuracy)
     with LockedTempDir() as temp_dir:
         scratch = temp_dir.path
         file = runtime.export(model, inputs, scratch)
@@ -123,7 +126,7 @@ def prepare(
         n_macs=n_macs(model, inputs),
         size_mib=len(reference) / _BYTES_PER_MIB,
     )
-    return PreparedSearch(context, space, info, baseline)
+    return PreparedSearch(context, space, info, baseline, (*space.notes, *notes))
 
 
 def make_context(task: Task, model: nn.Module, graph: ModelGraph, info: RunInfo, reference: bytes) -> SearchContext:
@@ -188,17 +191,6 @@ def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpa
         if path not in paths:
             near = difflib.get_close_matches(path, paths, n=3)
             raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
-
-
-def _judge(model: nn.Module, task: Task) -> dict[str, float]:
-    """The uncompressed model's metrics on the selection split."""
-
-    def predict(inputs: Inputs) -> Tensor:
-        with torch.no_grad():
-            outputs: Tensor = call_model(model, inputs)
-        return outputs
-
-    return check_metrics(task.evaluate(predict, "selection"), "selection")
 
 
 def _info(

@@ -91,6 +91,8 @@ def start(
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
     with open_target_device(settings) as target_device:
         prepared = prepare(task, space, settings, spec, target_device)
+        for note in prepared.notes:
+            _print(console, note)
         predictor = _predictor_of(prepared.context)
         run_dir.mkdir(parents=True)
         with folder.locked():

@@ -20,13 +20,17 @@ from autocompress.latency.on_device import (
     clock_drift,
     converged,
     measure_folder,
+    read_plan,
+    read_results,
     repeatability,
     show_progress,
     write_json,
 )
 from autocompress.latency.plan import N_CANDIDATES, batch_size, write_plan
-from autocompress.latency.table import Table
+from autocompress.latency.schema import DamageError, check_type
+from autocompress.latency.table import Table, shape_of
 from autocompress.locked_temp_dir import LockedTempDir
+from autocompress.settings_schema import shown
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, as_inputs, load_task
@@ -71,6 +75,7 @@ def profile(
         MeasurementError: the machine is too noisy.
         InputError: too few candidates, or the folder is of another profile.
     """
+    check_numbers(n_candidates, n_threads, n_passes, batch)
     loaded = load_task(task) if isinstance(task, str) else task
     with LockedTempDir() as scratch:
         place = Path(folder) if folder is not None else scratch.path
@@ -102,13 +107,28 @@ def profile(
     return model
 
 
+def check_numbers(n_candidates: int, n_threads: int, n_passes: int = 1, batch: int | None = None) -> None:
+    """Refuses what no profile can be made of, before anything is timed.
+
+    Raises:
+        InputError: a number is too small; says the rule.
+    """
+    rules = (("n_candidates", n_candidates, _FEWEST), ("n_threads", n_threads, 1), ("n_passes", n_passes, 1))
+    for name, value, least in (*rules, ("batch", 1 if batch is None else batch, 1)):
+        if type(value) is not int or value < least:
+            raise InputError(f"`{name} >= {least}` must hold and be whole, but got {shown(value)}")
+
+
 def _known_at_start(folder: Path, stored: dict[str, float]) -> dict[str, float]:
     """The stored times when the profile in this folder began; a resumed profile uses the same ones."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / _KNOWN
     if not file.is_file():
         write_json(file, {"ms": stored})
-    return dict(read_json(file)["ms"])
+    known = read_json(file).get("ms")
+    if not isinstance(known, dict) or not all(type(ms) in (int, float) and 0 < ms < np.inf for ms in known.values()):
+        raise InputError(f"{file} is damaged: it must have milliseconds of layers; remove the folder")
+    return known
 
 
 def write_bundle(
@@ -123,6 +143,7 @@ def write_bundle(
         show: draw progress in the terminal.
         plan: further arguments of `write_plan`.
     """
+    check_numbers(plan.get("n_candidates", N_CANDIDATES), plan.get("n_threads", 1), 1, plan.get("batch"))
     loaded = load_task(task) if isinstance(task, str) else task
     write_plan(loaded, space, Path(folder), listener=_show_written if show else None, **plan)
     return write_script(Path(folder))
@@ -150,7 +171,8 @@ def model_of(
     if len(candidates) < _FEWEST:
         raise InputError(f"at least {_FEWEST} candidates must be measured, but got {len(candidates)}; measure more")
     head = {
-        **{key: plan[key] for key in ("task", "runtime", "n_threads", "batch")},
+        **{key: plan[key] for key in ("runtime", "n_threads", "batch")},
+        "task": str(plan.get("task")),
         "version": results["version"],
         "device": results["device"],
         "date": results.get("finished", results["started"]),
@@ -161,12 +183,25 @@ def model_of(
     baseline_ms = float(np.median(results["reference_ms"]))
     earlier = reused_times(stored or {}, {key: ratio * baseline_ms for key, ratio in pieces.items()})
     pieces |= {key: ms / baseline_ms for key, ms in earlier.items()}
-    return LatencyModel(Table(head, baseline_ms, ModelShape.from_dict(plan["shape"]), pieces, candidates))
+    return LatencyModel(Table(head, baseline_ms, shape_in(plan), pieces, candidates))
+
+
+def shape_in(plan: Mapping[str, Any]) -> ModelShape:
+    """The model's shape in a plan.
+
+    Raises:
+        DamageError: it is none.
+    """
+    check_type(ModelShape, plan.get("shape"), ("shape",))
+    return shape_of(plan["shape"])
 
 
 def profile_of(folder: str | Path, measured: str | Path) -> LatencyModel:
     """The latency model of a bundle and the JSON that the device wrote."""
-    return model_of(read_json(Path(folder) / "plan.json"), read_json(Path(measured)))
+    try:
+        return model_of(read_plan(Path(folder)), read_results(Path(measured)))
+    except DamageError as damage:
+        raise InputError(f"{folder} is damaged: its plan {damage.rule}; write it again") from damage
 
 
 def _or_none(value: float) -> float | None:

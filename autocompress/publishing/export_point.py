@@ -119,11 +119,16 @@ def _time(session: Session, target: ExportTarget, inputs: Inputs) -> Latency:
     return Latency(timing.ratio, timing.spread, timing.ratio * target.reference_ms, timing.n_rounds)
 
 
+def splits_of(task: Task) -> tuple[str, ...]:
+    """The splits that a point's file is judged on, selection first."""
+    return (*SPLITS, *getattr(task, "further_splits", ()))
+
+
 def _judge(session: Session, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics of the file on every split, and how many samples it was asked for."""
     metrics: dict[str, dict[str, float]] = {}
     counted: Counter[str] = Counter()
-    for split in (*SPLITS, *getattr(task, "further_splits", ())):
+    for split in splits_of(task):
 
         def predict(inputs: Inputs, split: str = split) -> Tensor:
             outputs = session.predict(inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich import box
 from rich.table import Table
@@ -28,7 +28,7 @@ def comparison(run: Run, numbers: Sequence[int]) -> Iterator[Table]:
     by_number = {record.number: record for record in run.records}
     missing = [number for number in numbers if number not in by_number]
     if missing:
-        raise InputError(f"trials of this run have the numbers 0 to {max(by_number, default=-1)}, but got {missing[0]}")
+        raise InputError(f"this run has the trials {_ranges(by_number)}, but got {missing[0]}")
     shown = [by_number[number] for number in numbers]
     yield _figures(run, shown)
     layers = _layers(run, shown)
@@ -37,6 +37,17 @@ def comparison(run: Run, numbers: Sequence[int]) -> Iterator[Table]:
     findings = _findings(run, shown)
     if findings.row_count:
         yield findings
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0 to 4, 7`, of numbers in any order; `none` of none."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges) or "none"
 
 
 def _figures(run: Run, shown: Sequence[TrialRecord]) -> Table:

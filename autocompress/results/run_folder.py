@@ -62,7 +62,6 @@ class RunInfo:
         half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
         reference_digest: of `reference.file`; "" in runs of earlier versions.
         signature: see `provenance.signature_of`; "" in runs of earlier versions.
-        metric_spread: how much two judgements of the uncompressed model differ by.
     """
 
     task: str
@@ -82,7 +81,6 @@ class RunInfo:
     half_range_weights: bool = False
     reference_digest: str = ""
     signature: str = ""
-    metric_spread: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Tries a task's judging on the uncompressed model before any long work: every split, twice, and percentages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from autocompress.errors import InputError
+from autocompress.evaluation import evaluate_model
+from autocompress.publishing.export_point import splits_of
+from autocompress.report.wording import is_share
+from autocompress.task import Task, attempt
+
+_N_TWICE = 256  # samples that are judged twice, where the task can judge some
+
+
+def judge_splits(model: nn.Module, task: Task) -> tuple[dict[str, float], list[str]]:
+    """The uncompressed model's metrics on the selection split; the others are only tried.
+
+    Returns:
+        The metrics, and what the user should know: that two judgements differ.
+
+    Raises:
+        InputError: `evaluate` raises, or does not give finite numbers, on a split.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for split in splits_of(task):
+        found[split] = _judged(model, task, split)
+        lost = set(found["selection"]) - set(found[split])
+        if lost:
+            raise InputError(
+                f"`evaluate(predict, {split!r})` must give what it gives for 'selection', but {sorted(lost)[0]!r} is "
+                "missing"
+            )
+    return found["selection"], _differences(model, task)
+
+
+def _judged(model: nn.Module, task: Task, split: str, n_samples: int | None = None) -> dict[str, float]:
+    call = f"evaluate(predict, {split!r})"
+    return attempt(call, lambda: evaluate_model(model, task, split, n_samples=n_samples))
+
+
+def _differences(model: nn.Module, task: Task) -> list[str]:
+    """A note where the same model is judged differently twice."""
+    first, second = (_judged(model, task, "selection", _N_TWICE) for _ in range(2))
+    spread = {name: abs(value - second.get(name, value)) for name, value in first.items()}
+    odd = [f"{name} by {value:.3g}" for name, value in spread.items() if value > 1e-6 * max(1.0, abs(first[name]))]
+    if not odd:
+        return []
+    return [
+        f"`evaluate` gives something else each time: two judgements of the uncompressed model differ in "
+        f"{', '.join(odd)}; smaller differences between trials say nothing. Fix its random state"
+    ]
+
+
+def check_share(metric: str, metrics: Mapping[str, float], limit: float | None) -> None:
+    """Refuses percentages where a share is meant.
+
+    Raises:
+        InputError: an accuracy, or the limit of one, is above 1.
+    """
+    if not is_share(metric):
+        return
+    for name, value in ((metric, metrics[metric]), ("min_accuracy", limit)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise InputError(
+                f"`0 <= {name} <= 1` must hold for the metric {metric!r}, which is a share, but got {value:g}; divide "
+                f"percentages by 100, or give the metric another name, such as {metric}_percent"
+            )
