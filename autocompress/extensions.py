@@ -35,5 +35,5 @@ def find_extension(what: str, name: str, target: str, known: Iterable[str], extr
         ) from error
     except ImportError as error:
         raise MissingExtraError(f"{what} {name!r} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise InputError(f"{what} {name!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the module raises
+        raise InputError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error

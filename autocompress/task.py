@@ -10,6 +10,7 @@ import importlib.util
 import math
 import sys
 import sysconfig
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.metrics import accuracy, cross_entropy
+from autocompress.settings_schema import shown
 from autocompress.tasks import TASKS
 from autocompress.tasks.identifiers import is_task_id
 
@@ -423,14 +425,18 @@ def check_task(task: Task) -> None:
     model = attempt("build_model()", task.build_model)
     if not isinstance(model, nn.Module):
         raise InputError(f"`build_model()` must return an nn.Module, but returned {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        kind = "scripted or traced" if isinstance(model, torch.jit.ScriptModule) else "compiled"
+        raise InputError(f"`build_model()` must return the module itself, but it is {kind}; return what it was made of")
     if model.training:
         raise InputError(
             "`build_model()` must return the model in eval mode, but it is in training mode; call `.eval()` on it"
         )
     with torch.no_grad():
         examples = as_inputs(attempt("example_inputs()", task.example_inputs))
+        _require_samples(examples, "example_inputs()")
         _run(model, examples, "example_inputs()")
-        _run(model, as_inputs(_first("calibration_batches()", task.calibration_batches)), "calibration_batches()")
+        _run(model, _last_calibration(task), "calibration_batches()")
         batch = as_batch(_first("train_batches(seed=0)", lambda: task.train_batches(0)))
         outputs = _run(model, batch[0], "train_batches(seed=0)")
         loss = attempt("loss(outputs, batch)", lambda: task.loss(outputs, batch))
@@ -442,6 +448,34 @@ def check_task(task: Task) -> None:
         )
 
 
+_MAX_CALIBRATION, _SECONDS = 1024, 10.0
+
+
+def _last_calibration(task: Task) -> Inputs:
+    """The last calibration batch, after all were looked at."""
+    begin, found, n_batches = time.monotonic(), None, 0
+    for batch in attempt("calibration_batches()", lambda: iter(task.calibration_batches())):
+        found, n_batches = as_inputs(batch), n_batches + 1
+        _require_samples(found, "calibration_batches()")
+        late = time.monotonic() - begin > _SECONDS
+        if n_batches > _MAX_CALIBRATION or (late and n_batches > 16 * N_CALIBRATION_BATCHES):
+            raise InputError(
+                f"`calibration_batches()` must end after at most {_MAX_CALIBRATION} batches, but gives more; "
+                f"{N_CALIBRATION_BATCHES} are enough"
+            )
+    if found is None:
+        raise InputError("the task's `calibration_batches()` must yield at least one batch, but yields none")
+    return found
+
+
+def _require_samples(inputs: Inputs, source: str) -> None:
+    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors):
+        raise InputError(
+            f"`{source}` must hold at least one sample along the first dimension, but got {_describe(inputs)}"
+        )
+
+
 def check_metrics(figures: object, split: str) -> dict[str, float]:
     """What `evaluate` returned, as floats.
 
@@ -449,14 +483,26 @@ def check_metrics(figures: object, split: str) -> dict[str, float]:
         InputError: it is not a non-empty dict of finite numbers.
     """
     if not isinstance(figures, Mapping) or not figures:
-        raise InputError(f"`evaluate(predict, {split!r})` must return a dict of figures, but returned {figures!r}")
+        raise InputError(f"`evaluate(predict, {split!r})` must return a dict of figures, but returned {shown(figures)}")
     for name, value in figures.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(name, str):
+            raise InputError(f"`evaluate(predict, {split!r})` must name its figures by texts, but one is {shown(name)}")
+        if not _is_finite(value):
             raise InputError(
-                f"`evaluate(predict, {split!r})` must return finite numbers, but {name!r} is {value!r}; "
+                f"`evaluate(predict, {split!r})` must return finite numbers, but {name!r} is {shown(value)}; "
                 "check the metric on the uncompressed model"
             )
     return {name: float(value) for name, value in figures.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a finite number, also one of NumPy's or torch's."""
+    if isinstance(value, str | bytes | bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
 
 
 def attempt(what: str, call: Callable[[], Any]) -> Any:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.evaluation import evaluate_model
+from autocompress.files import digest_of
 from autocompress.publishing.export_point import splits_of
 from autocompress.report.wording import is_share
-from autocompress.task import Task, attempt
+from autocompress.task import Inputs, Task, attempt, call_model, check_metrics
 
+_SECONDS, _N_AGAIN = 10.0, 3  # after which a split that repeats its first batch is endless
 _N_TWICE = 256  # samples that are judged twice, where the task can judge some
 
 
@@ -36,14 +40,36 @@ def judge_splits(model: nn.Module, task: Task) -> tuple[dict[str, float], list[s
     return found["selection"], _differences(model, task)
 
 
-def _judged(model: nn.Module, task: Task, split: str, n_samples: int | None = None) -> dict[str, float]:
-    call = f"evaluate(predict, {split!r})"
-    return attempt(call, lambda: evaluate_model(model, task, split, n_samples=n_samples))
+def _judged(model: nn.Module, task: Task, split: str) -> dict[str, float]:
+    """The metrics on a split whose end is not known."""
+    begin, first, n_again = time.monotonic(), "", 0
+
+    def predict(inputs: Inputs) -> Tensor:
+        nonlocal first, n_again
+        found = _digest(inputs)
+        first = first or found
+        n_again += found == first
+        if n_again > _N_AGAIN and time.monotonic() - begin > _SECONDS:
+            raise InputError(f"the split {split!r} must end, but it gives the same batches again and again")
+        with torch.no_grad():
+            outputs: Tensor = call_model(model, inputs)
+        return outputs
+
+    return attempt(f"evaluate(predict, {split!r})", lambda: check_metrics(task.evaluate(predict, split), split))
+
+
+def _digest(inputs: Inputs) -> str:
+    tensors = inputs.values() if isinstance(inputs, dict) else inputs
+    return "".join(digest_of(tensor.detach().cpu().contiguous().flatten().numpy().tobytes()) for tensor in tensors)
 
 
 def _differences(model: nn.Module, task: Task) -> list[str]:
     """A note where the same model is judged differently twice."""
-    first, second = (_judged(model, task, "selection", _N_TWICE) for _ in range(2))
+
+    def judged() -> dict[str, float]:
+        return evaluate_model(model, task, "selection", n_samples=_N_TWICE)
+
+    first, second = (attempt("evaluate(predict, 'selection')", judged) for _ in range(2))
     spread = {name: abs(value - second.get(name, value)) for name, value in first.items()}
     odd = [f"{name} by {value:.3g}" for name, value in spread.items() if value > 1e-6 * max(1.0, abs(first[name]))]
     if not odd:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from torch import nn
 
-from autocompress.compression import compress, criterion_named
+from autocompress.compression import CalibrationStats, compress, criterion_named
+from autocompress.compression.importance import least_important
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.judging_check import check_share, judge_splits
@@ -96,6 +97,7 @@ def prepare(
         profile = profile_of_target(settings.latency_model, settings, task, graph)
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
+    _check_importance(model, graph, task, settings)
     metrics, notes = judge_splits(model, task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
     check_share(next(iter(directions)), metrics, settings.min_accuracy)
@@ -191,6 +193,22 @@ def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpa
         if path not in paths:
             near = difflib.get_close_matches(path, paths, n=3)
             raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
+
+
+def _check_importance(model: nn.Module, graph: ModelGraph, task: Task, settings: SearchSettings) -> None:
+    """Tries a criterion of the user's own on the smallest channel group."""
+    groups = sorted((group for group in graph.groups if not group.sizes), key=lambda group: group.n_channels)
+    if ":" not in settings.importance or not groups:
+        return
+    calibration = [as_inputs(inputs) for inputs in task.calibration_batches()]
+    stats = CalibrationStats(model, graph, calibration, task, settings.seed)
+    try:
+        least_important(stats, groups[0], 1, criterion_named(settings.importance))
+    except Exception as error:  # whatever the user's function raises
+        raise InputError(
+            f"importance {settings.importance!r} must be a function of (calibration statistics, channel group) that "
+            f"gives a figure for each channel, but: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _info(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from autocompress.errors import InputError
 from autocompress.execution.open_run import open_run, task_of
@@ -17,6 +18,8 @@ from autocompress.results.records import Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.study import REFINED
 from autocompress.task import Task
+
+_MAX_BATCHES = 100_000
 
 
 def refine(
@@ -47,6 +50,8 @@ def refine(
     """
     if epochs < 1:
         raise InputError(f"`epochs >= 1` must hold, but got {epochs}")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise InputError(f"`learning_rate > 0` must hold and be finite, but got {learning_rate}")
     info = folder.read_info()
     task = task_of(folder, info, task)
     with folder.locked():
@@ -61,7 +66,7 @@ def refine(
         if learning_rate is not None:
             distill = replace(info.settings.distill, learning_rate=learning_rate)
             context = replace(context, settings=replace(info.settings, distill=distill))
-        steps = epochs * sum(1 for _ in task.train_batches(info.settings.seed))
+        steps = epochs * _n_batches(task, info.settings.seed)
         plan = TrialPlan(origin.candidate, steps, Measured(origin.latency, origin.size_mib))
         worker = WorkerContext(context)
         try:
@@ -91,6 +96,13 @@ def refine(
         with open_target_device(info.settings) as target_device:
             records, _ = export_front(study.records(), run.context, folder, info, target_device)
     return next(item for item in records if item.number == record.number)
+
+
+def _n_batches(task: Task, seed: int) -> int:
+    n_batches = sum(1 for _ in islice(task.train_batches(seed), _MAX_BATCHES))
+    if n_batches == _MAX_BATCHES:
+        raise InputError(f"an epoch of `train_batches` must end, but it gives more than {_MAX_BATCHES:,} batches")
+    return n_batches
 
 
 def trained_files(folder: RunFolder, name: str) -> TrainedFiles:
