@@ -19,6 +19,7 @@ from torch import nn
 
 from autocompress.compression import CalibrationStats, rebuild, resolve
 from autocompress.config import SearchSettings
+from autocompress.declared_types import require_types
 from autocompress.errors import AutocompressError, InputError
 from autocompress.files import read_json, write_atomically
 from autocompress.graph import ModelGraph
@@ -103,9 +104,13 @@ class Sensitivity:
                 )
                 for item in data["choices"]
             )
-            return cls(float(data["baseline_loss"]), choices, data["unit"])
-        except (KeyError, TypeError) as error:
+            read = cls(float(data["baseline_loss"]), choices, data["unit"])
+            require_types(read, cls)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} must hold sensitivities, but: {error}; remove it to measure again") from error
+        if not math.isfinite(read.baseline_loss):
+            raise InputError(f"{path} must hold a finite baseline_loss; remove it to measure again")
+        return read
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,8 @@ def shape_in(plan: Mapping[str, Any]) -> ModelShape:
 def profile_of(folder: str | Path, measured: str | Path) -> LatencyModel:
     """The latency model of a bundle and the JSON that the device wrote."""
     try:
-        return model_of(read_plan(Path(folder)), read_results(Path(measured)))
+        results = read_results(Path(measured))
+        return model_of(read_plan(Path(folder)), results)
     except DamageError as damage:
         raise InputError(f"{folder} is damaged: its plan {damage.rule}; write it again") from damage
 
