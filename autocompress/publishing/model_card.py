@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from autocompress.space.candidate import Candidate
 CARD = "README.md"
 UNKNOWN_LICENSE = "unknown"
 _MARKUP = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_{}[]<>#|&"})
+_IN_CODE = str.maketrans({"`": "'", "<": "‹", ">": "›"})
+_NAME = re.compile(r"[\w-]+")
 Row = tuple[str, ...]
 
 
@@ -36,7 +39,11 @@ def _lines(manifest: Mapping[str, Any], uncompressed: FileNumbers | None) -> Ite
     runtime = str(manifest["runtime"])
     candidate = Candidate.from_dict(manifest["candidate"])
     metric = _plain(manifest["metric"])
-    yield from ("---", f"license: {json.dumps(license_name)}", f"library_name: {json.dumps(runtime)}")
+    yield from (
+        "---",
+        f"license: {json.dumps(license_name)}",
+        f"library_name: {runtime if _NAME.fullmatch(runtime) else json.dumps(runtime)}",
+    )
     yield from ("tags: [autocompress, compressed]", "---", "")
     yield from (f"# {_plain(manifest['task'])}, trial {manifest['trial']}", "")
     yield from ("## Run it", "", *_how_to_run(manifest, runtime), "")
@@ -139,8 +146,8 @@ def _table(head: Row, rows: Iterator[Row]) -> Iterator[str]:
 
 
 def _code(text: object) -> str:
-    """Text as code, which ends at no backtick of its own."""
-    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
+    """Text as code on one line, without what would end it or be read as HTML."""
+    return f"`{' '.join(str(text).split()).translate(_IN_CODE)}`"
 
 
 def _plain(text: object) -> str:
