@@ -54,7 +54,7 @@ def _wrong_place(value: object, kind: Any) -> _Wrong | None:
     if is_dataclass(kind):
         if not isinstance(value, kind):  # type: ignore[arg-type]  # a class, not an instance
             return "", f"a {kind.__name__}", value  # type: ignore[union-attr]
-        inner = ((f".{name}", getattr(value, name), own) for name, own in _fields_of(kind))
+        inner = ((f".{name}", getattr(value, name), own) for name, own in _fields_of(type(value)))
     elif origin is tuple and isinstance(value, tuple):
         inner = ((f"[{i}]", item, args[0]) for i, item in enumerate(value))
     elif _is_mapping(origin) and isinstance(value, Mapping):

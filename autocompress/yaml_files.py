@@ -25,18 +25,18 @@ def _unique(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict
     for key_node, _ in node.value:
         if key_node.tag == _MERGE:
             continue
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if isinstance(key, list | dict | set):
             raise yaml.constructor.ConstructorError(None, None, "a key must be plain", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", key_node.start_mark)
         seen.add(key)
-    loader.flatten_mapping(node)  # type: ignore[no-untyped-call]
-    return yaml.constructor.BaseConstructor.construct_mapping(loader, node, deep=True)  # type: ignore[no-untyped-call,no-any-return]
+    loader.flatten_mapping(node)
+    return yaml.constructor.BaseConstructor.construct_mapping(loader, node, deep=True)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _unique)
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -74,13 +74,13 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
 def _loaded(text: str) -> Any:
     loader = _Loader(text)
     try:
-        node = loader.get_single_node()  # type: ignore[no-untyped-call]
+        node = loader.get_single_node()
         if node is None:
             return None
         _count(node, {}, set())
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _count(node: yaml.Node, known: dict[int, int], open_nodes: set[int]) -> int:

@@ -53,7 +53,8 @@ def _n_gpus() -> int:
     """As Ray finds them itself."""
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
-    return int(get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators())
+    manager = get_accelerator_manager_for_resource("GPU")
+    return 0 if manager is None else int(manager.get_current_node_num_accelerators())
 
 
 def _check_address(address: str) -> None:

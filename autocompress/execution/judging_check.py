@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ def _judged(model: nn.Module, task: Task, split: str) -> dict[str, float]:
             outputs: Tensor = call_model(model, inputs)
         return outputs
 
-    return attempt(f"evaluate(predict, {split!r})", lambda: check_metrics(task.evaluate(predict, split), split))
+    judge = partial(task.evaluate, predict, split)
+    return check_metrics(attempt(f"evaluate(predict, {split!r})", judge), split)
 
 
 def _digest(inputs: Inputs) -> str:

@@ -196,10 +196,8 @@ def _join(address: str) -> None:
 def _keep_token_private() -> None:
     """Ray lets in who knows a token, which it keeps in the home folder, readable by whoever can look into that."""
     try:
-        from ray._private.authentication.authentication_token_setup import (
-            _get_default_token_path,
-            generate_new_authentication_token,
-        )
+        from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+        from ray._private.authentication.authentication_token_setup import _get_default_token_path
     except ImportError:
         return  # a Ray without tokens
     file = _get_default_token_path()

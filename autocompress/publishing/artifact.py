@@ -173,7 +173,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{manifest} is damaged: it has no {', '.join(missing)}")
     try:
         for key, kind in _KINDS.items():
-            require_types({key: data[key]}, Mapping[str, kind])
+            require_types(data[key], kind)
         require_types(data["uncompressed"].get("n_params"), int)
         require_types(data["uncompressed"].get("digest"), str)
         if data["numbers"] is not None:

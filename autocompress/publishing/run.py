@@ -180,7 +180,7 @@ def checked_file(manifest: dict[str, Any]) -> Path:
         raise SystemExit(f"{manifest['runtime_file']!r} is no file of this folder: {MANIFEST} was edited")
     if manifest["runtime"] not in OPENERS:
         raise SystemExit(f"the runtime must be one of {', '.join(OPENERS)}, but is {manifest['runtime']!r}")
-    return HERE / manifest["runtime_file"]
+    return HERE / str(manifest["runtime_file"])
 
 
 def sha256_of(file: Path) -> str:
