@@ -31,7 +31,7 @@ def add_commands(commands: Any) -> None:
 
 def _refine(run_dir: Path, trial: int, epochs: int, learning_rate: float | None, trust: bool) -> None:
     from autocompress.cli.reporting import show
-    from autocompress.execution.refine import refine
+    from autocompress.execution.refine import check_training, refine
     from autocompress.results.provenance import require_trust
     from autocompress.results.records import Rung
     from autocompress.results.run_folder import RunFolder
@@ -39,6 +39,7 @@ def _refine(run_dir: Path, trial: int, epochs: int, learning_rate: float | None,
     def tell(rung: Rung) -> None:
         print(f"  after {rung.steps} steps: " + ", ".join(f"{k} {v:.4f}" for k, v in rung.metrics.items()), flush=True)
 
+    check_training(epochs, learning_rate)
     require_trust(RunFolder(run_dir), trust)
     record = refine(RunFolder(run_dir), trial, epochs, learning_rate, on_rung=tell)
     show(run_dir)
@@ -51,8 +52,9 @@ def _export(run_dir: Path, trial: int, runtime: str, threads: int | None, output
     from autocompress.cli.reporting import numbers_line
     from autocompress.execution.export_trial import export_trial
     from autocompress.results.provenance import require_trust
-    from autocompress.results.run_folder import RunFolder
+    from autocompress.results.run_folder import RunFolder, check_output
 
+    check_output(output)
     require_trust(RunFolder(run_dir), trust)
     record = export_trial(RunFolder(run_dir), trial, runtime, output, threads)
     print(numbers_line(record))

@@ -48,10 +48,7 @@ def refine(
     Raises:
         InputError: no such trial, or the run cannot be opened.
     """
-    if epochs < 1:
-        raise InputError(f"`epochs >= 1` must hold, but got {epochs}")
-    if learning_rate is not None and not 0 < learning_rate < float("inf"):
-        raise InputError(f"`learning_rate > 0` must hold and be finite, but got {learning_rate}")
+    check_training(epochs, learning_rate)
     info = folder.read_info()
     task = task_of(folder, info, task)
     with folder.locked():
@@ -96,6 +93,18 @@ def refine(
         with open_target_device(info.settings) as target_device:
             records, _ = export_front(study.records(), run.context, folder, info, target_device)
     return next(item for item in records if item.number == record.number)
+
+
+def check_training(epochs: int, learning_rate: float | None) -> None:
+    """Refuses what is no training.
+
+    Raises:
+        InputError: says the rule.
+    """
+    if epochs < 1:
+        raise InputError(f"`epochs >= 1` must hold, but got {epochs}")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise InputError(f"`learning_rate > 0` must hold and be finite, but got {learning_rate}")
 
 
 def _n_batches(task: Task, seed: int) -> int:

@@ -171,13 +171,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = [key for key in _KINDS if key not in data]
     if missing:
         raise InputError(f"{manifest} is damaged: it has no {', '.join(missing)}")
-    try:
-        for key, kind in _KINDS.items():
+    for key, kind in _KINDS.items():
+        try:
             require_types(data[key], kind)
-        require_types(data["uncompressed"].get("n_params"), int)
-        require_types(data["uncompressed"].get("digest"), str)
-        if data["numbers"] is not None:
-            FileNumbers.from_dict(data["numbers"])
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{manifest} is damaged: {error}") from error
+            if key == "uncompressed":
+                require_types(data[key].get("n_params"), int)
+            if key == "numbers" and data[key] is not None:
+                FileNumbers.from_dict(data[key])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{manifest} is damaged: {key}: {error}") from error
     return data

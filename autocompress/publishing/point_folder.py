@@ -96,7 +96,7 @@ def is_point_of(point: Path, number: int, model_digest: str) -> bool:
         manifest = read_manifest(point)
     except InputError:
         return False
-    return bool(manifest.get("trial") == number and manifest["uncompressed"]["digest"] == model_digest)
+    return bool(manifest.get("trial") == number and manifest["uncompressed"].get("digest") == model_digest)
 
 
 def _named(point: Path) -> list[str]:

@@ -192,11 +192,11 @@ class TrialRecord:
         try:
             values["candidate"] = Candidate.from_dict(values["candidate"])
             values["metrics"] = _with_nan(values["metrics"])
-            values["latency"] = Latency(**_with_nan(values["latency"])) if values["latency"] else None
+            values["latency"] = Latency(**_with_nan(values["latency"])) if values["latency"] is not None else None
             values["rungs"] = tuple(Rung(rung["steps"], _with_nan(rung["metrics"])) for rung in values["rungs"])
             values["size_mib"] = math.nan if values["size_mib"] is None else values["size_mib"]
-            values["file"] = FileNumbers.from_dict(values["file"]) if values["file"] else None
-            values["predicted"] = Predicted(**values["predicted"]) if values.get("predicted") else None
+            values["file"] = FileNumbers.from_dict(values["file"]) if values["file"] is not None else None
+            values["predicted"] = Predicted(**values["predicted"]) if values.get("predicted") is not None else None
             record = cls(**values)
             require_types(record, cls)
         except (KeyError, TypeError, AttributeError) as error:

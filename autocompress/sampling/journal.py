@@ -89,14 +89,15 @@ class StudyJournal(BaseJournalBackend):
             return
         content = b"".join(line + b"\n" for line in self._pending)
         with self._path.open("r+b") as file:  # it fails where the file is gone, and makes no new one
-            if file.seek(0, os.SEEK_END) != self._size:
+            end = file.seek(0, os.SEEK_END)
+            if end < self._size:
                 raise StorageError(
-                    f"{self._path} was changed by another program while the search wrote it; put it back, then resume"
+                    f"{self._path} was shortened by another program while the search wrote it; put it back, then resume"
                 )
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        self._size += len(content)
+        self._size = end + len(content)
         self._pending = []
 
 
