@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+import ray
 from ray._private import services
 
 from autocompress.config import SearchSettings
@@ -18,11 +19,13 @@ _SETTINGS = 4
 
 
 def check_cluster(settings: SearchSettings) -> None:
-    """Refuses what no Ray could give, before any long work.
+    """Refuses what no Ray could give, before any long work; a Ray that this process has joined already is asked later.
 
     Raises:
         InputError: a trial asks for more than this machine has, or no cluster answers at the address.
     """
+    if ray.is_initialized():
+        return
     if settings.ray_address is None:
         _check_here(settings)
     elif "://" not in settings.ray_address:
