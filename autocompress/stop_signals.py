@@ -36,6 +36,21 @@ def ends_as_exceptions() -> Iterator[None]:
 
 
 @contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Whatever is done inside, the handlers of the signals that end a process are the same afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_ENDS)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+@contextmanager
 def first_is_noted(note: Callable[[int], None]) -> Iterator[None]:
     """Inside, the first Ctrl-C, SIGTERM or SIGHUP is only noted; the next one raises.
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from autocompress.stop_signals import StopSignal, ends_as_exceptions, first_is_noted
+from autocompress.stop_signals import StopSignal, ends_as_exceptions, first_is_noted, handlers_kept
 
 
 def send(number: int) -> None:
@@ -35,6 +35,13 @@ def test_the_first_is_noted_and_the_second_raises(number: signal.Signals) -> Non
         assert seen == [number]
         send(number)
     assert seen == [number]
+
+
+def test_handlers_that_a_library_sets_do_not_stay() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with handlers_kept():
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_is_ignored_stays_ignored() -> None:

@@ -33,7 +33,7 @@ from autocompress.execution.worker import Worker
 from autocompress.latency.target_device import TargetDevice
 from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.search_context import SearchContext
-from autocompress.stop_signals import ends_as_exceptions
+from autocompress.stop_signals import ends_as_exceptions, handlers_kept
 
 _MAX_BASE = 18
 
@@ -52,14 +52,17 @@ def ray_cluster(settings: SearchSettings) -> Iterator[None]:
         yield
         return
     with LockedTempDir(_short_folder()) as scratch:
-        if settings.ray_address is not None:
-            _join(settings.ray_address)
-        else:
-            _start_local(settings, scratch.path / "ray")  # Ray lets all users write into it: it lies in a private one
+        with handlers_kept():  # Ray sets some of its own
+            if settings.ray_address is not None:
+                _join(settings.ray_address)
+            else:
+                _start_local(
+                    settings, scratch.path / "ray"
+                )  # Ray lets all users write into it: it lies in a private one
         try:
             _check_resource(settings)
             _check_room(settings)
-            with ends_as_exceptions():  # Ray sets handlers of its own
+            with ends_as_exceptions():
                 yield
         finally:
             ray.shutdown()
