@@ -322,14 +322,14 @@ def with_estimates(space: SearchSpace, measured: Mapping[tuple[str, Choice], flo
 
 
 def _known(path: Path) -> dict[str, float]:
-    """Losses by digest of the candidate; half a line at the end, of a killed run, is left out."""
+    """Losses by digest of the candidate; lines that are none, as half of one of a killed run, are measured again."""
     losses = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             item = json.loads(line)
-        except json.JSONDecodeError:
+            losses[str(item["candidate"])] = math.nan if item["loss"] is None else float(item["loss"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        losses[item["candidate"]] = math.nan if item["loss"] is None else float(item["loss"])
     return losses
 
 
