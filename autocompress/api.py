@@ -14,9 +14,9 @@ from autocompress.errors import StoppedError
 from autocompress.results.pareto import ParetoFront
 from autocompress.results.provenance import require_trust
 from autocompress.results.run_folder import RunFolder
-from autocompress.settings_schema import refuse_unknown_keys
+from autocompress.settings_schema import refuse_unknown_keys, require_kind
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, load_task
+from autocompress.task import Task, load_task, require_task
 from autocompress.tasks.identifiers import is_task_id, read_task_id
 
 __all__ = ["resume", "search"]
@@ -47,6 +47,8 @@ def search(
     Raises:
         InputError: anything that can be known to be wrong before the first trial; nothing is written then.
     """
+    require_kind("run_dir", run_dir, "a path", str, Path)
+    require_kind("space", space, "a name, a path or a SearchSpace", str, SearchSpace)
     name = space if isinstance(space, str) else space.name
     checked = SearchSettings.from_dict({"space": name, **settings})
     given = None if isinstance(space, str) else space
@@ -68,6 +70,8 @@ def run_new(
     """
     from autocompress.execution.search_loop import start
 
+    if not isinstance(task, str):
+        require_task(task)
     spec = _absolute(task) if isinstance(task, str) else getattr(task, "spec", None)
     loaded = load_task(task) if isinstance(task, str) else task
     console = Console() if show_progress else None
@@ -98,6 +102,7 @@ def resume(
         InputError: not a run folder, in use by another search, damaged or not to be trusted, the task's model is
             another one, or a setting that cannot change.
     """
+    require_kind("run_dir", run_dir, "a path", str, Path)
     refuse_unknown_keys("resume", changes, list(CHANGEABLE))
     require_trust(RunFolder(Path(run_dir)), trust, gets_task=task is not None)
     console = Console() if show_progress else None

@@ -168,6 +168,26 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
+def require_kind(what: str, value: object, words: str, *kinds: type) -> None:
+    """Refuses an argument of another type.
+
+    Raises:
+        InputError: it is none of the kinds.
+    """
+    if not isinstance(value, kinds):
+        raise InputError(f"{what} must be {words}, but got {shown(value)}")
+
+
+def require_count(what: str, value: object) -> None:
+    """Refuses what is no whole number of at least 1.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"`{what} >= 1` must hold and be whole, but got {shown(value)}")
+
+
 def from_mapping(kind: type[_T], what: str, data: Mapping[str, Any]) -> _T:
     """Settings from plain values.
 

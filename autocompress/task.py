@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.metrics import accuracy, cross_entropy
-from autocompress.settings_schema import shown
+from autocompress.settings_schema import require_kind, shown
 from autocompress.tasks import TASKS
 from autocompress.tasks.identifiers import is_task_id
 
@@ -296,6 +296,7 @@ def load_task(spec: str, **options: Any) -> Task:
     Raises:
         InputError: the file or module cannot be imported, has no such attribute, or the attribute is no task.
     """
+    require_kind("a task's spec", spec, "a text", str)
     if is_task_id(spec):
         from autocompress.tasks.from_id import id_task
 
@@ -389,6 +390,20 @@ def _task_in(module: ModuleType, attribute: str, spec: str) -> Task:
             "SupervisedTask(model, train, selection, test) makes a task from DataLoaders"
         )
     return value  # type: ignore[no-any-return]
+
+
+def require_task(value: object) -> None:
+    """Refuses what has not the methods of a task.
+
+    Raises:
+        InputError: names those that are missing.
+    """
+    missing = _missing_methods(value)
+    if missing:
+        raise InputError(
+            f"a task must have the methods of `Task`, but {type(value).__name__} lacks {', '.join(missing)}; "
+            "SupervisedTask(model, train, selection, test) makes a task from DataLoaders"
+        )
 
 
 def _missing_methods(value: object) -> list[str]:

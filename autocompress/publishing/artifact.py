@@ -20,6 +20,7 @@ from autocompress.errors import CompressionError, InputError
 from autocompress.files import digest_of_file, read_json, write_atomically
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.results.records import FileNumbers, TrialRecord
+from autocompress.settings_schema import require_kind
 from autocompress.task import Task, as_inputs
 
 SCHEMA_VERSION = 1
@@ -108,6 +109,7 @@ def load(folder: str | Path, task: Task) -> nn.Module:
     Raises:
         InputError: not such a folder, damaged, or of another model.
     """
+    require_kind("folder", folder, "a path", str, Path)
     path = Path(folder)
     manifest = read_manifest(path)
     model = task.build_model()

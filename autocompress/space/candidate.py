@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.settings_schema import shown
+from autocompress.settings_schema import require_kind, shown
 from autocompress.space.rank_choice import RANK_GRID, RANK_RULE, is_rank, parse_rank
 
 FULL_BITS, HALF_BITS, INT8_BITS = 32, 16, 8
@@ -132,6 +132,8 @@ class Candidate:
     rank_grid: int = RANK_GRID
 
     def __post_init__(self) -> None:
+        for kind in ("prune_ratio", "rank_ratio", "weight_bits", "sparsity", "fine_tune"):
+            require_kind(kind, getattr(self, kind), "a mapping of names", Mapping)
         for name, ratio in self.prune_ratio.items():
             if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0.0 <= ratio < 1.0:
                 raise InputError(f"`0 <= prune_ratio < 1` must hold, but {name!r} has {shown(ratio)}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
-from autocompress.settings_schema import refuse_unknown_keys, shown
+from autocompress.settings_schema import refuse_unknown_keys, require_kind, shown
 from autocompress.space.candidate import (
     FULL_BITS,
     PRECISIONS,
@@ -141,6 +141,8 @@ class SearchSpace:
             InputError: an unknown key, a choice or a grid out of range, a list without the choice that changes nothing,
                 or a rule that matches no name of the model.
         """
+        require_kind("graph", graph, "what inspect_model gives", ModelGraph)
+        require_kind("rules", rules, "a list of mappings", list, tuple)
         check_rank_grid(rank_grid, f"the search space {name!r}")
         if isinstance(channel_grid, bool) or not isinstance(channel_grid, int) or channel_grid < 1:
             raise InputError(f"`channel_grid >= 1` must hold and be whole, but got {shown(channel_grid)}")
@@ -173,6 +175,7 @@ class SearchSpace:
         Raises:
             InputError: no such file (lists the names that exist), or what `from_rules` raises.
         """
+        require_kind("a search space", name, "a name or a path", str)
         path = find_space(name)
         data = read_yaml_mapping(path, "a search space")
         known = ["description", "channel_grid", "rank_grid", "rules", "fine_tune"]
@@ -367,6 +370,7 @@ def _fine_tune_knob(setting: str, choices: Any) -> Knob:
 
 
 def _check_rule(rule: Rule) -> None:
+    require_kind("a rule", rule, "a mapping", Mapping)
     refuse_unknown_keys("a rule", rule, ["match", *_RANGES])
     pattern = rule.get("match")
     if not isinstance(pattern, str):
