@@ -63,8 +63,8 @@ def _wrong_place(value: object, kind: Any) -> _Wrong | None:
         inner = ((f".{key}", item, args[1]) for key, item in value.items())
     elif origin is frozenset and isinstance(value, frozenset):
         inner = (("", item, args[0]) for item in value)
-    elif origin is None and (type(value) is kind or (kind is float and type(value) is int)):
-        return None
+    elif origin is None and isinstance(value, (int, float) if kind is float else kind):
+        return ("", _WORDS[kind], value) if isinstance(value, bool) and kind in (int, float) else None
     else:
         return "", _WORDS.get(Mapping if _is_mapping(origin) else origin or kind, str(kind)), value
     for step, item, item_kind in inner:
