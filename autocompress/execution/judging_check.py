@@ -17,6 +17,7 @@ from autocompress.report.wording import is_share
 from autocompress.task import Inputs, Task, attempt, call_model, check_metrics
 
 _SECONDS, _N_AGAIN = 10.0, 3  # after which a split that repeats its first batch is endless
+_N_COMPARED = 16_384  # numbers of a batch, from its beginning
 _N_TWICE = 256  # samples that are judged twice, where the task can judge some
 
 
@@ -62,7 +63,8 @@ def _judged(model: nn.Module, task: Task, split: str) -> dict[str, float]:
 
 def _digest(inputs: Inputs) -> str:
     tensors = inputs.values() if isinstance(inputs, dict) else inputs
-    return "".join(digest_of(tensor.detach().cpu().contiguous().flatten().numpy().tobytes()) for tensor in tensors)
+    parts = (tensor.detach().flatten()[:_N_COMPARED].cpu().contiguous().view(torch.uint8) for tensor in tensors)
+    return "".join(digest_of(part.numpy().tobytes()) for part in parts)
 
 
 def _differences(model: nn.Module, task: Task) -> list[str]:

@@ -205,6 +205,7 @@ def read_results(path: Path) -> dict[str, Any]:
         and isinstance(device, dict)
         and isinstance(measured, dict)
         and _are_positive(reference)
+        and (reference or not measured)
         and all(map(_are_figures, measured.values()))
     )
     if not whole:
