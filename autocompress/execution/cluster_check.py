@@ -64,7 +64,7 @@ def _check_address(address: str) -> None:
     wrong = f"ray_address must be that of a running cluster, but {address!r}"
     way_out = "`ray start --head` starts one, docs/cluster.md says more"
     try:
-        found = services.canonicalize_bootstrap_address(address)
+        found = services.canonicalize_bootstrap_address(address) if address == "auto" else address
     except (ConnectionError, ValueError, OSError) as error:
         raise InputError(f"{wrong} is not ({error}); {way_out}") from error
     host, _, port = str(found).rpartition(":")

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from autocompress.errors import InputError
+from autocompress.files import write_atomically
 from autocompress.publishing.artifact import read_manifest
 from autocompress.publishing.runner import EXAMPLES, RUNNABLE
 from autocompress.report.interval import interval_of
@@ -27,11 +29,19 @@ Row = tuple[str, ...]
 def write_card(folder: Path, uncompressed: FileNumbers | None) -> None:
     """Writes `README.md` into a point's folder, from its manifest.
 
+    Raises:
+        InputError: the manifest is damaged.
+
     Args:
         folder: of the point.
         uncompressed: numbers of the uncompressed model's file, or None where it was not measured.
     """
-    (folder / CARD).write_text("\n".join(_lines(read_manifest(folder), uncompressed)) + "\n", encoding="utf-8")
+    manifest = read_manifest(folder)
+    try:
+        text = "\n".join(_lines(manifest, uncompressed)) + "\n"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # parts that only the card reads
+        raise InputError(f"the manifest in {folder} is damaged: {error!r}") from error
+    write_atomically(folder / CARD, text)
 
 
 def _lines(manifest: Mapping[str, Any], uncompressed: FileNumbers | None) -> Iterator[str]:
