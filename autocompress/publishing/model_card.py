@@ -29,12 +29,12 @@ Row = tuple[str, ...]
 def write_card(folder: Path, uncompressed: FileNumbers | None) -> None:
     """Writes `README.md` into a point's folder, from its manifest.
 
-    Raises:
-        InputError: the manifest is damaged.
-
     Args:
         folder: of the point.
         uncompressed: numbers of the uncompressed model's file, or None where it was not measured.
+
+    Raises:
+        InputError: the manifest is damaged.
     """
     manifest = read_manifest(folder)
     try:
