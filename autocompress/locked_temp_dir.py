@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -75,11 +76,12 @@ def _is_scratch(path: Path) -> bool:
 
 def _remove(path: Path) -> None:
     """Removes the marker last, so that what a kill leaves in between is still known as scratch."""
-    for inside in path.iterdir() if path.is_dir() else ():
-        if inside.is_dir() and not inside.is_symlink():
-            shutil.rmtree(inside, ignore_errors=True)
-        elif inside.name != MARKER:
-            inside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for inside in path.iterdir():
+            if inside.is_dir() and not inside.is_symlink():
+                shutil.rmtree(inside, ignore_errors=True)
+            elif inside.name != MARKER:
+                inside.unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
