@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-browser chaos check settings-page wheel clean zoo
+.PHONY: help install demo duel test test-slow test-browser chaos check settings-page wheel clean zoo
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,7 +21,7 @@ demo: install ## compress a digit classifier: a front and a report in a few minu
 	$(BIN)/autocompress demo
 
 test: install ## run the tests, except the slow ones
-	$(BIN)/python -m pytest -m "not slow" --durations=15
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --durations=40
 
 test-slow: install ## run the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -31,13 +31,19 @@ test-browser: install ## the report page in a real browser (Debian: apt-get inst
 	.venv-browser/bin/python -m pip install --quiet "playwright>=1.50" "pytest>=9.0"
 	AUTOCOMPRESS_PYTHON=$(CURDIR)/$(BIN)/python .venv-browser/bin/python -m pytest --noconftest -q -s tests/browser
 
+ROW ?= resnet56-ort
+MINUTES ?= 60
+duel: install ## our search against what a user would pick instead; ROW=resnet56-ort MINUTES=60, resumable
+	$(BIN)/python experiments/009_duels/run.py $(ROW) --minutes $(MINUTES)
+
 chaos: install ## kill workers, nodes and drivers 21 times during one search
 	$(BIN)/python -m pytest -s tests/execution/test_chaos.py
 
-check: install ## lint, format, types, layering
+check: install ## lint, format, types (of the experiments too), layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+	@for folder in $$(dirname experiments/*/*.py | sort -u); do echo $$folder; $(BIN)/mypy --strict $$folder || exit 1; done
 	$(BIN)/lint-imports
 
 zoo: .zoo-venv/.installed ## prune every torchvision classifier, many timm and transformers models; hours, resumable

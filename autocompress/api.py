@@ -1,4 +1,4 @@
-"""What is called from Python: `search` and `resume`."""
+"""The Python interface: `search` and `resume`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def search(
         The front, the front so far after Ctrl-C; each point's `.file` holds what was measured from its exported file.
 
     Raises:
-        InputError: anything that can be known to be wrong before the first trial; nothing is written then.
+        InputError: the task, the space, a setting or the budget does not fit; nothing is written then.
     """
     require_kind("run_dir", run_dir, "a path", str, Path)
     require_kind("space", space, "a name, a path or a SearchSpace", str, SearchSpace)

@@ -67,12 +67,12 @@ def evaluate_model(
             outputs: Tensor = call_model(model, inputs)
         return outputs
 
-    if n_samples is not None and _has_subset(task):
+    if n_samples is not None and judges_parts(task):
         return check_metrics(task.evaluate_subset(predict, split, n_samples), split)  # type: ignore[attr-defined]
     return check_metrics(task.evaluate(predict, split), split)
 
 
-def _has_subset(task: Task) -> bool:
+def judges_parts(task: Task) -> bool:
     """Whether `evaluate_subset` judges as `evaluate` does: not where a subclass has an `evaluate` of its own alone."""
     kinds = type(task).__mro__
     places = [
@@ -86,7 +86,7 @@ def _has_subset(task: Task) -> bool:
 
 
 def evaluate_session(session: Session, task: Task, split: str) -> tuple[dict[str, float], int]:
-    """The metrics of a loaded file, and for how many samples it was asked."""
+    """The metrics of a loaded file, and its number of samples."""
     counted: Counter[str] = Counter()
 
     def predict(inputs: Inputs) -> Tensor:

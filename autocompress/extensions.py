@@ -18,7 +18,7 @@ def find_extension(what: str, name: str, target: str, known: Iterable[str], extr
         name: what the user gave.
         target: `package.module:name`: what the dict has for the name, or the name itself.
         known: the dict's names.
-        extra: of this package that brings what the target imports, if there is one.
+        extra: of this package that installs the target's imports, if there is one.
 
     Raises:
         InputError: it is not of that form, or the module has no such name.

@@ -18,10 +18,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one setting besides its name, type and default.
+    """The declaration of a setting, besides its name, type and default.
 
     Attributes:
-        help: one sentence; what happens at the default is part of it where the default says nothing by itself.
+        help: one sentence; it explains the default where the value does not.
         rule: text of the check, as in "n_trials >= 1"; "" for none.
         holds: the check, of a value that is not None.
         flag: of the command line, without its dashes; None is the name with dashes.
@@ -60,11 +60,11 @@ class CheckedSettings:
         self._check()
 
     def _check(self) -> None:
-        """What concerns several settings."""
+        """Checks rules between settings."""
 
 
 def setting_of(item: Any) -> Setting:
-    """What a field of a settings dataclass declares."""
+    """The declaration of a settings field."""
     found: Setting = item.metadata["setting"]
     return found
 
@@ -78,7 +78,7 @@ class Declared:
         name: of the setting.
         kind: its type.
         default: its default.
-        setting: what else is declared.
+        setting: the rest of the declaration.
     """
 
     part: str

@@ -60,7 +60,7 @@ class Task(Protocol):
         """Inputs of the shape that is to be fast; their batch size is the one that is timed."""
 
     def train_batches(self, seed: int) -> Iterable[Batch]:
-        """Training batches, the same for the same seed; may end after one epoch, then callers go on with `seed + 1`."""
+        """Training batches, the same for the same seed; after the last one callers continue with `seed + 1`."""
 
     def calibration_batches(self) -> Iterable[Inputs]:
         """A few fixed batches without augmentation, for quantization ranges and batch-norm statistics."""

@@ -135,6 +135,21 @@ def test_pick_copies_the_point_and_report_prints_the_front(killed_and_resumed: P
     assert "uncompressed" in text
 
 
+def test_the_engines_own_file_is_beside_the_front_and_can_be_picked(killed_and_resumed: Path, tmp_path: Path) -> None:
+    shown = subprocess.run(_command("report", killed_and_resumed, "--text"), capture_output=True, text=True, check=True)
+    assert "without a search" in shown.stdout and "quantize_static" in shown.stdout
+    picked = tmp_path / "model"
+    done = subprocess.run(
+        _command("pick", killed_and_resumed, "--peer", "-o", picked), capture_output=True, text=True, check=True
+    )
+    assert str(picked / "model.onnx") in done.stdout
+    assert {path.name for path in picked.iterdir()} == {"model.onnx", "peer.json"}
+    both = subprocess.run(
+        _command("pick", killed_and_resumed, "--peer", "--knee", "-o", tmp_path / "b"), capture_output=True, text=True
+    )
+    assert both.returncode == 2 and "stands alone" in both.stderr
+
+
 def test_compare_the_knee_and_a_figure(killed_and_resumed: Path, tmp_path: Path) -> None:
     compared = subprocess.run(_command("compare", killed_and_resumed, 0, 1), capture_output=True, text=True, check=True)
     assert "trial 0" in compared.stdout and "accuracy, test (file)" in compared.stdout

@@ -26,6 +26,7 @@ def add_commands(commands: Any) -> None:
     pick.add_argument("--min-accuracy", type=float, help="the fastest point of at least this metric (selection split)")
     pick.add_argument("--trial", type=int, help="that trial")
     pick.add_argument("--knee", action="store_true", help="where giving up more of one for the other stops paying")
+    pick.add_argument("--peer", action="store_true", help="the 8-bit file of the runtime's own tool, without a search")
     pick.add_argument("-o", "--output", type=Path, required=True, help="new folder for the model")
 
     compare = add_command(
@@ -59,7 +60,7 @@ def _serve(run_dir: Path) -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("no longer served; the search goes on")
+            print("no longer served; the search continues")
 
 
 def _figure(run_dir: Path, figure: Path) -> None:
@@ -101,7 +102,13 @@ def show(run_dir: Path, files: bool = True) -> None:
 
 
 def _pick(
-    run_dir: Path, latency_budget: str | None, min_accuracy: float | None, trial: int | None, knee: bool, output: Path
+    run_dir: Path,
+    latency_budget: str | None,
+    min_accuracy: float | None,
+    trial: int | None,
+    knee: bool,
+    peer: bool,
+    output: Path,
 ) -> None:
     from autocompress.errors import InputError
     from autocompress.publishing.point_folder import copy_point
@@ -109,6 +116,10 @@ def _pick(
     from autocompress.results.run_folder import RunFolder, check_output
 
     check_output(output)
+    if peer:
+        if knee or (latency_budget, min_accuracy, trial) != (None, None, None):
+            raise InputError("--peer stands alone: it is one file, whatever the budget; leave the other conditions out")
+        return _pick_peer(run_dir, output)
     run = RunFolder(run_dir).read()
     point = run.front.pick(latency_budget=latency_budget, min_accuracy=min_accuracy, trial=trial, knee=knee)
     source = run.folder.point(point.name)
@@ -118,6 +129,28 @@ def _pick(
     print(numbers_line(point))
     print(f"model: {output}")
     print(f"run:   python {output / 'run.py'}")
+    return None
+
+
+def _pick_peer(run_dir: Path, output: Path) -> None:
+    from autocompress.errors import InputError
+    from autocompress.publishing.point_folder import copy_files, require_digests
+    from autocompress.report.commands import resume_command
+    from autocompress.results.peer import read_peer
+    from autocompress.results.run_folder import RunFolder
+
+    folder = RunFolder(run_dir).peer
+    peer = read_peer(folder)
+    if peer is None:
+        raise InputError(
+            f"{run_dir} has no file of the runtime's own tool: it has none, or the search has not ended; "
+            f"{resume_command(run_dir)} measures it"
+        )
+    require_digests(folder, peer.digests)
+    copy_files(folder, output)
+    test = ", ".join(f"{name} {value:.4f}" for name, value in peer.metrics.get("test", {}).items())
+    print(f"{peer.name}: {peer.latency.ms:.3f} ms ({peer.latency.ratio:.3f}x), test {test}")
+    print(f"model: {output / peer.file}")
 
 
 def numbers_line(point: TrialRecord) -> str:

@@ -8,9 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from autocompress.cli.commands import add_command, add_settings, add_trust, given_settings
+from autocompress.cli.commands import (
+    add_command,
+    add_settings,
+    add_task_options,
+    add_trust,
+    given_settings,
+    take_task,
+)
 from autocompress.cli.reporting import show
-from autocompress.cli.task_options import add_task_options, take_task
 from autocompress.config import SearchSettings, read_settings
 from autocompress.errors import StoppedError
 from autocompress.settings_schema import declared_in

@@ -36,17 +36,23 @@ _MAX_GRAD_NORM = 5.0
 
 @dataclass(frozen=True)
 class FastMode:
-    """What makes training faster on this machine: bfloat16 autocast together with channels-last memory, or neither."""
+    """What makes training faster on this machine.
 
-    enabled: bool
+    Attributes:
+        bfloat16: forward passes run under bfloat16 autocast.
+        channels_last: images are in channels-last memory.
+    """
+
+    bfloat16: bool
+    channels_last: bool = False
 
     def __call__(self) -> AbstractContextManager[object]:
         """Context of a forward pass."""
-        return torch.autocast("cpu", torch.bfloat16) if self.enabled else nullcontext()
+        return torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext()
 
     def layout(self, inputs: Inputs) -> Inputs:
-        """The same inputs, images in channels-last memory."""
-        if not self.enabled:
+        """The same inputs, images in the memory layout of the mode."""
+        if not self.channels_last:
             return inputs
         if isinstance(inputs, dict):
             return {name: _channels_last(value) for name, value in inputs.items()}
@@ -57,28 +63,41 @@ def _channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
 
 
-def choose_mode(model: nn.Module, inputs: Inputs) -> FastMode:
-    """Times two forward passes each way, after one to warm up, and takes the faster.
+_MODES = (FastMode(False), FastMode(False, channels_last=True), FastMode(True, channels_last=True))
 
-    On a GPU, and where a layer has no bfloat16 kernel (oneDNN's LSTM on some machines), plain float32 is kept.
+
+def choose_mode(model: nn.Module, inputs: Inputs) -> FastMode:
+    """Times two forward passes in each mode, after one to warm up, and takes the fastest.
+
+    On a GPU plain float32 is kept. A mode that some layer has no kernel for (oneDNN's LSTM on some machines in
+    bfloat16) is left out.
     """
     if next((p.device.type for p in model.parameters()), "cpu") != "cpu":
-        return FastMode(False)
-    seconds = {}
-    for mode in (FastMode(False), FastMode(True)):
-        fed = mode.layout(inputs)
+        return _MODES[0]
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    has_images = any(value.ndim == 4 for value in values)
+    seconds: dict[FastMode, float] = {}
+    for mode in _MODES if has_images else (FastMode(False), FastMode(True)):
         try:
-            with torch.no_grad(), mode():
-                call_model(model, fed)
-                begin = time.perf_counter()
-                for _ in range(2):
-                    call_model(model, fed)
-            seconds[mode.enabled] = time.perf_counter() - begin
+            seconds[mode] = _forward_seconds(model, mode, mode.layout(inputs))
         except RuntimeError:
-            if not mode.enabled:
+            if not mode.bfloat16:
                 raise
-            return FastMode(False)
-    return FastMode(seconds[True] < seconds[False])
+    return min(seconds, key=lambda mode: seconds[mode])
+
+
+def _mode_of(saved: list[bool] | bool) -> FastMode:
+    """The mode in a state; of older versions it is one value for both."""
+    return FastMode(saved, saved) if isinstance(saved, bool) else FastMode(*saved)
+
+
+def _forward_seconds(model: nn.Module, mode: FastMode, inputs: Inputs) -> float:
+    with torch.no_grad(), mode():
+        call_model(model, inputs)
+        begin = time.perf_counter()
+        for _ in range(2):
+            call_model(model, inputs)
+    return time.perf_counter() - begin
 
 
 class Teacher:
@@ -96,7 +115,7 @@ class Teacher:
     def outputs(self, position: int, inputs: Inputs, mode: FastMode | None = None) -> Tensor:
         """float32 outputs for the batch at `position` of the stream; see `run` for the mode."""
         mode = mode or self.mode_for(inputs)
-        key = _checksum(inputs) + bytes([mode.enabled])
+        key = _checksum(inputs) + bytes([mode.bfloat16, mode.channels_last])
         kept = self._kept.get(position)
         if kept is None or kept[0] != key:
             kept = (key, self.run(inputs, mode))
@@ -186,7 +205,7 @@ class FineTune:
         """Student, its biases as trained, optimizer, position, mode, random state (dropout); tensors and numbers."""
         return {
             "step": self.step,
-            "fast": None if self.mode is None else self.mode.enabled,
+            "fast": None if self.mode is None else [self.mode.bfloat16, self.mode.channels_last],
             "student": self.student.state_dict(),
             "trained": self._trained,
             "optimizer": self._optimizer.state_dict(),
@@ -203,7 +222,7 @@ class FineTune:
             self._features.adapters.load_state_dict(state["adapters"])
         self._optimizer.load_state_dict(dict(state["optimizer"]))
         self.step = int(state["step"])
-        self.mode = None if state["fast"] is None else FastMode(bool(state["fast"]))
+        self.mode = None if state["fast"] is None else _mode_of(state["fast"])
         self._batches = _stream(self.task, self._seed)
         for _ in range(self.step):
             next(self._batches)

@@ -1,4 +1,4 @@
-"""Writes one trial for another runtime: a folder to walk away with, measured there like a point of the front."""
+"""Exports one trial for another runtime into a self-contained folder, measured like a point of the front."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def export_trial(
         facts = facts_of(info, task, context.graph.n_params)
         facts |= {"runtime": runtime, "n_threads": threads}
         facts["uncompressed"] = {**facts["uncompressed"], "latency_ms": reference_ms}
-        where = ExportTarget(runtime, threads, reference, reference_ms)
-        measured = export_point(output, record, student, recipe, task, where, facts)
+        where = ExportTarget(task, runtime, threads, reference, reference_ms)
+        measured = export_point(output, record, student, recipe, where, facts)
     write_card(output, None)
     return measured

@@ -21,33 +21,34 @@ _N_COMPARED = 16_384  # numbers of a batch, from its beginning
 _N_TWICE = 256  # samples that are judged twice, where the task can judge some
 
 
-def judge_splits(model: nn.Module, task: Task) -> tuple[dict[str, float], list[str]]:
+def judge_splits(model: nn.Module, task: Task) -> tuple[dict[str, float], int, list[str]]:
     """The uncompressed model's metrics on the selection split; the others are only tried.
 
     Returns:
-        The metrics, and what the user should know: that two judgements differ.
+        The metrics, the number of samples behind them, and what the user should know: that two judgements differ.
 
     Raises:
         InputError: `evaluate` raises, or does not give finite numbers, on a split.
     """
     found: dict[str, dict[str, float]] = {}
+    n_samples: dict[str, int] = {}
     for split in splits_of(task):
-        found[split] = _judged(model, task, split)
+        found[split], n_samples[split] = _judged(model, task, split)
         lost = set(found["selection"]) - set(found[split])
         if lost:
             raise InputError(
                 f"`evaluate(predict, {split!r})` must give what it gives for 'selection', but {sorted(lost)[0]!r} is "
                 "missing"
             )
-    return found["selection"], _differences(model, task)
+    return found["selection"], n_samples["selection"], _differences(model, task)
 
 
-def _judged(model: nn.Module, task: Task, split: str) -> dict[str, float]:
-    """The metrics on a split whose end is not known."""
-    begin, first, n_again = time.monotonic(), "", 0
+def _judged(model: nn.Module, task: Task, split: str) -> tuple[dict[str, float], int]:
+    """The metrics on a split whose end is not known, and the number of its samples."""
+    begin, first, n_again, n_samples = time.monotonic(), "", 0, 0
 
     def predict(inputs: Inputs) -> Tensor:
-        nonlocal first, n_again
+        nonlocal first, n_again, n_samples
         found = _digest(inputs)
         first = first or found
         n_again += found == first
@@ -55,10 +56,11 @@ def _judged(model: nn.Module, task: Task, split: str) -> dict[str, float]:
             raise InputError(f"the split {split!r} must end, but it gives the same batches again and again")
         with torch.no_grad():
             outputs: Tensor = call_model(model, inputs)
+        n_samples += len(outputs)
         return outputs
 
     judge = partial(task.evaluate, predict, split)
-    return check_metrics(attempt(f"evaluate(predict, {split!r})", judge), split)
+    return check_metrics(attempt(f"evaluate(predict, {split!r})", judge), split), n_samples
 
 
 def _digest(inputs: Inputs) -> str:

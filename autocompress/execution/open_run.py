@@ -1,4 +1,4 @@
-"""Takes up a run that is on disk again: its task, its model checked, its study."""
+"""Opens a run on disk: its task, its model (checked), its space and its study."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Predict = Callable[[Candidate], float]
 
 @dataclass(frozen=True)
 class OpenRun:
-    """What a run was searched with, read again.
+    """A run as read from disk.
 
     Attributes:
         context: what the trials share.
@@ -51,7 +51,7 @@ def task_of(folder: RunFolder, info: RunInfo, task: Task | None) -> Task:
 
 
 def context_of(folder: RunFolder, info: RunInfo, task: Task) -> SearchContext:
-    """What the trials of a run share, read again.
+    """The search context of a run, read again.
 
     Raises:
         InputError: the task's model is another one.
@@ -83,7 +83,7 @@ def _reference_of(folder: RunFolder, info: RunInfo) -> bytes:
 
 
 def open_run(folder: RunFolder, info: RunInfo, task: Task) -> OpenRun:
-    """Reads the model and the space again, to go on with the study.
+    """Reads the model and the space again, to continue the study.
 
     Raises:
         InputError: the task's model is another one, or the run's files were edited.

@@ -14,6 +14,7 @@ from autocompress.results.records import TrialRecord
 from autocompress.sampling.study import POLISHED
 
 _LEAST_STEPS = 100  # fewer are not worth a trial's start
+_GOOD_STEPS = 600  # where time is short, fewer points are polished, so that each gets about this many
 _SAFETY = 0.85  # share of the time that is planned with: its start and its judging take the rest
 
 
@@ -38,11 +39,14 @@ class PolishSettings:
         n_points: front points that are polished, spread over the front.
         steps: of each point; None divides the time that is left.
         n_workers: that train at the same time.
+        top: the uncompressed model's metric as trials are judged, perhaps on a part of the split; None takes its
+            record's. What reaches it has nothing to gain.
     """
 
     n_points: int
     steps: int | None
     n_workers: int
+    top: float | None = None
 
 
 class PolishPlanner:
@@ -72,8 +76,12 @@ class PolishPlanner:
         left = [record for record in wanted if record.candidate.digest not in done]
         if not left:
             return None
-        origin = left[0]
-        steps = self._settings.steps or self._steps_of(origin, left, records, len(running))
+        origin, n_left = left[0], len(left)
+        if not self._settings.steps:
+            n_left = self._n_that_fit(left, records)
+            reached = [point for point in wanted if point.candidate.digest in done]
+            origin = next_of(left, reached, n_left)
+        steps = self._settings.steps or self._steps_of(origin, left, records, n_left)
         return Polish(origin, steps) if steps >= _LEAST_STEPS or self._settings.steps else None
 
     def _points(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -81,27 +89,54 @@ class PolishPlanner:
         front = front_of(records, self._objectives)
         if front.reason:
             return []
-        baseline = front.baseline
-        top = self._objectives.gain_of(baseline) if baseline is not None else float("inf")
         points = [
-            point for point in front.points if not point.candidate.is_baseline and self._objectives.gain_of(point) < top
+            point
+            for point in front.points
+            if not point.candidate.is_baseline and self._objectives.gain_of(point) < self._top_gain(front.baseline)
         ]
         points.sort(key=ratio, reverse=True)
         return spread(points, self._settings.n_points)
 
+    def _top_gain(self, baseline: TrialRecord | None) -> float:
+        if self._settings.top is not None:
+            return self._objectives.gain(self._settings.top)
+        return float("inf") if baseline is None else self._objectives.gain_of(baseline)
+
+    def _n_that_fit(self, left: Sequence[TrialRecord], records: Sequence[TrialRecord]) -> int:
+        """How many of the points can get `_GOOD_STEPS`; at least one for each worker, if there are as many."""
+        seconds = self._clock.training_left or 0.0
+        cost = _GOOD_STEPS * float(np.mean([step_seconds(record, records) for record in left]))
+        n_fit = round(_SAFETY * seconds * self._settings.n_workers / max(cost, 1e-9))
+        return min(len(left), max(n_fit, self._settings.n_workers))
+
     def _steps_of(
-        self, origin: TrialRecord, left: Sequence[TrialRecord], records: Sequence[TrialRecord], n_running: int
+        self, origin: TrialRecord, left: Sequence[TrialRecord], records: Sequence[TrialRecord], n_left: int
     ) -> int:
-        """Steps such that all points that are left share the time that is left, by their cost of a step."""
+        """Steps such that `n_left` points share the time that is left, by their cost of a step."""
         seconds = self._clock.training_left
         if seconds is None:
             return 0
-        cost = {record.number: step_seconds(record, records) for record in left}
-        total = sum(cost.values())
-        n_rounds = -(-len(left) // self._settings.n_workers)  # the last round's workers wait for the slowest
-        share = cost[origin.number] * self._settings.n_workers / total if total else 1.0
-        mine = min(seconds / n_rounds, seconds * share) if n_rounds > 1 else seconds
-        return int(_SAFETY * mine / max(cost[origin.number], 1e-6))
+        mine = step_seconds(origin, records)
+        mean = float(np.mean([step_seconds(record, records) for record in left]))
+        n_rounds = -(-n_left // self._settings.n_workers)  # the last round's workers wait for the slowest
+        share = min(1.0, mine / max(mean, 1e-9) * self._settings.n_workers / n_left)
+        planned = min(seconds / n_rounds, seconds * share) if n_rounds > 1 else seconds
+        return int(_SAFETY * planned / max(mine, 1e-6))
+
+
+def next_of(left: Sequence[TrialRecord], reached: Sequence[TrialRecord], n: int) -> TrialRecord:
+    """The next of `n` points to polish: slowest first, spread from the fastest one reached so far on.
+
+    Args:
+        left: points that may be polished, slowest first; at least one.
+        reached: those that were or are being polished.
+        n: how many of those left will be.
+    """
+    if not reached:
+        return spread(left, n)[0]
+    last = min(reached, key=ratio)
+    faster = [point for point in left if ratio(point) < ratio(last)]
+    return spread([last, *faster], n + 1)[1] if faster else left[0]
 
 
 def spread(points: Sequence[TrialRecord], n: int) -> list[TrialRecord]:

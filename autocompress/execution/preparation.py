@@ -98,7 +98,7 @@ def prepare(
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
     _check_importance(model, graph, task, settings)
-    metrics, notes = judge_splits(model, task)
+    metrics, n_selection, notes = judge_splits(model, task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
     check_share(next(iter(directions)), metrics, settings.min_accuracy)
     with LockedTempDir() as temp_dir:
@@ -112,7 +112,10 @@ def prepare(
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
         info = _info(task, spec, settings, objectives, model, graph, space)
         info = replace(
-            info, half_range_weights=_may_saturate(settings, space, device), reference_digest=digest_of(reference)
+            info,
+            half_range_weights=_may_saturate(settings, space, device),
+            n_selection=n_selection,
+            reference_digest=digest_of(reference),
         )
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)

@@ -178,7 +178,7 @@ def _short_folder() -> Path:
 
 
 def _local_cpus(settings: SearchSettings) -> int:
-    """So many that the trials asked for run at the same time, even on a machine of fewer cores."""
+    """CPUs reserved locally for `n_workers` trials at the same time, even on a machine of fewer cores."""
     if settings.n_workers is None:
         return os.cpu_count() or 1
     return max(1, round(settings.n_workers * settings.cpus_per_trial + 0.499))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 SENSITIVITY_SHARE = 0.1
 END_SHARE = 0.1
+MOST_END_SHARE = 0.35
 
 
 @dataclass
@@ -18,11 +19,14 @@ class RunClock:
         minutes: of this start in all, or None.
         polish_share: of the trials' time that training front points further gets.
         now: seconds of a clock that never runs backwards.
+        end_seconds: what measuring the front's files is expected to take; between `END_SHARE` and `MOST_END_SHARE`
+            of the minutes are kept for it.
     """
 
     minutes: float | None
     polish_share: float
     now: Callable[[], float] = time.monotonic
+    end_seconds: float = 0.0
     began: float = field(init=False)
     trials_began: float = field(init=False)
 
@@ -53,7 +57,7 @@ class RunClock:
         """Seconds in which new candidates may begin."""
         if self.seconds is None:
             return None
-        end = self.began + (1 - END_SHARE) * self.seconds
+        end = self.began + self._trials_end
         explored = self.trials_began + (1 - self.polish_share) * (end - self.trials_began)
         return max(0.0, min(explored, end) - self.now())
 
@@ -62,7 +66,13 @@ class RunClock:
         """Seconds until trials end, so that the front's files can be measured in time."""
         if self.seconds is None:
             return None
-        return max(0.0, self.began + (1 - END_SHARE) * self.seconds - self.now())
+        return max(0.0, self.began + self._trials_end - self.now())
+
+    @property
+    def _trials_end(self) -> float:
+        """Seconds after the start at which trials end."""
+        seconds = self.seconds or 0.0
+        return seconds - min(max(END_SHARE * seconds, self.end_seconds), MOST_END_SHARE * seconds)
 
     @property
     def explores(self) -> bool:

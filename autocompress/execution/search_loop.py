@@ -16,12 +16,19 @@ from typing import Any
 from rich.console import Console
 
 from autocompress.compression import Recipe
-from autocompress.config import ALL_THAT_FIT, SearchSettings
+from autocompress.config import ALL_THAT_FIT, DistillSettings, SearchSettings
 from autocompress.errors import InputError, MeasurementError, StoppedError, StorageError
+from autocompress.evaluation import evaluate_model, judges_parts
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.cluster_check import check_cluster
 from autocompress.execution.event_log_callback import EventLogCallback
+from autocompress.execution.latency_probes import SHARE as PROBE_SHARE
+from autocompress.execution.latency_probes import (
+    measure_latency_probes,
+    read_latency_probes,
+    write_latency_probes,
+)
 from autocompress.execution.loggers import loggers_named
 from autocompress.execution.open_run import open_run, study_of, task_of
 from autocompress.execution.optuna_searcher import OptunaSearcher
@@ -39,29 +46,35 @@ from autocompress.execution.ray_backend import n_concurrent, open_target_device,
 from autocompress.execution.reopened_study import reopened_study
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.run_clock import RunClock
+from autocompress.execution.rung_fit import fitted_rungs, training_step_seconds
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.sensitivity import Effort, Sensitivity
+from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.files import check_new_folder
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
-from autocompress.latency.target_device import TargetDevice
+from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import save_student
+from autocompress.publishing.engine_peer import measure_engine_peer
 from autocompress.publishing.export_front import check_points, export_front
 from autocompress.report.files import write_front_table, write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
+from autocompress.results.peer import read_peer
 from autocompress.results.provenance import imports_of, signature_of
 from autocompress.results.records import TrialRecord, read_records, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
-from autocompress.sampling.early_stopping import ParetoEarlyStopping
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import ParetoEarlyStopping, Patience
 from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.stop_signals import first_is_noted
-from autocompress.task import Task
+from autocompress.task import Task, as_batch
+
+_POINTS_EXPECTED = 8
+_SECONDS_A_POINT = 5  # export, parity, timing, memory of a small model
 
 
 def start(
@@ -175,15 +188,21 @@ class _Search:
 
     def run(self) -> ParetoFront:
         """Runs what is left of the search, and writes the front's files."""
-        settings, study = self.info.settings, self.study
+        study = self.study
+        for probe in read_latency_probes(self.folder.latency_probes):
+            self.predictor.learn_ratio(probe.candidate, probe.ratio)
         for record in study.records():
             self.predictor.learn(record)
         n_before = len(study.records())
         stop = AbortStopper()
-        with ray_cluster(settings):
-            if study.n_finished < settings.n_trials:
+        self.clock.end_seconds = end_seconds(self.info)
+        with ray_cluster(self.info.settings):
+            if study.n_finished < self.info.settings.n_trials:
                 self._judge_whole_models()
                 self._plan()
+                self._fit_rungs()
+                self._judge_baseline_on_part()
+            settings = self.info.settings
             write_records(self.folder.records, _with_files(study.records(), self.folder))
             left = self.clock.training_left
             minutes_left = None if left is None else left / 60
@@ -207,6 +226,8 @@ class _Search:
             records, front = export_front(
                 study.records(), self.context, self.folder, self.info, self.target_device, on_point
             )
+        if stop.reason is None:
+            self._measure_peer()
         _print(self.console, _busy_text(study.records()[n_before:], seconds, n_workers))
         _print_budgets(front, self.console)
         if isinstance(stop.reason, StoppedError):
@@ -233,6 +254,18 @@ class _Search:
         reason.front = run.front
         return reason
 
+    def _measure_peer(self) -> None:
+        """Measures what the runtime's own tool gives, and writes the report anew where that is known."""
+        if read_peer(self.folder.peer) is not None:
+            return
+        try:
+            peer = measure_engine_peer(self.context, self.folder, self.info)
+        except Exception as error:  # whatever the tool raises; the front does not depend on it
+            _print(self.console, f"the runtime's own 8-bit file cannot be measured: {type(error).__name__}: {error}")
+            return
+        if peer is not None:
+            write_report_page(self.folder.read())
+
     def _judge_whole_models(self) -> None:
         _print(self.console, "judging the uncompressed model at the runtime's own precisions")
         for reason in judge_whole_models(self.study, self.context, self.folder):
@@ -245,6 +278,7 @@ class _Search:
             enqueue_uniform(study, settings.n_trials)
             return
         known = self.folder.sensitivity.is_file()
+        self._probe_latencies(known)
         if known:
             sensitivity = Sensitivity.read(self.folder.sensitivity)
         else:
@@ -259,6 +293,48 @@ class _Search:
             enqueue_knapsack_front(study, sensitivity, self.predictor, n_points)
             sensitivity.write(self.folder.sensitivity)  # last: without it all this is done again
 
+    def _probe_latencies(self, planned: bool) -> None:
+        """Teaches the latency model with a few timed candidates before the solver plans with it."""
+        settings = self.info.settings
+        if planned or settings.latency_model is not None or self.folder.latency_probes.is_file():
+            return
+        seconds = None if self.clock.seconds is None else PROBE_SHARE * self.clock.seconds
+        device = self.target_device or LocalDevice(settings.runtime, settings.n_threads)
+        with step_progress(self.console, "latencies probed") as on_probe:
+            probes = list(measure_latency_probes(self.context, self.study.space, device, seconds, on_probe))
+        for probe in probes:
+            self.predictor.learn_ratio(probe.candidate, probe.ratio)
+        write_latency_probes(self.folder.latency_probes, probes)
+
+    def _fit_rungs(self) -> None:
+        """Shortens the exploration's fine-tunes at a run's first start, where few would fit into the minutes."""
+        settings, seconds = self.info.settings, self.clock.training_left
+        rungs = settings.distill.rungs
+        explored = any(record.origin not in ("baseline", WHOLE_MODEL) for record in self.study.records())
+        if seconds is None or explored or rungs != DistillSettings().rungs:
+            return
+        seconds *= 1 - settings.polish_share
+        judged = [sum(record.seconds.values()) for record in self.study.records() if record.origin == WHOLE_MODEL]
+        step = training_step_seconds(self.context)
+        fitted = fitted_rungs(rungs, step, max(judged, default=0.0), seconds, n_concurrent(settings))
+        if fitted == rungs:
+            return
+        _print(self.console, f"fine-tunes of new candidates take {fitted[-1]} steps, so that more of them fit")
+        settings = replace(settings, distill=replace(settings.distill, rungs=fitted))
+        self.info = replace(self.info, settings=settings)
+        self.context = replace(self.context, settings=settings)
+        self.folder.write_info(self.info)
+
+    def _judge_baseline_on_part(self) -> None:
+        """Judges the uncompressed model as new candidates are judged, so that they can be compared."""
+        task = self.context.task
+        if self.info.baseline_part or not judges_parts(task):
+            return
+        batch = as_batch(next(iter(task.train_batches(self.info.settings.seed))))
+        n_samples = subset_size(self.info.settings.distill, [batch])
+        self.info = replace(self.info, baseline_part=evaluate_model(self.context.model, task, n_samples=n_samples))
+        self.folder.write_info(self.info)
+
     def _queue(self, stop: AbortStopper, progress: SearchProgress) -> TrialQueue:
         settings, objectives = self.info.settings, self.info.objectives
         began = datetime.fromisoformat(self.info.started)
@@ -270,7 +346,8 @@ class _Search:
         steps = settings.polish_steps
         if steps is None and settings.minutes is None:
             steps = 4 * settings.distill.rungs[-1]
-        polish = PolishSettings(settings.polish_points, steps, n_concurrent(settings))
+        top = self.info.baseline_part.get(objectives.metric)
+        polish = PolishSettings(settings.polish_points, steps, n_concurrent(settings), top)
         patience = None if settings.patience is None else Patience(settings.patience, objectives)
         return TrialQueue(
             self.study,
@@ -320,6 +397,17 @@ def _with_files(records: list[TrialRecord], folder: RunFolder) -> list[TrialReco
     except InputError:
         return records  # damaged or missing: they are measured again
     return [replace(record, file=files.get(record.number)) for record in records]
+
+
+def end_seconds(info: RunInfo) -> float:
+    """What the front's files will take to be measured: each, and the uncompressed one, is run on two splits.
+
+    Points, and the file of the runtime's own tool, are expected to take half of the uncompressed model's time.
+    """
+    settings = info.settings
+    n_points = 1 + (settings.polish_points or _POINTS_EXPECTED)
+    passes = 1 + n_points / 2
+    return passes * 2 * info.n_selection * info.objectives.reference_ms / 1000 + (1 + n_points) * _SECONDS_A_POINT
 
 
 def _print_budgets(front: ParetoFront, console: Console | None) -> None:

@@ -17,7 +17,7 @@ import torch
 from ray.util import ActorPool
 from torch import nn
 
-from autocompress.compression import CalibrationStats, rebuild, resolve
+from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import SearchSettings
 from autocompress.declared_types import require_types
 from autocompress.errors import AutocompressError, InputError
@@ -170,8 +170,8 @@ class SensitivityProbe:
     def digest(self) -> str:
         """12 hex digits that change with the model, the data and the way of compressing."""
         settings = self._settings
-        way = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
-        way = (*way, "half range") if self._half_range_weights else way
+        how = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
+        way = (*how, "half range") if self._half_range_weights else how
         digest = hashlib.sha256(f"{model_digest(self._model)}{way}".encode())
         for inputs in (*self._calibration, *(inputs for inputs, _ in self._labelled)):
             for value in inputs.values() if isinstance(inputs, dict) else inputs:
@@ -192,16 +192,8 @@ class SensitivityProbe:
         model, graph, calibration_stats, how = self._model, self._graph, self._calibration_stats, self._settings
         recipe = resolve(model, graph, candidate, how.importance, calibration_stats, how.activation_aware)
         recipe = replace(recipe, half_range_weights=self._half_range_weights)
-        return rebuild(
-            model,
-            graph,
-            recipe,
-            self._calibration,
-            how.reconstruct,
-            calibration_stats,
-            how.activation_aware,
-            how.quantize,
-        )
+        options = RebuildOptions(how.reconstruct, how.activation_aware, how.quantize)
+        return rebuild(model, graph, recipe, self._calibration, options, calibration_stats)
 
     def _one(self, student: nn.Module, batch: Batch) -> float:
         with torch.no_grad():

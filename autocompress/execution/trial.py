@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autocompress.compression import CalibrationStats, Recipe, rebuild, resolve, sparse_saving_bytes
-from autocompress.compression.starts import UNCOMPRESSED, Parent, Rebuilding, best_of, student_from
+from autocompress.compression import CalibrationStats, RebuildOptions, Recipe, rebuild, resolve, sparse_saving_bytes
+from autocompress.compression.pipeline import UNCOMPRESSED, Parent, Rebuilding, best_of, student_from
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
@@ -34,7 +34,7 @@ from autocompress.task import Batch, Inputs, as_batch, as_inputs, call_model
 _BYTES_PER_MIB = 2**20
 _HELD_OUT_SEED = 7919  # of the training batches on which starts are compared; no training begins with it
 _N_HELD_OUT = 2
-_POLISH_MARKS = (0.5, 0.75, 0.9, 1.0)  # of the polish's steps: the learning rate is low, and a rung worth judging
+_LONG_POLISH = 600  # steps of a polish from which on there is a rung half-way, where it can resume
 _LEAST_SUBSET = 500
 _EVALUATION_SHARE = 0.1  # of a trial's passes; a training step is three forward passes
 
@@ -104,9 +104,8 @@ class WorkerContext:
         self.example_inputs = as_inputs(context.task.example_inputs())
         self.runtime = runtime_named(context.settings.runtime)
         settings = context.settings
-        self.rebuilding = Rebuilding(
-            context.graph, self.calibration, settings.reconstruct, settings.activation_aware, settings.quantize
-        )
+        options = RebuildOptions(settings.reconstruct, settings.activation_aware, settings.quantize)
+        self.rebuilding = Rebuilding(context.graph, self.calibration, options)
         self._temp_dir = LockedTempDir()
         self.folder = self._temp_dir.path
         reference = self.folder / "reference"
@@ -178,18 +177,9 @@ class Trial:
     def restore(cls, worker: WorkerContext, plan: TrialPlan, state: Mapping[str, Any]) -> Trial:
         """The trial after the rung at which `state_dict` was taken, perhaps in another process."""
         recipe = Recipe.from_dict(state["recipe"])
-        settings = worker.context.settings
         with worker.measurement_lock.shared():
-            student = rebuild(  # without calibration: the state has all tensors
-                worker.context.model,
-                worker.context.graph,
-                recipe,
-                None,
-                settings.reconstruct,
-                worker.calibration_stats,
-                settings.activation_aware,
-                settings.quantize,
-            )
+            # without calibration: the state has all tensors
+            student = rebuild(worker.context.model, worker.context.graph, recipe, None, worker.rebuilding.options)
         trial = cls(worker, plan, recipe, student, state.get("parent", UNCOMPRESSED))
         trial._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
         trial._measured = Measured(Latency(**state["latency"]), state["size_mib"])
@@ -295,7 +285,7 @@ class Trial:
             file = worker.runtime.export(self._student, worker.example_inputs, worker.folder)
             session = worker.runtime.load(file, settings.n_threads)
             size_mib = file.stat().st_size / _BYTES_PER_MIB
-        # the reference's latency on another machine does not tell whether this one is quiet
+        # the reference's latency on another machine does not tell whether this one is idle
         idle_ms = self._context.objectives.reference_ms if settings.latency_resource is None else None
         with self._phase("measure"):
             timing = time_sessions(
@@ -337,12 +327,15 @@ class Trial:
 
 
 def training_of(settings: DistillSettings, plan: TrialPlan) -> DistillSettings:
-    """The fine-tune of a plan: what the candidate asks, and for a polish its own steps with rungs near their end."""
+    """The fine-tune of a plan: what the candidate asks, and for a polish its own steps.
+
+    A polish judges the whole split at each rung, its start too: what it is compared with was judged on a part of it.
+    """
     settings = settings.changed(plan.candidate.fine_tune)
     if not plan.polish_steps:
         return settings
-    marks = sorted({max(1, round(plan.polish_steps * mark)) for mark in _POLISH_MARKS})
-    return replace(settings, rungs=(0, *marks))
+    steps = plan.polish_steps
+    return replace(settings, rungs=(0, steps // 2, steps) if steps >= _LONG_POLISH else (0, steps))
 
 
 def subset_size(training: DistillSettings, batches: Sequence[Batch]) -> int:

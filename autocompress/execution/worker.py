@@ -1,4 +1,4 @@
-"""The Ray Tune trainable: one trial at a time on a bench that outlives them, one rung per Tune step."""
+"""The Ray Tune trainable: one trial at a time in a process that is reused, one rung per Tune step."""
 
 from __future__ import annotations
 

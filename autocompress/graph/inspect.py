@@ -1,4 +1,4 @@
-"""Puts the graph of a model together: trace, labels, groups, layers, and the check of every group."""
+"""Builds the graph of a model: trace, labels, groups, layers, and the check of every group."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,14 +44,28 @@ Opener = Callable[[Path], Run]
 Listener = Callable[[int, int, float], None]
 
 
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How files are timed.
+
+    Attributes:
+        n_passes: how often each file is measured, apart in time; the differences show how repeatable that is.
+        n_rounds: of one measurement, see `time_pair`.
+        seconds: no file is begun after this time; None is no limit.
+        force: measure on a noisy machine too.
+    """
+
+    n_passes: int = 1
+    n_rounds: int = 9
+    seconds: float | None = None
+    force: bool = False
+
+
 def measure_folder(
     folder: Path,
     output: Path,
+    settings: MeasureSettings = MeasureSettings(),
     *,
-    n_passes: int = 1,
-    n_rounds: int = 9,
-    seconds: float | None = None,
-    force: bool = False,
     opener: Opener | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
@@ -59,11 +74,7 @@ def measure_folder(
     Args:
         folder: with a `plan.json`.
         output: JSON file of the measurements; an existing one is resumed.
-        n_passes: how often each file is measured; passes are apart in time, so their differences show how
-            repeatable a measurement is.
-        n_rounds: of one measurement, see `time_pair`.
-        seconds: no file is begun after this time; None is no limit.
-        force: measure on a noisy machine too.
+        settings: how files are timed.
         opener: loads a file and returns its run; None is the runtime that the plan names.
         listener: called with the files done, all files, and the seconds left.
 
@@ -80,29 +91,29 @@ def measure_folder(
     open_file = opener or (lambda file: open_session(runtime, file, plan["n_threads"]))
     results = _begin(plan, version, output)
     reference = open_file(folder / plan["reference"])
-    _check_idle(reference, results, force)
+    _check_idle(reference, results, settings.force)
     begin = saved = time.monotonic()
     out_of_time = False
-    for n_wanted in range(1, n_passes + 1):
+    for n_wanted in range(1, settings.n_passes + 1):
         for attempt in range(_MAX_REPEATS):
             waiting = _waiting(plan["files"], results, n_wanted)
             for i, name in enumerate(waiting):
-                out_of_time = seconds is not None and time.monotonic() - begin > seconds
+                out_of_time = settings.seconds is not None and time.monotonic() - begin > settings.seconds
                 if out_of_time:
                     break
-                _note(results, name, time_pair(open_file(folder / name), reference, n_rounds))
+                _note(results, name, time_pair(open_file(folder / name), reference, settings.n_rounds))
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     write_json(output, results)
                     saved = time.monotonic()
                 if listener is not None and attempt == 0:
                     done = len(waiting) * (n_wanted - 1) + i + 1
-                    n_all = len(waiting) * n_passes
+                    n_all = len(waiting) * settings.n_passes
                     listener(done, n_all, (time.monotonic() - begin) / done * (n_all - done))
     results["finished"] = _now()
     results["complete"] = not out_of_time
     write_json(output, results)
     if results["complete"]:
-        _check_undisturbed(results, force)
+        _check_undisturbed(results, settings.force)
     return results
 
 
@@ -409,9 +420,6 @@ def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
-# -------------------------------------------------------------------------------------------------------------- script
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The script of a bundle; returns the exit code."""
     parser = argparse.ArgumentParser(description="Times the files of this folder on this device.")
@@ -424,9 +432,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     output = args.output or args.folder / MEASURED
     try:
-        results = measure_folder(
-            args.folder, output, n_passes=args.passes, seconds=args.seconds, force=args.force, listener=show_progress
-        )
+        settings = MeasureSettings(args.passes, seconds=args.seconds, force=args.force)
+        results = measure_folder(args.folder, output, settings, listener=show_progress)
     except AutocompressError as error:
         print(f"\nprofile: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,31 @@ _MOST_DROPPED = 0.7
 Listener = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a device is to be profiled.
+
+    Attributes:
+        runtime: whose files are written.
+        n_threads: threads of the runtime.
+        n_candidates: whole candidates to calibrate on.
+        batch: samples in one inference; None is the batch of the task's example inputs.
+        seed: of the candidates.
+    """
+
+    runtime: str = "onnxruntime"
+    n_threads: int = 1
+    n_candidates: int = N_CANDIDATES
+    batch: int | None = None
+    seed: int = 0
+
+
 def write_plan(
     task: Task,
     space: str | SearchSpace,
     folder: Path,
+    settings: PlanSettings = PlanSettings(),
     *,
-    runtime: str = "onnxruntime",
-    n_threads: int = 1,
-    n_candidates: int = N_CANDIDATES,
-    batch: int | None = None,
-    seed: int = 0,
     known: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
@@ -54,11 +70,7 @@ def write_plan(
         task: gives the model.
         space: that candidates are drawn from.
         folder: made if missing.
-        runtime: whose files are written.
-        n_threads: that the runtime is to use.
-        n_candidates: whole candidates to calibrate on.
-        batch: samples in one inference; None is the batch of the task's example inputs.
-        seed: of the candidates.
+        settings: how the device is to be profiled.
         known: keys of layers that need not be timed again; those of the uncompressed model are timed all the same, and
             show how fast the device is now.
         listener: called with the number of candidates written, and of all.
@@ -66,13 +78,13 @@ def write_plan(
     Returns:
         The plan, which is also in `plan.json`.
     """
-    target, model, inputs = runtime_named(runtime), task.build_model().eval(), as_inputs(task.example_inputs())
-    inputs = inputs if batch is None else _repeated(inputs, batch)
+    target, model, inputs = runtime_named(settings.runtime), task.build_model().eval(), as_inputs(task.example_inputs())
+    inputs = inputs if settings.batch is None else _repeated(inputs, settings.batch)
     graph = inspect_model(model, inputs)
     if isinstance(space, str):
         space = SearchSpace.load(space, graph)
     shape = describe_model(model, graph, inputs)
-    candidates = draw_candidates(space, n_candidates, seed)
+    candidates = draw_candidates(space, settings.n_candidates, settings.seed)
     known = sorted(set(known) - set(layer_keys(shape, [Candidate()])[0]))
     extra = _covering(shape, space, candidates, set(known))
     writer = _Writer(target, folder, shape, graph)
@@ -88,10 +100,10 @@ def write_plan(
             listener(i + 1, len(candidates) + len(extra))
     pieces = {key: file for key, file in writer.pieces().items() if key not in known}
     plan = {
-        "digest": _digest([runtime, n_threads, sorted(pieces), sorted(wholes)]),
+        "digest": _digest([settings.runtime, settings.n_threads, sorted(pieces), sorted(wholes)]),
         "task": str(getattr(task, "name", type(task).__name__)),
-        "runtime": runtime,
-        "n_threads": n_threads,
+        "runtime": settings.runtime,
+        "n_threads": settings.n_threads,
         "batch": batch_size(inputs),
         "reference": reference,
         "weights": {"file": WEIGHTS_FILE, "n_bytes": writer.n_bytes},

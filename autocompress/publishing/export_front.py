@@ -1,4 +1,4 @@
-"""Turns the front into files: exports each point, times it with the workers idle, judges the file on every split."""
+"""Exports the front: writes each point's file, times it with the workers idle, and judges it on every split."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def measure_front(
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Gives every front point, and the uncompressed model, numbers measured from its file.
 
-    A point that turns out slower than the budget, or beyond that of size or memory, leaves the front and its successor
+    A point whose file is slower than the budget, or beyond that of size or memory, leaves the front and its successor
     is measured, until all points of the front have files.
 
     Args:
@@ -150,7 +150,7 @@ def _measure(
     except AutocompressError as error:
         if not folder.info.is_file():
             raise StorageError(f"the run's folder {folder.path} was removed; the search ends here") from error
-        # the trial's weights or its file are unusable: it leaves the front with the reason, the search goes on
+        # the trial's weights or its file are unusable: it leaves the front with the reason, the search continues
         return replace(record, state="failed", error=f"while its file was measured: {error}")
 
 
@@ -163,9 +163,11 @@ def _measured(
 ) -> TrialRecord:
     student, recipe = load_student(folder.trial(record.name), context.model, context.graph)
     settings, reference_ms = context.settings, context.objectives.reference_ms
-    target = ExportTarget(settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device)
+    target = ExportTarget(
+        context.task, settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device
+    )
     with LockedTempDir(folder.made(folder.front)) as scratch:
         draft = scratch.path / record.name
-        measured = export_point(draft, record, student, recipe, context.task, target, facts)
+        measured = export_point(draft, record, student, recipe, target, facts)
         replace_point(draft, folder.point(record.name))
     return measured

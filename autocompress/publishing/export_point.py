@@ -28,9 +28,10 @@ _BYTES_PER_MIB = 2**20
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """What a point is written for and timed against.
+    """What a point is written for, judged by and timed against.
 
     Attributes:
+        task: judges the file on every split.
         runtime: name of the runtime.
         n_threads: threads that it may use.
         reference: the uncompressed model's file for it.
@@ -38,6 +39,7 @@ class ExportTarget:
         target_device: the machine that the model is for, when it is another one than this.
     """
 
+    task: Task
     runtime: str
     n_threads: int
     reference: Path
@@ -55,7 +57,6 @@ def export_point(
     record: TrialRecord,
     student: nn.Module,
     recipe: Recipe,
-    task: Task,
     target: ExportTarget,
     facts: Mapping[str, Any],
 ) -> TrialRecord:
@@ -66,8 +67,7 @@ def export_point(
         record: of the trial.
         student: the compressed model, with its weights.
         recipe: of the student.
-        task: judges the file on every split.
-        target: the runtime.
+        target: what it is written for.
         facts: for the manifest.
 
     Returns:
@@ -76,6 +76,7 @@ def export_point(
     Raises:
         ExportError: the student cannot be written, or the file gives something else; names the layer where they part.
     """
+    task = target.task
     save_student(folder, student, recipe)
     (folder / RECIPE).unlink()  # the manifest holds it
     inputs = as_inputs(task.example_inputs())

@@ -28,13 +28,22 @@ def require_as_measured(folder: Path, manifest: Mapping[str, Any] | None = None)
         InputError: a file is missing, a link, or differs; names it.
     """
     manifest = read_manifest(folder) if manifest is None else manifest
-    for name, digest in manifest["files"].items():
+    require_digests(folder, manifest["files"])
+
+
+def require_digests(folder: Path, digests: Mapping[str, str]) -> None:
+    """Refuses a folder whose files have other digests.
+
+    Raises:
+        InputError: a file is missing, a link, or differs; names it.
+    """
+    for name, digest in digests.items():
         file = path_inside(folder, name)
         if not file.is_file():
             raise InputError(f"{folder} is not as it was measured: {name} is missing; put it back, or measure it anew")
         if digest_of_file(file) != digest:
             raise InputError(
-                f"{folder} is not as it was measured: {name} differs from the digest in {MANIFEST}; put the file back, "
+                f"{folder} is not as it was measured: {name} differs from its digest; put the file back, "
                 "or remove the folder and `autocompress resume` the run, which measures it anew"
             )
 
@@ -46,6 +55,15 @@ def copy_point(folder: Path, output: Path) -> None:
         InputError: there is a link or a folder in it, or the files are not those that were measured.
     """
     require_as_measured(folder)
+    copy_files(folder, output)
+
+
+def copy_files(folder: Path, output: Path) -> None:
+    """Copies a folder of plain files to a new one.
+
+    Raises:
+        InputError: there is a link or a folder in it.
+    """
     for file in folder.iterdir():
         if file.is_symlink() or not file.is_file():
             raise InputError(f"a point's folder holds plain files, but {file} is none; remove it")

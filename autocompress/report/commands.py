@@ -1,4 +1,4 @@
-"""What to type to load, run, take, refine or make again a point; paths are quoted for Python and for a shell."""
+"""The commands that load, run, copy, refine or rebuild a point; paths are quoted for Python or for a shell."""
 
 from __future__ import annotations
 

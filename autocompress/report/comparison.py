@@ -89,7 +89,7 @@ def _mib(value: float | None) -> str:
 
 
 def _layers(run: Run, shown: Sequence[TrialRecord]) -> Table:
-    """Layers to which different things were done."""
+    """The layers that the trials compress in different ways."""
     table = _table("layers that differ", *(f"trial {record.number}" for record in shown))
     for layer in run.info.layers:
         cells = [_choices(record.candidate, layer) for record in shown]

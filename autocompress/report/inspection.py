@@ -1,4 +1,4 @@
-"""What a model is made of, as tables for a terminal."""
+"""A model's layers, channel groups and branches as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def space_table(space: SearchSpace) -> Table:
 
 
 def capability_table(runtime: Runtime, graph: ModelGraph) -> Table:
-    """What the runtime executes at each precision, for the kinds of layers that the model has."""
+    """The kinds of layers that the runtime executes at each precision, of those in the model."""
     kinds = list(dict.fromkeys(layer.kind for layer in graph.layers))
     kernels = {item.precision: item.kernels for item in runtime.capabilities()}
     table = _table(f"what {runtime.name} executes here", "weight_bits", *kinds)

@@ -1,4 +1,4 @@
-"""Shows a running search in a browser: a page that loads itself again when the run goes on. Loopback, read only."""
+"""Serves the report of a running search on the loopback address, read only; the page reloads when the run changes."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ class LiveServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The page's address."""
         return f"http://{HOST}:{self.server_port}/"
 
     @property
     def hosts(self) -> tuple[str, str]:
-        """Names under which a browser may ask; another name is another site that was pointed here."""
+        """Host names that a request may have; any other is refused, as another site could point its name here."""
         return f"{HOST}:{self.server_port}", f"localhost:{self.server_port}"
 
     def stamp(self) -> str:
-        """Text that changes when the run went on."""
+        """Text that changes when the run changes."""
         files = (self.folder.info, self.folder.records, self.folder.table, self.folder.sensitivity)
         stats = [file.stat() for file in files if file.exists()]
         return "-".join(f"{stat.st_mtime_ns}.{stat.st_size}" for stat in stats)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET of the page and of its stamp, and nothing else."""
+    """Answers only GET of the page and of its stamp."""
 
     server: LiveServer
 

@@ -1,4 +1,4 @@
-"""How a run stands, read from its files while another process may be writing them."""
+"""The state of a run, read from its files while another process may be writing them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RECENT = 20  # trials whose rate tells the time left
 
 
 def status_lines(folder: RunFolder, now: datetime | None = None) -> list[str]:
-    """What `autocompress status` prints: who runs it, trials, front, time left, what runs, the last trouble.
+    """The lines of `autocompress status`: driver, trials, front, time left, running trials, the last failure.
 
     Args:
         folder: of the run.

@@ -16,6 +16,7 @@ from autocompress.report.wording import (
     plain_text,
 )
 from autocompress.results.objectives import score
+from autocompress.results.peer import Peer, peer_text, read_peer
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run
 
@@ -48,10 +49,27 @@ def front_table(run: Run) -> Table:
     baseline = run.front.baseline
     if baseline is not None:
         table.add_row(*_cells(baseline, run), style="dim")
+    peer = read_peer(run.folder.peer)
+    if peer is not None:
+        table.add_row(*_peer_cells(peer, run), style="dim")
     for point in run.front.points:
         if not point.candidate.is_baseline:
             table.add_row(*_cells(point, run))
     return table
+
+
+def _peer_cells(peer: Peer, run: Run) -> list[Text]:
+    metric = run.info.objectives.metric
+    cells = [
+        "peer",
+        metric_text(peer.metrics.get("test", {}).get(metric), metric),
+        metric_text(peer.metrics.get("selection", {}).get(metric), metric),
+        f"{peer.latency.ms:.3f}",
+        f"{peer.latency.ratio:.3f} ± {peer.latency.spread:.3f}",
+        f"{peer.size_mib:.3f}",
+        f"{peer.name}, without a search",
+    ]
+    return [Text(cell) for cell in cells]
 
 
 def _title(run: Run) -> Text:
@@ -71,6 +89,9 @@ def _caption(run: Run) -> Text:
         lines.append(likeness)
     if run.front.reason:
         lines.append(run.front.reason)
+    peer = read_peer(run.folder.peer)
+    if peer is not None and run.front.points:
+        lines.append(peer_text(peer, run.front))
     return plain_text("\n".join(lines))
 
 

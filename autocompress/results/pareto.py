@@ -252,11 +252,19 @@ def front_of(records: Sequence[TrialRecord], objectives: Objectives) -> ParetoFr
 
 
 def _best_trained(records: Sequence[TrialRecord], objectives: Objectives) -> list[TrialRecord]:
-    """Of records of one candidate, which differ in their training alone, the first of the best."""
+    """Of records of one candidate, which differ in their training alone, the first of the best.
+
+    One of longer training goes before those that it began with: it has judged their weights anew, on the whole split,
+    and kept the better ones.
+    """
+
+    def rank(record: TrialRecord) -> tuple[bool, float]:
+        return record.is_trained_longer, objectives.gain_of(record)
+
     best: dict[str, TrialRecord] = {}
     for record in records:
         other = best.get(record.candidate.digest)
-        if other is None or objectives.gain_of(record) > objectives.gain_of(other):
+        if other is None or rank(record) > rank(other):
             best[record.candidate.digest] = record
     return list(best.values())
 

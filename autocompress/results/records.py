@@ -26,7 +26,7 @@ class Latency:
     """A latency measured in rounds that alternate with the uncompressed model.
 
     Attributes:
-        ratio: candidate time / uncompressed time, timed in turns; 1.0 is the uncompressed model's speed.
+        ratio: candidate time / uncompressed time, timed in alternation; 1.0 is the uncompressed model's speed.
         spread: half the distance between the quartiles of the rounds' ratios.
         ms: milliseconds, `ratio` times the run's reference latency of the uncompressed model.
         n_rounds: how many paired rounds.
@@ -40,7 +40,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Rung:
-    """The metrics after so many fine-tune steps, on the selection split."""
+    """The metrics after a number of fine-tune steps, on the selection split."""
 
     steps: int
     metrics: Mapping[str, float]

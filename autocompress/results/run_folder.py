@@ -3,7 +3,7 @@
 run.json          RunInfo: settings, task, machine, versions, reference latency
 study.journal     the study, the one source of truth
 trials.jsonl      a TrialRecord per line, rewritten from the study on resume
-states/           from which cut-off trials go on, by candidate; empty when the search is done
+states/           checkpoints of interrupted trials, by candidate; empty when the search is done
 events.jsonl      what happened to each trial: a line per start, rung, restart and end
 trials/           trial_0042/weights.safetensors and recipe.json of each trial that did not fail
 front.csv         the front as a table
@@ -60,6 +60,9 @@ class RunInfo:
         started: ISO 8601 time of the first start.
         rank_grid: of the space; see `SearchSpace`.
         half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
+        n_selection: samples of the selection split.
+        baseline_part: the uncompressed model's metrics on the part of the selection split that new candidates are
+            judged on; empty where that is all of it.
         reference_digest: of `reference.file`; "" in runs of earlier versions.
         signature: see `provenance.signature_of`; "" in runs of earlier versions.
     """
@@ -79,6 +82,8 @@ class RunInfo:
     started: str = ""
     rank_grid: int = RANK_GRID
     half_range_weights: bool = False
+    n_selection: int = 0
+    baseline_part: Mapping[str, float] = field(default_factory=dict)
     reference_digest: str = ""
     signature: str = ""
 
@@ -130,6 +135,11 @@ class RunFolder:
         return self.path / "sensitivity.json"
 
     @property
+    def latency_probes(self) -> Path:
+        """Untrained candidates that were timed before the search planned; not every search times any."""
+        return self.path / "latency_probes.json"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.path / "report.html"
@@ -140,13 +150,18 @@ class RunFolder:
         return self.path / "front"
 
     @property
+    def peer(self) -> Path:
+        """The file that the runtime's own tool makes, and its figures."""
+        return self.path / "peer"
+
+    @property
     def reference(self) -> Path:
         """The uncompressed model's file for the runtime."""
         return self.path / "reference.file"
 
     @property
     def states(self) -> Path:
-        """States from which cut-off trials go on."""
+        """Checkpoints of interrupted trials."""
         return self.path / "states"
 
     @property

@@ -7,12 +7,14 @@ import gc
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import nn
+from torch.onnx._internal.exporter import _registration
 
 from autocompress.errors import ExportError
 from autocompress.runtimes.divergence import failing_place
@@ -38,7 +40,7 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Ma
     marked, weights = marked_copy(student)
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (example_inputs, None)
     try:
-        with _quiet(), _uncollected(), torch.no_grad():
+        with _quiet(), _uncollected(), _translations_kept(), torch.no_grad():
             program = torch.onnx.export(marked, args, kwargs=kwargs, dynamo=True, verbose=False)
     except Exception as error:
         place = failing_place(error, marked)
@@ -85,8 +87,35 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _translations_kept() -> Iterator[None]:
+    """Reads the exporter's table of translations once a process: reading it anew takes most of a small export."""
+    owner = getattr(_registration, "ONNXRegistry", None)
+    if owner is None or "from_torchlib" not in vars(owner):  # another version of the exporter: right, only slower
+        yield
+        return
+    before = vars(owner)["from_torchlib"]
+    make = before.__get__(None, owner)
+    owner.from_torchlib = staticmethod(lambda **options: _kept(make, **options))
+    try:
+        yield
+    finally:
+        owner.from_torchlib = before
+
+
+_TABLES: dict[str, Any] = {}
+
+
+def _kept(make: Callable[..., Any], **options: Any) -> Any:
+    """The table for these options; it is only read, since the exporter gets no translations of our own."""
+    key = repr(sorted(options.items()))
+    if key not in _TABLES:
+        _TABLES[key] = make(**options)
+    return _TABLES[key]
+
+
+@contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Collects no garbage meanwhile: the exporter makes so many objects that it would take a fifth of the time."""
+    """Switches garbage collection off: with the exporter's many objects it would take a fifth of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Checks that an exported file gives what the PyTorch student gives on real inputs, and finds where they part."""
+"""Checks that an exported file gives the PyTorch student's outputs on real inputs, and finds the layer that differs."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _layer_ends(student: nn.Module, model: onnx.ModelProto) -> dict[str, str]:
 def _outputs_of(
     student: nn.Module, ends: Mapping[str, str], inputs: Inputs
 ) -> dict[str, tuple[Tensor, nn.Module | None]]:
-    """What the file's values should be: outputs of layers, or of the batch norms that were folded into them.
+    """The expected values of the file: outputs of layers, or of the batch norms that were folded into them.
 
     With each the quantizer that the module ends with, which in the file comes behind the value.
     """
@@ -145,7 +145,7 @@ def _outputs_of(
 
 
 def _run_to(load: Callable[[Path], Session], model: onnx.ModelProto, value: str, inputs: Inputs) -> Tensor:
-    """What the runtime computes for one value of the graph."""
+    """The runtime's result for one value of the graph."""
     part = onnx.ModelProto()
     part.CopyFrom(model)
     del part.graph.output[:]

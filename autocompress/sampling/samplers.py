@@ -1,4 +1,4 @@
-"""Who proposes candidates: samplers by name."""
+"""Samplers by name."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def reason_against(layer: Layer, scheme: str, residual: Residual | None = None) 
     if layer.kind not in ("linear", "conv1d", "conv2d", "embedding", "lstm", "gru"):
         return f"a layer of kind {layer.kind} is not split"
     if residual is not None and layer.kind in ("embedding", "lstm", "gru"):
-        return f"a residual stands beside linear layers and convolutions, not {layer.kind}"
+        return f"a residual is offered for linear layers and convolutions, not {layer.kind}"
     if scheme == "recurrent" and layer.kind != "lstm":
         return f"hidden weights are split of an LSTM, by its projection, not of {layer.kind}"
     if scheme == "recurrent" and layer.input_shapes[0][0] != layer.weight_shape[0]:

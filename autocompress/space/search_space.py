@@ -19,6 +19,8 @@ from autocompress.graph import ChannelGroup, Layer, ModelGraph
 from autocompress.settings_schema import refuse_unknown_keys, require_kind, shown
 from autocompress.space.candidate import (
     FULL_BITS,
+    HALF_BITS,
+    INT8_BITS,
     PRECISIONS,
     SPARSITY_RULE,
     Candidate,
@@ -54,6 +56,12 @@ KINDS_OF_KNOB: dict[str, frozenset[str]] = {
 }
 """Which kinds of layers each knob of a layer is offered for: those that its operation can change."""
 
+BY_RUNTIME = "runtime"
+"""In place of a list of `weight_bits`: the precisions that the target runtime executes on the machine it runs on."""
+
+_BY_RUNTIME = (FULL_BITS, HALF_BITS, INT8_BITS)
+_RUNTIME_UNKNOWN = (FULL_BITS, INT8_BITS)
+
 DEFAULT_GRID = 8
 """Channels are offered in multiples of this: odd counts run slower than the next multiple on most kernels."""
 
@@ -68,6 +76,7 @@ class Knob:
         choices: ordered.
         branch: the residual branch that the target goes with; when that is dropped, there is nothing to decide.
         size_only: of the ranks offered those that save bytes but no time, as far as is known.
+        by_runtime: the precisions are those that the target runtime executes, see `BY_RUNTIME`.
     """
 
     kind: str
@@ -75,6 +84,7 @@ class Knob:
     choices: tuple[Choice, ...]
     branch: str | None = None
     size_only: tuple[Choice, ...] = ()
+    by_runtime: bool = False
 
     @cached_property
     def name(self) -> str:
@@ -164,7 +174,8 @@ class SearchSpace:
                 if layer.kind in takes:
                     choices = _useful(kind, _choices(rules, layer.path, kind), layer, rank_grid)
                     size_only = size_only_ranks(choices, layer) if kind == "rank_ratio" else ()
-                    knobs.append(Knob(kind, layer.path, choices, branch, size_only))
+                    by_runtime = kind == "weight_bits" and _rule_value(rules, layer.path, kind) == BY_RUNTIME
+                    knobs.append(Knob(kind, layer.path, choices, branch, size_only, by_runtime))
         knobs += [_fine_tune_knob(setting, choices) for setting, choices in (fine_tune or {}).items()]
         return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name, rank_grid, _hidden(graph, rules))
 
@@ -264,6 +275,8 @@ class SearchSpace:
     def label_bits(self, graph: ModelGraph, executes: Callable[[Precision, str], bool]) -> SearchSpace:
         """The same space, with the precisions labelled size-only that the target runtime has no kernel for.
 
+        Layers whose precisions are `BY_RUNTIME` are offered those that it has kernels for, and no others.
+
         Args:
             graph: of the model.
             executes: of a precision and a kind of layer.
@@ -273,10 +286,13 @@ class SearchSpace:
         def labelled(knob: Knob) -> Knob:
             if knob.kind != "weight_bits":
                 return knob
+            if knob.by_runtime:
+                kernels = (bits for bits in _BY_RUNTIME if bits == FULL_BITS or executes(bits, kinds[knob.target]))
+                return replace(knob, choices=tuple(kernels), by_runtime=False)
             idle = (c for c in knob.choices if isinstance(c, int | str) and not executes(c, kinds[knob.target]))
             return replace(knob, size_only=tuple(idle))
 
-        knobs = tuple(labelled(knob) for knob in self.knobs)
+        knobs = tuple(knob for knob in map(labelled, self.knobs) if len(knob.choices) > 1)
         return self if knobs == self.knobs else replace(self, knobs=knobs)
 
     def baseline(self) -> Candidate:
@@ -352,10 +368,13 @@ def _matches(rule: Rule, name: str) -> bool:
 
 
 def _choices(rules: Sequence[Rule], name: str, kind: str) -> tuple[Choice, ...]:
-    for rule in rules:
-        if _matches(rule, name):
-            return tuple(dict.fromkeys(rule.get(kind, ())))
-    return ()
+    value = _rule_value(rules, name, kind)
+    return _RUNTIME_UNKNOWN if value == BY_RUNTIME else tuple(dict.fromkeys(value))
+
+
+def _rule_value(rules: Sequence[Rule], name: str, kind: str) -> Any:
+    """What the first rule that matches says of this kind of knob; nothing where it says nothing."""
+    return next((rule.get(kind, ()) for rule in rules if _matches(rule, name)), ())
 
 
 def _fine_tune_knob(setting: str, choices: Any) -> Knob:
@@ -387,6 +406,8 @@ def _check_rule(rule: Rule) -> None:
             continue
         as_it_is = AS_IT_IS[kind]
         choices = rule[kind]
+        if kind == "weight_bits" and choices == BY_RUNTIME:
+            continue
         if not isinstance(choices, list | tuple) or as_it_is not in choices:
             held = json.dumps(as_it_is)
             raise InputError(

@@ -225,7 +225,7 @@ def test_no_batches() -> None:
         FineTune(trained_model(), plain_teacher(trained_model()), Epochs(0), SETTINGS).advance(1)  # type: ignore[arg-type]
 
 
-def test_every_step_takes_a_turn_of_its_own() -> None:
+def test_every_step_holds_the_lock_by_itself() -> None:
     measurement_lock: list[str] = []
 
     @contextmanager
@@ -389,7 +389,7 @@ def test_bfloat16_and_channels_last_learn_as_well() -> None:
         with torch.no_grad():
             student.get_parameter("fc.weight").mul_(-1)
         FineTune(
-            student, Teacher(trained_model(), FastMode(fast)), tiny_task(), DistillSettings(rungs=(0, 60))
+            student, Teacher(trained_model(), FastMode(fast, fast)), tiny_task(), DistillSettings(rungs=(0, 60))
         ).advance(60)
         assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
         tuned[fast] = student
@@ -408,6 +408,26 @@ def test_named_inputs(tmp_path: Path) -> None:
     positional = SupervisedTask(trained_model(), batches(64, 1), batches(64, 2), batches(64, 3))
     FineTune(by_place, plain_teacher(trained_model()), positional, SETTINGS).advance(3)
     assert same(by_name, by_place)
+
+
+def test_channels_last_changes_the_layout_and_nothing_else() -> None:
+    trained = []
+    for mode in (FastMode(False), FastMode(False, channels_last=True)):
+        student = student_of(trained_model())
+        FineTune(student, Teacher(trained_model(), mode), tiny_task(), SETTINGS).advance(3)
+        trained.append(parameters(student))
+    assert torch.allclose(trained[0], trained[1], atol=1e-5)
+
+
+def test_the_mode_of_an_older_state_is_read(tmp_path: Path) -> None:
+    fine_tune = FineTune(student_of(trained_model()), plain_teacher(trained_model()), tiny_task(), SETTINGS)
+    fine_tune.advance(1)
+    state = fine_tune.state_dict()
+    again = FineTune(student_of(trained_model()), plain_teacher(trained_model()), tiny_task(), SETTINGS)
+    again.load_state_dict({**state, "fast": True})
+    assert again.mode == FastMode(True, channels_last=True)
+    again.load_state_dict(state)
+    assert again.mode == FastMode(False)
 
 
 class WithoutHalf(nn.Linear):
@@ -429,7 +449,7 @@ def test_a_layer_without_a_bfloat16_kernel_is_trained_in_float32() -> None:
 def test_the_teacher_loss_that_is_named_counts_whatever_the_targets_are(named: str) -> None:
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.randn(5, 7, generator=generator), torch.randn(5, 7, generator=generator)
-    speakers = torch.tensor([0, 1, 2, 0, 1])  # integer labels beside an embedding: no classes of its dimensions
+    speakers = torch.tensor([0, 1, 2, 0, 1])  # integer labels with an embedding: no classes of its dimensions
     a, b = ours.double().numpy(), theirs.double().numpy()
     p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (b / 2, a / 2))
     expected = {

@@ -52,3 +52,12 @@ def test_exploration_is_over_no_later_than_training(minutes: float, share: float
     assert clock.exploration_left is not None and clock.training_left is not None
     assert 0.0 <= clock.exploration_left <= clock.training_left <= 54 * minutes + 1e-6
     assert clock.trains or not clock.explores
+
+
+def test_the_end_gets_what_it_is_expected_to_take_within_limits() -> None:
+    now = Now()
+    clock = RunClock(10.0, 0.5, now)
+    for expected, kept in ((0.0, 60.0), (100.0, 100.0), (1e6, 210.0)):
+        clock.end_seconds = expected
+        assert clock.training_left == pytest.approx(600.0 - kept)
+        assert clock.exploration_left == pytest.approx((600.0 - kept) / 2)

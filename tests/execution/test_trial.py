@@ -1,4 +1,4 @@
-"""A trial on a bench: its rungs, what it keeps, when it is not worth training, and going on from a saved state."""
+"""A trial on a worker: its rungs, its best checkpoint, when it is not trained, and resuming from a saved state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ from autocompress.distillation.fine_tune import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.execution import trial as bench_module
 from autocompress.execution import worker as worker_module
-from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext, n_macs
+from autocompress.execution.trial import (
+    Measured,
+    TrainedFiles,
+    Trial,
+    TrialPlan,
+    WorkerContext,
+    n_macs,
+    training_of,
+)
 from autocompress.execution.trial_queue import Assignment
 from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
@@ -298,11 +306,11 @@ def test_a_polish_continues_its_origins_weights_and_measures_nothing_again(
     while not whole.done:
         whole.step()
     outcome = whole.outcome()
-    assert [rung.steps for rung in outcome.rungs] == [0, 4, 6, 7, 8]
+    assert [rung.steps for rung in outcome.rungs] == [0, 8]
+    assert [*training_of(DistillSettings(), replace(plan, polish_steps=1000)).rungs] == [0, 500, 1000]
     assert outcome.rungs[0].metrics["accuracy"] == pytest.approx(origin.outcome().metrics["accuracy"], abs=0.02)
     assert (outcome.latency, outcome.size_mib, outcome.parent) == (known.latency, known.size_mib, "trial_0001")
     cut = Trial.begin(worker_context, plan, files)
-    cut.step()
     cut.step()
     torch.save(cut.state_dict(), tmp_path / "polish.pt")
     rest = Trial.restore(bench_of(context), plan, torch.load(tmp_path / "polish.pt", weights_only=True))

@@ -1,4 +1,4 @@
-"""The queue: which trial is next, what a worker is told of it, and what becomes of its result."""
+"""The queue: the next trial, its config for a worker, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autocompress.execution.trial import Measured, Outcome, TrialPlan
 from autocompress.execution.trial_queue import Assignment, Limits, TrialQueue
 from autocompress.execution.worker import plan_of
 from autocompress.results.records import Latency, Rung, TrialRecord, read_records
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import Patience
 from autocompress.sampling.study import POLISHED, SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace

@@ -284,7 +284,7 @@ def test_another_model(copied: Path) -> None:
     bigger = SupervisedTask(nn.Sequential(TinyNet(), nn.Linear(4, 4)), batches(64, 1), [], [])
     with pytest.raises(InputError, match=r"from a model of 2772 parameters, but .* has 2792; .* searched \(tiny\)"):
         load(copied, bigger)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="the recipe in .* does not fit this model"):
         load(copied, SupervisedTask(Renamed(), batches(64, 1), [], []))
 
 

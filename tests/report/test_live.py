@@ -1,4 +1,4 @@
-"""The page of a running search: read only, on this machine only, and it notices that the run went on."""
+"""The page of a running search: read only, on this machine only, and it notices that the run has changed."""
 
 from __future__ import annotations
 

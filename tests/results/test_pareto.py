@@ -102,12 +102,12 @@ def test_the_table_has_the_same_columns_with_and_without_points() -> None:
     assert names <= set(empty.to_frame().columns), "every documented column is there"
 
 
-def test_of_one_candidate_that_was_trained_twice_the_better_one_is_on_the_front() -> None:
+def test_of_one_candidate_the_longest_trained_is_on_the_front_since_it_kept_the_better_weights() -> None:
     first = _record(1, 0.5, 0.9)
     polished = replace(first, number=5, origin="polished", metrics={"accuracy": 0.93})
     worse = replace(first, number=6, origin="polished", metrics={"accuracy": 0.85})
     equal = replace(first, number=7, origin="refined")
-    for records, best in (([first, polished, worse], 5), ([first, worse], 1), ([first, equal], 1)):
+    for records, best in (([first, polished, worse], 5), ([first, worse], 6), ([first, equal], 7)):
         assert [point.number for point in front_of(records, of_accuracy(0.5)).points] == [best]
 
 

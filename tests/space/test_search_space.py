@@ -159,3 +159,19 @@ def test_ranks_lie_on_the_grid_of_the_space(tmp_path: Path) -> None:
         file.write_text(f"rank_grid: {bad}\n{rules}")
         with pytest.raises(InputError, match="`rank_grid >= 1` must hold and be whole"):
             SearchSpace.load(str(file), GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("executed", "offered"), [({16, 8}, (32, 16, 8)), ({8}, (32, 8)), ({16}, (32, 16)), (set(), None)]
+)
+def test_precisions_by_runtime_are_those_that_it_executes(executed: set[int], offered: tuple[int, ...] | None) -> None:
+    space = SearchSpace.from_rules(GRAPH, [{"match": "stem", "weight_bits": "runtime"}])
+    assert [knob.choices for knob in space.knobs] == [(32, 8)], "of an unknown runtime"
+    found = space.label_bits(GRAPH, lambda bits, kind: bits in executed)
+    assert [knob.choices for knob in found.knobs] == ([] if offered is None else [offered])
+    assert all(not knob.size_only for knob in found.knobs)
+
+
+def test_only_weight_bits_follow_the_runtime() -> None:
+    with pytest.raises(InputError, match="prune_ratio is a list"):
+        SearchSpace.from_rules(GRAPH, [{"match": "stem", "prune_ratio": "runtime"}])

@@ -1,0 +1,102 @@
+"""What a user would pick instead of a search: other precisions, a smaller sibling, a cut of the depth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autocompress.compression import compress
+from autocompress.config import DistillSettings
+from autocompress.distillation.fine_tune import FineTune, Teacher
+from autocompress.graph import inspect_model
+from autocompress.runtimes import runtime_named, saturates
+from autocompress.runtimes.engine_int8 import quantize_dynamic_with_engine, quantize_with_engine
+from autocompress.space.candidate import Candidate
+from autocompress.task import Inputs, Task, as_inputs, load_task
+
+N_CALIBRATION = 256
+_TIMED_STEPS = 5
+
+
+def precisions(name: str, model: nn.Module, task: Task, runtime: str, folder: Path) -> dict[str, Path]:
+    """The model's files in each precision of the runtime's own tools, by name."""
+    engine, inputs = runtime_named(runtime), as_inputs(task.example_inputs())
+    home = folder / name
+    home.mkdir(parents=True, exist_ok=True)
+    plain = engine.export(model.eval(), inputs, home)
+    files = {f"{name}, float": plain}
+    suffix = ".xml" if runtime == "openvino" else ".onnx"
+    reduce_range = saturates(engine)
+    static = home / f"int8{suffix}"
+    if not static.exists():
+        quantize_with_engine(runtime, plain, static, list(_samples(task)), reduce_range)
+    files[f"{name}, int8 of the engine's tool"] = static
+    if runtime == "onnxruntime" and not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        dynamic = home / "dynamic.onnx"
+        if not dynamic.exists():
+            quantize_dynamic_with_engine(plain, dynamic, reduce_range)
+        files[f"{name}, dynamic int8"] = dynamic
+    return files
+
+
+def depth_cut(task: Task, share: float, minutes: float, file: Path) -> nn.Module:
+    """The model without that share of its residual blocks, evenly spread, then distilled.
+
+    Args:
+        task: of the model.
+        share: of the residual blocks that go.
+        minutes: CPU time of one core.
+        file: of the trained weights; kept, and read if it is there.
+    """
+    torch.set_num_threads(1)
+    model = task.build_model().eval()
+    student = cut(model, task, share)
+    if file.exists():
+        student.load_state_dict(torch.load(file, weights_only=True))
+        return student.eval()
+    begin = time.process_time()
+    trial = FineTune(cut(model, task, share), Teacher(model), task, DistillSettings(rungs=(0, 10_000)))
+    trial.advance(_TIMED_STEPS)
+    timed = time.process_time()
+    trial.advance(2 * _TIMED_STEPS)
+    steps = max(1, int((60 * minutes - (time.process_time() - begin)) / ((time.process_time() - timed) / _TIMED_STEPS)))
+    FineTune(student, Teacher(model), task, DistillSettings(rungs=(0, steps))).advance(steps)
+    torch.save(student.state_dict(), file)
+    return student.eval()
+
+
+def cut(model: nn.Module, task: Task, share: float) -> nn.Module:
+    """A copy without that share of the residual blocks, evenly spread over the depth."""
+    inputs = as_inputs(task.example_inputs())
+    graph = inspect_model(model, inputs)
+    names = [branch.name for branch in graph.branches]
+    n_gone = round(share * len(names))
+    gone = {names[int((i + 0.5) * len(names) / n_gone)] for i in range(n_gone)}
+    calibration = [as_inputs(batch) for batch in task.calibration_batches()]
+    return compress(model, Candidate(drop=frozenset(gone)), inputs, calibration, graph=graph)
+
+
+def sibling_of(spec: str) -> tuple[nn.Module, Task]:
+    """A published smaller model with its own task."""
+    task = load_task(spec)
+    return task.build_model().eval(), task
+
+
+def _samples(task: Task) -> Iterator[Inputs]:
+    """Single calibration samples."""
+    n = 0
+    for inputs in map(as_inputs, task.calibration_batches()):
+        size = len(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs[0])
+        for i in range(size):
+            if n == N_CALIBRATION:
+                return
+            n += 1
+            yield (
+                {name: value[i : i + 1] for name, value in inputs.items()}
+                if isinstance(inputs, dict)
+                else tuple(value[i : i + 1] for value in inputs)
+            )
