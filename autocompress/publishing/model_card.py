@@ -21,7 +21,7 @@ from autocompress.space.candidate import Candidate
 CARD = "README.md"
 UNKNOWN_LICENSE = "unknown"
 _MARKUP = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_{}[]<>#|&"})
-_IN_CODE = str.maketrans({"`": "'", "<": "‹", ">": "›"})
+_IN_CODE = str.maketrans({"`": "'", "<": "‹", ">": "›", "[": "(", "]": ")"})
 _NAME = re.compile(r"[\w-]+")
 Row = tuple[str, ...]
 
