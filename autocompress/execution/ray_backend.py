@@ -29,6 +29,7 @@ from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.cluster_device import ClusterDevice
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.retry_callback import worker_losses_restart_trials
+from autocompress.execution.shared_context import SharedContext
 from autocompress.execution.worker import Worker
 from autocompress.latency.target_device import TargetDevice
 from autocompress.locked_temp_dir import LockedTempDir
@@ -114,7 +115,7 @@ def run_trials(
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
     with LockedTempDir() as scratch, worker_losses_restart_trials():
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(Worker, context=context), resources),
+            tune.with_resources(tune.with_parameters(Worker, context=SharedContext.of(context)), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,

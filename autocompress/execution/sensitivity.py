@@ -20,7 +20,7 @@ from torch import nn
 from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import SearchSettings
 from autocompress.declared_types import require_types
-from autocompress.errors import AutocompressError, InputError
+from autocompress.errors import AutocompressError, InputError, WorkerError
 from autocompress.files import read_json, write_atomically
 from autocompress.graph import ModelGraph
 from autocompress.latency import MeasurementLock
@@ -351,7 +351,11 @@ def _on_workers(
     shared = [ray.put(make_probe)]  # in a list, so that Ray passes the reference on and each actor reads it once
     pool = ActorPool([remote.remote() for _ in range(n_workers)])
     texts = [candidate.to_json() for candidate in candidates]
-    yield from pool.map_unordered(lambda actor, text: actor.loss.remote(shared, text), texts)
+    try:
+        yield from pool.map_unordered(lambda actor, text: actor.loss.remote(shared, text), texts)
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise WorkerError(f"a worker cannot judge candidates: {cause}") from error
 
 
 def _first_samples(batches: Iterable[Any], n: int, size: Callable[[Any], int]) -> Iterator[Any]:

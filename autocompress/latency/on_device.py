@@ -29,13 +29,11 @@ from autocompress.latency.clock import PairedTiming, Run, time_pair
 from autocompress.machine import describe_machine
 
 PLAN, MEASURED = "plan.json", "measured.json"
-SCHEMA_VERSION = 1
-WEIGHTS_SEED = 0
+SCHEMA_VERSION, WEIGHTS_SEED = 1, 0
 PRECISION_NOTE = "autocompress.inference_precision"  # metadata: what a file's float layers compute in
 _MAX_SPREAD = 0.08  # an idle machine stays below, also with the bfloat16 units' clocks
 _BUSY = 1.06  # the reference may be this much slower than on the idle machine
-_MAX_REPEATS = 4
-_IDLE_ATTEMPTS = 5
+_MAX_REPEATS, _IDLE_ATTEMPTS = 4, 5
 _MAX_NOISY_SHARE = 0.2
 _SAVE_SECONDS = 5.0
 _WORTH_MENTIONING = 0.1
@@ -106,11 +104,9 @@ def measure_folder(
                     write_json(output, results)
                     saved = time.monotonic()
                 if listener is not None and attempt == 0:
-                    done = len(waiting) * (n_wanted - 1) + i + 1
-                    n_all = len(waiting) * settings.n_passes
+                    done, n_all = len(waiting) * (n_wanted - 1) + i + 1, len(waiting) * settings.n_passes
                     listener(done, n_all, (time.monotonic() - begin) / done * (n_all - done))
-    results["finished"] = _now()
-    results["complete"] = not out_of_time
+    results |= {"finished": _now(), "complete": not out_of_time}
     write_json(output, results)
     if results["complete"]:
         _check_undisturbed(results, settings.force)
