@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -153,12 +154,38 @@ def _is_number(text: str) -> bool:
     return True
 
 
+_MAX_SHOWN = 80
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, _MAX_SHOWN, _MAX_SHOWN, _MAX_SHOWN
+_REPR.maxlist = _REPR.maxdict = _REPR.maxset = _REPR.maxtuple = 10
+
+
 def shown(value: object) -> str:
     """At most 80 characters of a value, also where its text would be endless."""
-    if isinstance(value, Mapping | list | tuple | set) and len(value) > 20:
-        return f"{type(value).__name__} of {len(value)}"
-    text = repr(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, int) and value.bit_length() > _MAX_SHOWN * 3:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write out thousands of digits
+    text = _REPR.repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def require_kind(what: str, value: object, words: str, *kinds: type) -> None:
+    """Refuses an argument of another type.
+
+    Raises:
+        InputError: it is none of the kinds.
+    """
+    if not isinstance(value, kinds):
+        raise InputError(f"{what} must be {words}, but got {shown(value)}")
+
+
+def require_count(what: str, value: object) -> None:
+    """Refuses what is no whole number of at least 1.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"`{what} >= 1` must hold and be whole, but got {shown(value)}")
 
 
 def from_mapping(kind: type[_T], what: str, data: Mapping[str, Any]) -> _T:

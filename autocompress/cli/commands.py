@@ -35,6 +35,15 @@ def add_settings(command: argparse.ArgumentParser, settings: Iterable[Declared])
         command.add_argument(*declared.flags, **options)
 
 
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Adds the flag of the commands that import what a run's files name."""
+    command.add_argument(
+        "--trust",
+        action="store_true",
+        help="import the code that the run names (task, sampler, runtime, ...) although somebody else made the run",
+    )
+
+
 def given_settings(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings of a file with those of the flags that were given on top, as `SearchSettings.from_dict` takes them.
 

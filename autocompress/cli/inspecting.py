@@ -59,3 +59,5 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
         console.print(capability_table(engine, graph))
     if offered is not None:
         console.print(space_table(offered))
+        for note in offered.notes:
+            console.print(note, markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,14 @@ def _profile(task: str, **named: Any) -> None:
     task = take_task(task, named)
     flags = _Flags(**named)
     from autocompress.errors import InputError
+    from autocompress.files import check_new_file
     from autocompress.latency.on_device import drift_warning
     from autocompress.latency.plan import PlanSettings
-    from autocompress.latency.profiling import profile, profile_of, write_bundle
+    from autocompress.latency.profiling import check_numbers, profile, profile_of, write_bundle
 
+    check_numbers(flags.n_candidates, flags.n_threads, flags.n_passes, flags.batch)
+    if flags.output is not None:
+        check_new_file(flags.output)
     if flags.estimate is not None:
         _estimate(task, flags.estimate, flags)
         return
@@ -89,7 +94,8 @@ def _profile(task: str, **named: Any) -> None:
         plan = PlanSettings(flags.runtime, flags.n_threads, flags.n_candidates, flags.batch)
         script = write_bundle(task, flags.space, bundle, plan, show=True)
         print(f"\ncopy {bundle} to the device, run there: python3 {script.name}; copy measured.json back, then")
-        print(f"autocompress profile {task} --bundle {bundle} --measured measured.json -o device.json")
+        quoted = shlex.join([task, "--bundle", str(bundle), "--measured", "measured.json", "-o", "device.json"])
+        print(f"autocompress profile {quoted}")
         return
     if output is None:
         raise InputError("a profile needs a file to be written to; name it with -o device.json")

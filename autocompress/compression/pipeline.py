@@ -32,6 +32,7 @@ from autocompress.compression.sparsify import mark_sparse_, sparsify_
 from autocompress.config import QuantizeSettings
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
+from autocompress.settings_schema import require_kind
 from autocompress.space.candidate import Candidate
 from autocompress.task import Batch, Inputs, Task, as_inputs, call_model
 
@@ -98,6 +99,8 @@ def compress(
         InputError: no such importance; shows near names.
         CompressionError: the candidate does not fit the model, or the data that it or the importance needs is missing.
     """
+    require_kind("model", model, "an nn.Module", nn.Module)
+    require_kind("candidate", candidate, "a Candidate", Candidate)
     graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
     batches = [as_inputs(inputs) for inputs in calibration]
     calibration_stats = CalibrationStats(model, graph, batches, task)

@@ -62,14 +62,13 @@ class CheckpointCallback(tune.Callback):
         state, files = result.pop(STATE, None), result.pop(FILES, None)
         with self._stop.abort_on_full_disk():
             if files is not None:
-                folder = self._folder.trial(trial.config["name"])
-                folder.mkdir(parents=True, exist_ok=True)
+                folder = self._folder.made(self._folder.trial(trial.config["name"]))
                 for name, content in files.items():
                     write_atomically(folder / name, content)
             if result.get("done"):
                 self._state_of(trial).unlink(missing_ok=True)
             elif state is not None:
-                self._folder.states.mkdir(parents=True, exist_ok=True)
+                self._folder.made(self._folder.states)
                 write_atomically(self._state_of(trial), state)
         for callback in self._further:
             callback.on_trial_result(iteration, trials, trial, result, **info)

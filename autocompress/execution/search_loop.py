@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,10 +17,11 @@ from rich.console import Console
 
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, DistillSettings, SearchSettings
-from autocompress.errors import InputError, StorageError
+from autocompress.errors import InputError, MeasurementError, StoppedError, StorageError
 from autocompress.evaluation import evaluate_model, judges_parts
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
+from autocompress.execution.cluster_check import check_cluster
 from autocompress.execution.event_log_callback import EventLogCallback
 from autocompress.execution.latency_probes import SHARE as PROBE_SHARE
 from autocompress.execution.latency_probes import (
@@ -35,9 +40,10 @@ from autocompress.execution.planning import (
     planner_of,
 )
 from autocompress.execution.polish import PolishPlanner, PolishSettings
-from autocompress.execution.preparation import prepare
+from autocompress.execution.preparation import PreparedSearch, prepare
 from autocompress.execution.progress import SearchProgress, step_progress
 from autocompress.execution.ray_backend import n_concurrent, open_target_device, ray_cluster, run_trials
+from autocompress.execution.reopened_study import reopened_study
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.run_clock import RunClock
 from autocompress.execution.rung_fit import fitted_rungs, training_step_seconds
@@ -46,22 +52,25 @@ from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
+from autocompress.files import check_new_folder
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.engine_peer import measure_engine_peer
-from autocompress.publishing.export_front import export_front
-from autocompress.report.files import write_report_page
+from autocompress.publishing.export_front import check_points, export_front
+from autocompress.report.files import write_front_table, write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
 from autocompress.results.peer import read_peer
-from autocompress.results.records import TrialRecord, write_records
+from autocompress.results.provenance import imports_of, signature_of
+from autocompress.results.records import TrialRecord, read_records, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.sampling.early_stopping import ParetoEarlyStopping, Patience
 from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.search_space import SearchSpace
+from autocompress.stop_signals import first_is_noted
 from autocompress.task import Task, as_batch
 
 _POINTS_EXPECTED = 8
@@ -84,24 +93,40 @@ def start(
     clock = RunClock(settings.minutes, settings.polish_share)
     folder = RunFolder(run_dir)
     if run_dir.exists():
-        way_out = f"`autocompress resume {run_dir}` continues it" if folder.info.is_file() else "name another one"
+        continues = f"`autocompress resume {shlex.quote(str(run_dir))}` continues it"
+        way_out = continues if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
+    check_new_folder(run_dir)
+    check_cluster(settings)
     _print(console, "checking the task, reading the model, timing the uncompressed model")
     for note in getattr(task, "notes", list)():
         _print(console, note)
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
     with open_target_device(settings) as target_device:
         prepared = prepare(task, space, settings, spec, target_device)
+        for note in prepared.notes:
+            _print(console, note)
+        predictor = _predictor_of(prepared.context)
         run_dir.mkdir(parents=True)
         with folder.locked():
-            folder.reference.write_bytes(prepared.context.reference)
-            save_student(folder.trial(prepared.baseline.name), prepared.context.model, Recipe())
-            predictor = _predictor_of(prepared.context)
-            study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
-            study.add(prepared.baseline)
-            folder.write_info(prepared.info)  # last: a folder without it is not a run yet
+            try:
+                study = _first_files(folder, prepared, predictor)
+            except BaseException:
+                shutil.rmtree(run_dir, ignore_errors=True)  # half a folder would only refuse its name to the next try
+                raise
             search = _Search(folder, prepared.context, prepared.info, study, predictor, clock, console, target_device)
             return search.run()
+
+
+def _first_files(folder: RunFolder, prepared: PreparedSearch, predictor: OnlineLatencyPredictor) -> SearchStudy:
+    """Writes what is known before any trial; `run.json` last: a folder without it is not a run yet."""
+    folder.reference.write_bytes(prepared.context.reference)
+    save_student(folder.trial(prepared.baseline.name), prepared.context.model, Recipe())
+    study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
+    study.add(prepared.baseline)
+    write_records(folder.records, study.records())
+    folder.write_info(prepared.info)
+    return study
 
 
 def resume(
@@ -109,6 +134,7 @@ def resume(
     task: Task | None,
     console: Console | None,
     changes: Mapping[str, Any] | None = None,
+    rebuild_study: bool = False,
 ) -> ParetoFront:
     """Continues a run; interrupted trials run again from their last rung. See `autocompress.resume`.
 
@@ -121,13 +147,15 @@ def resume(
         raise InputError(f"{run_dir} was limited by its minutes, which are over; give --minutes or --trials")
     settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
     clock = RunClock(settings.minutes, settings.polish_share)
-    info = replace(info, settings=settings)
+    check_cluster(settings)
     task = task_of(folder, info, task)
+    info = replace(info, settings=settings, signature=signature_of(imports_of(info.task_spec, settings)))
     with open_target_device(settings) as target_device, folder.locked():
         run = open_run(folder, info, task)
-        folder.write_info(info)
         predictor = _predictor_of(run.context)
-        study = study_of(folder, run.space, info, predictor.screening_ratio)
+        check_points(folder, info.model_digest)
+        study = reopened_study(folder, run.space, info, predictor.screening_ratio, rebuild_study)
+        folder.write_info(info)
         n_again = study.requeue_interrupted()
         if n_again:
             _print(console, f"{n_again} trials were interrupted and run again")
@@ -175,7 +203,7 @@ class _Search:
                 self._fit_rungs()
                 self._judge_baseline_on_part()
             settings = self.info.settings
-            write_records(self.folder.records, study.records())
+            write_records(self.folder.records, _with_files(study.records(), self.folder))
             left = self.clock.training_left
             minutes_left = None if left is None else left / 60
             progress = SearchProgress(
@@ -184,22 +212,47 @@ class _Search:
             queue = self._queue(stop, progress)
             self.clock.begin_trials()
             begin = time.perf_counter()
-            with progress:
+            with progress, first_is_noted(lambda number: stop.abort(self._stopped(number))):
                 self._run_trials(queue, stop)
             seconds, n_workers = time.perf_counter() - begin, n_concurrent(settings)
         if isinstance(stop.reason, StorageError):
             raise stop.reason  # there is no room for the front's files either
+        if isinstance(stop.reason, StoppedError) and stop.reason.number != signal.SIGINT:
+            raise self._ended_at_once(stop.reason)
         if study.n_finished >= settings.n_trials and not study.n_open:
             CheckpointCallback(self.folder, stop, RetryCallback(lambda *lost: None)).clear()
         _print(self.console, "measuring the front's files with the workers idle")
         with step_progress(self.console, "files measured") as on_point:
-            _, front = export_front(study.records(), self.context, self.folder, self.info, self.target_device, on_point)
-        self._measure_peer()
+            records, front = export_front(
+                study.records(), self.context, self.folder, self.info, self.target_device, on_point
+            )
+        if stop.reason is None:
+            self._measure_peer()
         _print(self.console, _busy_text(study.records()[n_before:], seconds, n_workers))
         _print_budgets(front, self.console)
+        if isinstance(stop.reason, StoppedError):
+            stop.reason.front = front
         if stop.reason is not None:
             raise stop.reason
+        _refuse_all_failed(records)
         return front
+
+    def _stopped(self, number: int) -> StoppedError:
+        """What is said at the end when a signal stops the search."""
+        settings, name = self.info.settings, signal.Signals(number).name
+        all_of = "" if settings.n_trials == ALL_THAT_FIT else f" of {settings.n_trials}"
+        more = f" --minutes {settings.minutes or 10:g}" if settings.n_trials == ALL_THAT_FIT else ""
+        resume_it = f"autocompress resume {shlex.quote(str(self.folder.path))}{more}"
+        n_done = self.study.n_finished
+        return StoppedError(f"stopped by {name} after {n_done}{all_of} trials; `{resume_it}` goes on", number)
+
+    def _ended_at_once(self, reason: StoppedError) -> StoppedError:
+        """Writes the tables without measuring files, which takes longer than who ends a process waits."""
+        run = self.folder.read()
+        write_front_table(run)
+        write_report_page(run)
+        reason.front = run.front
+        return reason
 
     def _measure_peer(self) -> None:
         """Measures what the runtime's own tool gives, and writes the report anew where that is known."""
@@ -321,6 +374,29 @@ class _Search:
         context = replace(self.context, moments=moments_of(self.context, self.study.space))
         run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
         searcher.on_experiment_end()
+
+
+def _refuse_all_failed(records: list[TrialRecord]) -> None:
+    """A search in which nothing worked is no success.
+
+    Raises:
+        MeasurementError: all trials failed; says the most frequent reason.
+    """
+    tried = [record for record in records if record.origin not in ("baseline", WHOLE_MODEL)]
+    if not tried or any(record.state != "failed" for record in tried):
+        return
+    reasons = Counter((record.error or "no reason").strip().splitlines()[-1] for record in tried)
+    ((reason, n_failed),) = reasons.most_common(1)
+    raise MeasurementError(f"all {len(tried)} trials failed, {n_failed} of them with: {reason[:500]}")
+
+
+def _with_files(records: list[TrialRecord], folder: RunFolder) -> list[TrialRecord]:
+    """The study's records, with what an earlier start of the run measured from their files."""
+    try:
+        files = {record.number: record.file for record in read_records(folder.records)}
+    except InputError:
+        return records  # damaged or missing: they are measured again
+    return [replace(record, file=files.get(record.number)) for record in records]
 
 
 def end_seconds(info: RunInfo) -> float:

@@ -19,6 +19,7 @@ from torch import nn
 
 from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import SearchSettings
+from autocompress.declared_types import require_types
 from autocompress.errors import AutocompressError, InputError, WorkerError
 from autocompress.files import read_json, write_atomically
 from autocompress.graph import ModelGraph
@@ -103,9 +104,13 @@ class Sensitivity:
                 )
                 for item in data["choices"]
             )
-            return cls(float(data["baseline_loss"]), choices, data["unit"])
-        except (KeyError, TypeError) as error:
+            read = cls(float(data["baseline_loss"]), choices, data["unit"])
+            require_types(read, cls)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} must hold sensitivities, but: {error}; remove it to measure again") from error
+        if not math.isfinite(read.baseline_loss):
+            raise InputError(f"{path} must hold a finite baseline_loss; remove it to measure again")
+        return read
 
 
 @dataclass(frozen=True)
@@ -309,14 +314,14 @@ def with_estimates(space: SearchSpace, measured: Mapping[tuple[str, Choice], flo
 
 
 def _known(path: Path) -> dict[str, float]:
-    """Losses by digest of the candidate; half a line at the end, of a killed run, is left out."""
+    """Losses by digest of the candidate; lines that are none, as half of one of a killed run, are measured again."""
     losses = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             item = json.loads(line)
-        except json.JSONDecodeError:
+            losses[str(item["candidate"])] = math.nan if item["loss"] is None else float(item["loss"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        losses[item["candidate"]] = math.nan if item["loss"] is None else float(item["loss"])
     return losses
 
 

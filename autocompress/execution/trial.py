@@ -22,8 +22,8 @@ from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
 from autocompress.evaluation import evaluate_model
-from autocompress.execution.locked_temp_dir import LockedTempDir
 from autocompress.latency import MeasurementLock, time_sessions
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.publishing.artifact import load_student, save_student
 from autocompress.results.records import Latency, Rung
 from autocompress.runtimes import rounds_before_sums, runtime_named

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,15 @@ import onnx
 from onnx import TensorProto
 from torch import nn
 
+from autocompress.declared_types import require_types
 from autocompress.errors import InputError
-from autocompress.files import digest_of, read_json
+from autocompress.files import digest_of, path_inside, read_json
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency.candidate_encoder import ModelShape
 from autocompress.latency.layer_extraction import LayerExtractor
 from autocompress.latency.layer_profiles import covering, describe_model, layer_keys, quick_student
 from autocompress.latency.on_device import PLAN, write_json
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.runtimes import Runtime, runtime_named
 from autocompress.space.candidate import INT8_BITS, Candidate
 from autocompress.space.search_space import Knob, SearchSpace
@@ -160,7 +161,7 @@ class _Writer:
         folder.mkdir(parents=True, exist_ok=True)
         self._target, self._folder, self._shape, self._graph = target, folder, shape, graph
         self._index = folder / _WRITTEN
-        self._sizes: dict[str, Any] = read_json(self._index) if self._index.is_file() else {}
+        self._sizes: dict[str, Any] = _written(self._index) if self._index.is_file() else {}
 
     @property
     def n_bytes(self) -> int:
@@ -183,8 +184,8 @@ class _Writer:
             InputError: the runtime's files are not ONNX files, which alone can be cut.
         """
         if not self.has(name):
-            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
-                made = self._target.export(student, inputs, Path(scratch))
+            with LockedTempDir(self._folder) as scratch:
+                made = self._target.export(student, inputs, scratch.path)
                 if made.suffix != ".onnx":
                     raise InputError(f"a profile is made of ONNX files, but {self._target.name} writes {made.suffix}")
                 model = onnx.load(made)
@@ -207,6 +208,20 @@ class _Writer:
                 pieces[key] = f"layer_{_digest(key)}.onnx"
                 write_shared(part, self._folder / pieces[key])
         return pieces
+
+
+def _written(index: Path) -> dict[str, Any]:
+    """What an earlier call wrote: name -> bytes of weights, and the layers that were cut out."""
+    entries = read_json(index, "index of a profile")
+    try:
+        for entry in entries.values():
+            require_types(entry["n_bytes"], int)
+            require_types(entry["pieces"], Mapping[str, str])
+            for file in entry["pieces"].values():
+                path_inside(index.parent, file)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{index} is damaged: {error}; remove the folder") from error
+    return entries
 
 
 def _repeated(inputs: Inputs, batch: int) -> Inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import zipapp
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ from autocompress.latency.on_device import (
     clock_drift,
     converged,
     measure_folder,
+    read_plan,
+    read_results,
     repeatability,
     runtime_version,
     show_progress,
@@ -29,8 +30,10 @@ from autocompress.latency.on_device import (
 )
 from autocompress.latency.plan import N_CANDIDATES, PlanSettings, batch_size, write_plan
 from autocompress.latency.schema import DamageError, check_positive, check_type
-from autocompress.latency.table import Table
+from autocompress.latency.table import Table, shape_of
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.machine import describe_machine
+from autocompress.settings_schema import shown
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Task, as_inputs, load_task
@@ -139,9 +142,10 @@ def profile(
         MeasurementError: the machine is too noisy.
         InputError: too few candidates, or the folder is of another profile.
     """
+    check_numbers(n_candidates, n_threads, n_passes, batch)
     loaded = load_task(task) if isinstance(task, str) else task
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
-        place = Path(folder) if folder is not None else Path(scratch)
+    with LockedTempDir() as scratch:
+        place = Path(folder) if folder is not None else scratch.path
         n_samples = batch_size(as_inputs(loaded.example_inputs())) if batch is None else batch
         store = LayerStore.of_this_machine(runtime, n_threads, n_samples)
         stored = _known_at_start(place, store.times() if reuse else {})
@@ -165,13 +169,28 @@ def profile(
     return model
 
 
+def check_numbers(n_candidates: int, n_threads: int, n_passes: int = 1, batch: int | None = None) -> None:
+    """Refuses what no profile can be made of, before anything is timed.
+
+    Raises:
+        InputError: a number is too small; says the rule.
+    """
+    rules = (("n_candidates", n_candidates, _FEWEST), ("n_threads", n_threads, 1), ("n_passes", n_passes, 1))
+    for name, value, least in (*rules, ("batch", 1 if batch is None else batch, 1)):
+        if type(value) is not int or value < least:
+            raise InputError(f"`{name} >= {least}` must hold and be whole, but got {shown(value)}")
+
+
 def _known_at_start(folder: Path, stored: dict[str, float]) -> dict[str, float]:
     """The stored times when the profile in this folder began; a resumed profile uses the same ones."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / _KNOWN
     if not file.is_file():
         write_json(file, {"ms": stored})
-    return dict(read_json(file)["ms"])
+    known = read_json(file).get("ms")
+    if not isinstance(known, dict) or not all(type(ms) in (int, float) and 0 < ms < np.inf for ms in known.values()):
+        raise InputError(f"{file} is damaged: it must have milliseconds of layers; remove the folder")
+    return known
 
 
 def write_bundle(
@@ -191,6 +210,7 @@ def write_bundle(
         settings: how the device is to be profiled.
         show: draw progress in the terminal.
     """
+    check_numbers(settings.n_candidates, settings.n_threads, batch=settings.batch)
     loaded = load_task(task) if isinstance(task, str) else task
     write_plan(loaded, space, Path(folder), settings, listener=_show_written if show else None)
     return write_script(Path(folder))
@@ -218,7 +238,8 @@ def model_of(
     if len(candidates) < _FEWEST:
         raise InputError(f"at least {_FEWEST} candidates must be measured, but got {len(candidates)}; measure more")
     head = {
-        **{key: plan[key] for key in ("task", "runtime", "n_threads", "batch")},
+        **{key: plan[key] for key in ("runtime", "n_threads", "batch")},
+        "task": str(plan.get("task")),
         "version": results["version"],
         "device": results["device"],
         "date": results.get("finished", results["started"]),
@@ -229,12 +250,26 @@ def model_of(
     baseline_ms = float(np.median(results["reference_ms"]))
     earlier = reused_times(stored or {}, {key: ratio * baseline_ms for key, ratio in pieces.items()})
     pieces |= {key: ms / baseline_ms for key, ms in earlier.items()}
-    return LatencyModel(Table(head, baseline_ms, ModelShape.from_dict(plan["shape"]), pieces, candidates))
+    return LatencyModel(Table(head, baseline_ms, shape_in(plan), pieces, candidates))
+
+
+def shape_in(plan: Mapping[str, Any]) -> ModelShape:
+    """The model's shape in a plan.
+
+    Raises:
+        DamageError: it is none.
+    """
+    check_type(ModelShape, plan.get("shape"), ("shape",))
+    return shape_of(plan["shape"])
 
 
 def profile_of(folder: str | Path, measured: str | Path) -> LatencyModel:
     """The latency model of a bundle and the JSON that the device wrote."""
-    return model_of(read_json(Path(folder) / "plan.json"), read_json(Path(measured)))
+    try:
+        results = read_results(Path(measured))
+        return model_of(read_plan(Path(folder)), results)
+    except DamageError as damage:
+        raise InputError(f"{folder} is damaged: its plan {damage.rule}; write it again") from damage
 
 
 def _or_none(value: float) -> float | None:
@@ -252,12 +287,13 @@ _MODULES = ("__init__.py", "errors.py", "files.py", "machine.py", "latency/clock
 def write_script(folder: Path) -> Path:
     """Zips the modules that measure into one script; returns its path."""
     package = Path(__file__).parent.parent
-    with tempfile.TemporaryDirectory() as scratch:
+    with LockedTempDir() as temp_dir:
+        scratch = temp_dir.path / "script"
         for name in _MODULES:
-            target = Path(scratch) / "autocompress" / name
+            target = scratch / "autocompress" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text((package / name).read_text(encoding="utf-8"), encoding="utf-8")
-        (Path(scratch) / "autocompress" / "latency" / "__init__.py").touch()
+        (scratch / "autocompress" / "latency" / "__init__.py").touch()
         script = folder / SCRIPT
         zipapp.create_archive(
             scratch, script, interpreter="/usr/bin/env python3", main="autocompress.latency.on_device:main"

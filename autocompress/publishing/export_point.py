@@ -100,9 +100,9 @@ def export_point(
         agreement=parity.agreement,
     )
     measured = record.with_file(numbers)
-    write_manifest(folder, measured, recipe, file, facts)
     if target.runtime in RUNNABLE:
         write_runner(folder)
+    write_manifest(folder, measured, recipe, file, facts)
     if not target.device.is_here:
         return measured  # layer times and memory would be this machine's
     layer_times = measure_layer_times(file, inputs, target.runtime, target.n_threads)
@@ -110,7 +110,7 @@ def export_point(
         layer_times.write(folder / LAYER_TIMES)
     if target.runtime in RUNNABLE:
         measured = record.with_file(replace(numbers, memory_mib=measure_memory(folder)))
-        write_manifest(folder, measured, recipe, file, facts)
+    write_manifest(folder, measured, recipe, file, facts)
     return measured
 
 
@@ -120,11 +120,16 @@ def _time(session: Session, target: ExportTarget, inputs: Inputs) -> Latency:
     return Latency(timing.ratio, timing.spread, timing.ratio * target.reference_ms, timing.n_rounds)
 
 
+def splits_of(task: Task) -> tuple[str, ...]:
+    """The splits that a point's file is judged on, selection first."""
+    return (*SPLITS, *getattr(task, "further_splits", ()))
+
+
 def _judge(session: Session, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics of the file on every split, and how many samples it was asked for."""
     metrics: dict[str, dict[str, float]] = {}
     counted: Counter[str] = Counter()
-    for split in (*SPLITS, *getattr(task, "further_splits", ())):
+    for split in splits_of(task):
 
         def predict(inputs: Inputs, split: str = split) -> Tensor:
             outputs = session.predict(inputs)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to go on with a run, in backticks."""
+    return f"`autocompress resume {shlex.quote(str(folder))}`"
 
 
 def commands(record: TrialRecord, run: Run) -> dict[str, str]:

@@ -78,7 +78,7 @@ def sensitivity_map(file: Path, order: Sequence[str]) -> dict[str, Any] | None:
             for choice in data["choices"]
         }
         unit, baseline = str(data.get("unit", "")), float(data["baseline_loss"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         warnings.warn(f"{file} cannot be read and is left out: {error!r}", stacklevel=2)
         return None
     return {"unit": unit, "baseline_loss": baseline if math.isfinite(baseline) else None, **_laid_out(found, order)}

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from autocompress.graph import ModelGraph
+from autocompress.report.wording import plain_text
 from autocompress.runtimes import Runtime, saturates
 from autocompress.space.candidate import PRECISIONS
 from autocompress.space.search_space import Choice, Knob, SearchSpace
@@ -71,7 +71,7 @@ def _table(title: str, *heads: str) -> Table:
 
 
 def _row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(cell) for cell in cells))
+    table.add_row(*(plain_text(cell) for cell in cells))
 
 
 def _names(names: tuple[str, ...], limit: int = 4) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from autocompress.errors import AutocompressError
 from autocompress.report.page import page
 from autocompress.results.run_folder import RunFolder
 
 HOST = "127.0.0.1"
+_ERROR_PAGE = """<!doctype html>
+<meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>autocompress: the run cannot be read</title>
+<h1>The run cannot be read</h1><p>{error}</p><p>This page tries again every five seconds.</p>
+"""
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -58,8 +64,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path not in answers:
             return self.send_error(HTTPStatus.NOT_FOUND)
         kind, answer = answers[self.path]
-        content = answer().encode()
-        self.send_response(HTTPStatus.OK)
+        status = HTTPStatus.OK
+        try:
+            text = answer()
+        except (AutocompressError, OSError) as error:  # a damaged run: it may be whole again a moment later
+            status, text = HTTPStatus.INTERNAL_SERVER_ERROR, _ERROR_PAGE.format(error=html.escape(str(error)))
+        content = text.encode(errors="replace")
+        self.send_response(status)
         for name, value in (
             ("Content-Type", f"{kind}; charset=utf-8"),
             ("Content-Length", str(len(content))),

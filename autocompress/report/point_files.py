@@ -47,7 +47,16 @@ def read_point_files(folder: Path, layers: Iterable[str]) -> PointFiles:
     try:
         times = LayerTimes.read(folder / LAYER_TIMES) if (folder / LAYER_TIMES).is_file() else None
         return PointFiles(_shapes(folder / WEIGHTS, set(layers)), times, _answers(folder / MANIFEST))
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (
+        InputError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ) as error:
         warnings.warn(f"the files in {folder} cannot be read and are left out: {error}", stacklevel=2)
         return PointFiles()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.compression.quantize import QuantizedLayer
 from autocompress.errors import ExportError
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.runtimes.node_names import module_of
 from autocompress.runtimes.registry import Session
 from autocompress.task import Inputs, call_model
@@ -150,7 +150,7 @@ def _run_to(load: Callable[[Path], Session], model: onnx.ModelProto, value: str,
     part.CopyFrom(model)
     del part.graph.output[:]
     part.graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
-        file = Path(name) / "part.onnx"
+    with LockedTempDir() as scratch:
+        file = scratch.path / "part.onnx"
         onnx.save(part, file)
         return load(file).predict(inputs)

@@ -176,6 +176,16 @@ class SearchStudy:
             self._open[trial.number] = trial, record.candidate.digest
             self.tell(record)
 
+    def add_known(self, record: TrialRecord) -> None:
+        """Adds a record of an earlier study under its own number; numbers that no record has are failed trials."""
+        with self._written_at_once():
+            while self.next_number < record.number:
+                self._study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+            if record.origin == REFINED:
+                self.add_refined(record)
+            else:
+                self.add(record)
+
     def _begin(self, candidate: Candidate, attrs: dict[str, Any]) -> optuna.Trial:
         """A running trial of that candidate; whatever is queued stays queued."""
         number = self.next_number

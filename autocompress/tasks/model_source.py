@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, MissingExtraError
+from autocompress.files import read_json
 from autocompress.tasks.samples import Content, few
 
 _CONFIG, _WEIGHTS, _SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -49,20 +49,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no JSON object.
     """
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / _CONFIG} must be JSON, but: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / _CONFIG} must be a JSON object, but is a {type(config).__name__}")
-    return config
+    return read_json(folder / _CONFIG, "model's config")
 
 
 def _refuse_code(folder: Path, trust_remote_code: bool) -> None:
     for file in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
         if trust_remote_code or not (folder / file).is_file():
             continue
-        if json.loads((folder / file).read_text(encoding="utf-8")).get("auto_map"):
+        if read_json(folder / file, "model's config").get("auto_map"):
             raise InputError(
                 f"a model must not bring its own Python code unless it is trusted, but {folder / file} names some "
                 "(`auto_map`); read it, then allow it with --trust-remote-code"

@@ -354,7 +354,7 @@ def test_a_loss_that_is_not_finite() -> None:
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_no_steps(steps: int) -> None:
-    with pytest.raises(InputError, match=f"`steps >= 1` must hold, but got {steps}"):
+    with pytest.raises(InputError, match=f"`steps >= 1` must hold and be whole, but got {steps}"):
         distill(trained_model(), trained_model(), tiny_task(), steps=steps)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from optuna.samplers import RandomSampler
 
+from autocompress.errors import StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.polish import PolishPlanner, PolishSettings
 from autocompress.execution.run_clock import RunClock
@@ -72,6 +74,19 @@ def outcome(ratio: float, accuracy: float) -> Outcome:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["journal", ""])
+def test_a_study_that_was_removed_ends_the_search_and_nothing_is_written_anew(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    run = Run(tmp_path / "run")
+    assignment = run.next()
+    gone = tmp_path / "run" / name
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    run.queue.ended(assignment, "complete", json.dumps(asdict(outcome(0.5, 0.8))))
+    assert isinstance(run.queue.stop.reason, StorageError)
+    assert not gone.exists()
+    assert run.queue.next() is None
 
 
 def test_lost_trials_come_first_then_candidates_then_polishes(run: Run) -> None:
