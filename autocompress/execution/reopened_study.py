@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 
 from autocompress.errors import AutocompressError, InputError
@@ -93,3 +94,12 @@ def _rebuilt(
     for number in sorted(records):
         study.add_known(records[number])
     return study
+
+
+def with_known_files(records: list[TrialRecord], folder: RunFolder) -> list[TrialRecord]:
+    """The study's records, with what an earlier start of the run measured from their files."""
+    try:
+        files = {record.number: record.file for record in read_records(folder.records)}
+    except InputError:
+        return records  # damaged or missing: they are measured again
+    return [replace(record, file=files.get(record.number)) for record in records]

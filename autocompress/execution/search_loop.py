@@ -6,8 +6,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, DistillSettings, SearchSettings
-from autocompress.errors import InputError, MeasurementError, StoppedError, StorageError
+from autocompress.errors import InputError, StoppedError, StorageError
 from autocompress.evaluation import evaluate_model, judges_parts
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
@@ -43,11 +42,12 @@ from autocompress.execution.polish import PolishPlanner, PolishSettings
 from autocompress.execution.preparation import PreparedSearch, prepare
 from autocompress.execution.progress import SearchProgress, step_progress
 from autocompress.execution.ray_backend import n_concurrent, open_target_device, ray_cluster, run_trials
-from autocompress.execution.reopened_study import reopened_study
+from autocompress.execution.reopened_study import reopened_study, with_known_files
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.run_clock import RunClock
 from autocompress.execution.rung_fit import fitted_rungs, training_step_seconds
 from autocompress.execution.scheduler import ParetoScheduler
+from autocompress.execution.search_ends import ended_at_once, refuse_all_failed, stopped_by
 from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
@@ -58,12 +58,12 @@ from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.engine_peer import measure_engine_peer
 from autocompress.publishing.export_front import check_points, export_front
-from autocompress.report.files import write_front_table, write_report_page
+from autocompress.report.files import write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
 from autocompress.results.peer import read_peer
 from autocompress.results.provenance import imports_of, signature_of
-from autocompress.results.records import TrialRecord, read_records, write_records
+from autocompress.results.records import TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.sampling.early_stopping import ParetoEarlyStopping, Patience
 from autocompress.sampling.samplers import PLANNED, planned
@@ -203,7 +203,7 @@ class _Search:
                 self._fit_rungs()
                 self._judge_baseline_on_part()
             settings = self.info.settings
-            write_records(self.folder.records, _with_files(study.records(), self.folder))
+            write_records(self.folder.records, with_known_files(study.records(), self.folder))
             left = self.clock.training_left
             minutes_left = None if left is None else left / 60
             progress = SearchProgress(
@@ -212,13 +212,13 @@ class _Search:
             queue = self._queue(stop, progress)
             self.clock.begin_trials()
             begin = time.perf_counter()
-            with progress, first_is_noted(lambda number: stop.abort(self._stopped(number))):
+            with progress, first_is_noted(self._stopped_by(stop)):
                 self._run_trials(queue, stop)
             seconds, n_workers = time.perf_counter() - begin, n_concurrent(settings)
         if isinstance(stop.reason, StorageError):
             raise stop.reason  # there is no room for the front's files either
         if isinstance(stop.reason, StoppedError) and stop.reason.number != signal.SIGINT:
-            raise self._ended_at_once(stop.reason)
+            raise ended_at_once(stop.reason, self.folder)
         if study.n_finished >= settings.n_trials and not study.n_open:
             CheckpointCallback(self.folder, stop, RetryCallback(lambda *lost: None)).clear()
         _print(self.console, "measuring the front's files with the workers idle")
@@ -234,25 +234,11 @@ class _Search:
             stop.reason.front = front
         if stop.reason is not None:
             raise stop.reason
-        _refuse_all_failed(records)
+        refuse_all_failed(records)
         return front
 
-    def _stopped(self, number: int) -> StoppedError:
-        """What is said at the end when a signal stops the search."""
-        settings, name = self.info.settings, signal.Signals(number).name
-        all_of = "" if settings.n_trials == ALL_THAT_FIT else f" of {settings.n_trials}"
-        more = f" --minutes {settings.minutes or 10:g}" if settings.n_trials == ALL_THAT_FIT else ""
-        resume_it = f"autocompress resume {shlex.quote(str(self.folder.path))}{more}"
-        n_done = self.study.n_finished
-        return StoppedError(f"stopped by {name} after {n_done}{all_of} trials; `{resume_it}` goes on", number)
-
-    def _ended_at_once(self, reason: StoppedError) -> StoppedError:
-        """Writes the tables without measuring files, which takes longer than who ends a process waits."""
-        run = self.folder.read()
-        write_front_table(run)
-        write_report_page(run)
-        reason.front = run.front
-        return reason
+    def _stopped_by(self, stop: AbortStopper) -> Callable[[int], None]:
+        return lambda number: stop.abort(stopped_by(number, self.folder, self.info.settings, self.study.n_finished))
 
     def _measure_peer(self) -> None:
         """Measures what the runtime's own tool gives, and writes the report anew where that is known."""
@@ -374,29 +360,6 @@ class _Search:
         context = replace(self.context, moments=moments_of(self.context, self.study.space))
         run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
         searcher.on_experiment_end()
-
-
-def _refuse_all_failed(records: list[TrialRecord]) -> None:
-    """A search in which nothing worked is no success.
-
-    Raises:
-        MeasurementError: all trials failed; says the most frequent reason.
-    """
-    tried = [record for record in records if record.origin not in ("baseline", WHOLE_MODEL)]
-    if not tried or any(record.state != "failed" for record in tried):
-        return
-    reasons = Counter((record.error or "no reason").strip().splitlines()[-1] for record in tried)
-    ((reason, n_failed),) = reasons.most_common(1)
-    raise MeasurementError(f"all {len(tried)} trials failed, {n_failed} of them with: {reason[:500]}")
-
-
-def _with_files(records: list[TrialRecord], folder: RunFolder) -> list[TrialRecord]:
-    """The study's records, with what an earlier start of the run measured from their files."""
-    try:
-        files = {record.number: record.file for record in read_records(folder.records)}
-    except InputError:
-        return records  # damaged or missing: they are measured again
-    return [replace(record, file=files.get(record.number)) for record in records]
 
 
 def end_seconds(info: RunInfo) -> float:

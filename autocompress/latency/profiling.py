@@ -13,16 +13,16 @@ import numpy as np
 from autocompress.errors import InputError
 from autocompress.files import digest_of, read_json
 from autocompress.latency.candidate_encoder import ModelShape
+from autocompress.latency.device_files import read_plan, read_results
 from autocompress.latency.measurement_lock import MeasurementLock
 from autocompress.latency.model import LatencyModel
 from autocompress.latency.on_device import (
     MEASURED,
+    PLAN,
     MeasureSettings,
     clock_drift,
     converged,
     measure_folder,
-    read_plan,
-    read_results,
     repeatability,
     runtime_version,
     show_progress,
@@ -267,7 +267,7 @@ def profile_of(folder: str | Path, measured: str | Path) -> LatencyModel:
     """The latency model of a bundle and the JSON that the device wrote."""
     try:
         results = read_results(Path(measured))
-        return model_of(read_plan(Path(folder)), results)
+        return model_of(read_plan(Path(folder) / PLAN), results)
     except DamageError as damage:
         raise InputError(f"{folder} is damaged: its plan {damage.rule}; write it again") from damage
 
@@ -281,7 +281,15 @@ def _show_written(n_done: int, n_all: int) -> None:
 
 
 SCRIPT = "profile_device.pyz"
-_MODULES = ("__init__.py", "errors.py", "files.py", "machine.py", "latency/clock.py", "latency/on_device.py")
+_MODULES = (
+    "__init__.py",
+    "errors.py",
+    "files.py",
+    "machine.py",
+    "latency/clock.py",
+    "latency/device_files.py",
+    "latency/on_device.py",
+)
 
 
 def write_script(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from autocompress.config import SearchSettings
 from autocompress.errors import InputError, MeasurementError
 from autocompress.execution import search_loop
 from autocompress.execution.preparation import _command
-from autocompress.execution.search_loop import _refuse_all_failed, start
+from autocompress.execution.search_ends import refuse_all_failed, stopped_by
+from autocompress.execution.search_loop import start
 from autocompress.execution.whole_models import WHOLE_MODEL
 from autocompress.results.records import TrialRecord
+from autocompress.results.run_folder import RunFolder
 from autocompress.space.candidate import Candidate
 from tests.shared.tasks import tiny_task
 
@@ -26,11 +29,22 @@ def test_a_search_whose_trials_all_failed_says_why() -> None:
     baseline, whole = record(0, "complete", "baseline"), record(1, "complete", WHOLE_MODEL)
     failed = [record(i, error=f"Traceback\n  line\nValueError: no label {'x' if i > 2 else 'y'}") for i in range(2, 6)]
     with pytest.raises(MeasurementError, match="all 4 trials failed, 3 of them with: ValueError: no label x"):
-        _refuse_all_failed([baseline, whole, *failed])
-    _refuse_all_failed([baseline, whole, *failed, record(9, "stopped")])
-    _refuse_all_failed([baseline, whole])
+        refuse_all_failed([baseline, whole, *failed])
+    refuse_all_failed([baseline, whole, *failed, record(9, "stopped")])
+    refuse_all_failed([baseline, whole])
     with pytest.raises(MeasurementError, match="no reason"):
-        _refuse_all_failed([record(3)])
+        refuse_all_failed([record(3)])
+
+
+def test_a_stopped_search_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "my run")
+    said = stopped_by(signal.SIGINT, folder, SearchSettings(n_trials=30), 7)
+    assert (str(said), said.number) == (
+        f"stopped by SIGINT after 7 of 30 trials; `autocompress resume '{tmp_path}/my run'` goes on", 2
+    )  # fmt: skip
+    timed = SearchSettings.from_dict({"minutes": 2.5})
+    assert "after 7 trials; " in str(stopped_by(signal.SIGTERM, folder, timed, 7))
+    assert "--minutes 2.5` goes on" in str(stopped_by(signal.SIGTERM, folder, timed, 7))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from autocompress.errors import InputError, MeasurementError
 from autocompress.files import read_json
 from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel, PairedTiming, on_device, plan
+from autocompress.latency.device_files import MEASURABLE
 from autocompress.latency.layer_extraction import LayerExtractor
 from autocompress.latency.layer_profiles import covering, layer_keys, quick_student
 from autocompress.latency.on_device import (
@@ -301,3 +302,7 @@ def test_check_reports_and_draws() -> None:
 def test_the_note_of_a_files_precision_is_read_on_the_device_too() -> None:
     compiled_session = pytest.importorskip("autocompress.runtimes.openvino_backend", reason="openvino is not installed")
     assert on_device.PRECISION_NOTE == compiled_session._NOTE
+
+
+def test_the_runtimes_of_plans_are_those_that_can_be_opened() -> None:
+    assert set(MEASURABLE) == set(on_device._OPENERS)
