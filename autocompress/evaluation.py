@@ -6,12 +6,17 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autocompress.batches import n_samples as n_samples_in
+from autocompress.batches import restored
+from autocompress.devices import device_in, device_of, full_precision, on_device, tensors_in
 from autocompress.runtimes import Session, runtime_named
 from autocompress.task import Inputs, Task, call_model, check_metrics
+from autocompress.task_access import examples_of, model_of
 
 LockContext = Callable[[], AbstractContextManager[None]]
 
@@ -51,15 +56,32 @@ def evaluate_model(
         n_samples: judge on about this number of samples where the task has `evaluate_subset`; None judges on all.
         lock: held for each batch.
     """
-
-    def predict(inputs: Inputs) -> Tensor:
-        with lock(), torch.no_grad():
-            outputs: Tensor = call_model(model, inputs)
-        return outputs
-
+    predict = ModelPredict(model, lock)
     if n_samples is not None and _has_subset(task):
         return check_metrics(task.evaluate_subset(predict, split, n_samples), split)  # type: ignore[attr-defined]
     return check_metrics(task.evaluate(predict, split), split)
+
+
+class ModelPredict:
+    """Maps inputs, wherever they are, to a model's outputs on the inputs' own device.
+
+    Args:
+        model: in evaluation mode.
+        lock: held for each batch.
+
+    Attributes:
+        device: of the model; a task that moves its batches there gets its outputs there.
+    """
+
+    def __init__(self, model: nn.Module, lock: LockContext = nullcontext) -> None:
+        self._model, self._lock = model, lock
+        self.device = device_of(model)
+
+    def __call__(self, inputs: Inputs) -> Any:
+        """Outputs, without gradients."""
+        with self._lock(), torch.no_grad():
+            outputs = call_model(self._model, full_precision(on_device(inputs, self.device)))
+            return on_device(outputs, device_in(inputs))
 
 
 def _has_subset(task: Task) -> bool:
@@ -78,10 +100,16 @@ def _has_subset(task: Task) -> bool:
 def evaluate_session(session: Session, task: Task, split: str) -> tuple[dict[str, float], int]:
     """The metrics of a loaded file, and for how many samples it was asked."""
     counted: Counter[str] = Counter()
+    known: list[Any] = []  # the form of the model's outputs, where the file has several
 
-    def predict(inputs: Inputs) -> Tensor:
+    def predict(inputs: Inputs) -> Any:
         outputs = session.predict(inputs)
-        counted[split] += outputs.shape[0]
-        return outputs
+        counted[split] += n_samples_in(inputs)
+        if isinstance(outputs, Tensor):
+            return outputs
+        if not known:
+            with torch.no_grad():
+                known.append(call_model(model_of(task), examples_of(task)))
+        return restored(known[0], tensors_in(outputs))
 
     return check_metrics(task.evaluate(predict, split), split), counted[split]

@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.compression import compress, criterion_named
 from autocompress.config import SearchSettings
+from autocompress.devices import model_on
 from autocompress.errors import InputError
+from autocompress.evaluation import evaluate_model
+from autocompress.execution.device_check import check_device
 from autocompress.execution.trial import n_macs
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import LatencyModel, load_latency_model
@@ -29,13 +31,14 @@ from autocompress.publishing.artifact import model_digest
 from autocompress.results.objectives import Direction, Objectives, budget_ratios, default_limit, metric_directions
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import RunInfo
-from autocompress.runtimes import Session, check_parity, is_executed, runtime_named, saturates
+from autocompress.runtimes import Session, check_parity, export_for, is_executed, runtime_named, saturates
 from autocompress.sampling.initial_candidates import strongest_candidates, strongest_text
 from autocompress.sampling.samplers import sampler_named
-from autocompress.search_context import SearchContext
+from autocompress.search_context import SearchContext, device_here
 from autocompress.space.candidate import INT8_BITS
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
+from autocompress.task import Task, check_task
+from autocompress.task_access import calibration_of, examples_of, model_of
 
 _BYTES_PER_MIB = 2**20
 _REFERENCE_ROUNDS = 15
@@ -84,22 +87,24 @@ def prepare(
     criterion_named(settings.importance)
     if settings.latency_budget is not None:
         budget_ratios(settings.latency_budget, 1.0)
+    device_here(settings)
     check_task(task)
-    model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
+    model, inputs = model_of(task), examples_of(task)
+    check_device(task, model, settings, device_here(settings))
     graph = inspect_model(model, inputs)
     space = _checked_space(space, graph).label_bits(graph, partial(is_executed, runtime.capabilities()))
     if settings.latency_model is not None:
         profile = profile_of_target(settings.latency_model, settings, task, graph)
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
-    metrics = _judge(model, task)
+    metrics = evaluate_model(model_on(model, device_here(settings)), task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
         scratch = Path(name)
-        file = runtime.export(model, inputs, scratch)
+        file = export_for(task, runtime, model, inputs, scratch)
         reference = file.read_bytes()
         device = target_device or LocalDevice(settings.runtime, settings.n_threads)
-        check_parity(model, device.load, file, as_inputs(next(iter(task.calibration_batches()))))
+        check_parity(model, device.load, file, next(calibration_of(task)))
         session = device.load(file)
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
@@ -186,17 +191,6 @@ def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpa
             raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
 
 
-def _judge(model: nn.Module, task: Task) -> dict[str, float]:
-    """The uncompressed model's metrics on the selection split."""
-
-    def predict(inputs: Inputs) -> Tensor:
-        with torch.no_grad():
-            outputs: Tensor = call_model(model, inputs)
-        return outputs
-
-    return check_metrics(task.evaluate(predict, "selection"), "selection")
-
-
 def _info(
     task: Task,
     spec: str | None,
@@ -249,12 +243,12 @@ def _check_reachable(
     """Builds and times the strongest candidates, untrained; one within the budget is enough."""
     if context.objectives.budget is None:
         return
-    runtime, inputs = runtime_named(context.settings.runtime), as_inputs(context.task.example_inputs())
-    calibration = [as_inputs(batch) for batch in context.task.calibration_batches()][:1]
+    runtime, inputs = runtime_named(context.settings.runtime), examples_of(context.task)
+    calibration = [next(calibration_of(context.task))]
     fastest = float("inf")
     for candidate in strongest_candidates(space):
         student = compress(context.model, candidate, inputs, calibration, graph=context.graph, reconstruct=False)
-        session = device.load(runtime.export(student, inputs, scratch))
+        session = device.load(export_for(context.task, runtime, student, inputs, scratch))
         fastest = min(fastest, device.time(session, reference, inputs, _REACH_ROUNDS).ratio)
         if fastest <= context.objectives.latency_budgets[-1]:
             return

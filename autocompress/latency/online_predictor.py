@@ -20,7 +20,8 @@ from autocompress.latency.roofline import Estimate
 from autocompress.results.records import Predicted, TrialRecord
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Choice, SearchSpace
-from autocompress.task import Task, as_inputs
+from autocompress.task import Task
+from autocompress.task_access import examples_of
 
 _TRUSTED_AFTER = 8  # measurements after which the predicted latency itself must keep the budget
 _REFRESHED_EVERY = 16  # measurements after which latencies are linearised anew
@@ -121,7 +122,7 @@ def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: Mo
         InputError: it is damaged, or of another runtime, device or model.
     """
     model = load_latency_model(path)
-    batch = batch_size(as_inputs(task.example_inputs()))
+    batch = batch_size(examples_of(task))
     forced = settings.force_latency_model
     model.require(runtime=settings.runtime, n_threads=settings.n_threads, batch=batch, force=forced)
     model.require_model(graph)

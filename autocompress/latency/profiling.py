@@ -29,7 +29,8 @@ from autocompress.latency.plan import N_CANDIDATES, batch_size, write_plan
 from autocompress.latency.table import Table
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, as_inputs, load_task
+from autocompress.task import Task, load_task
+from autocompress.task_access import examples_of
 
 _FEWEST = 12
 _KNOWN = "known.json"
@@ -74,7 +75,7 @@ def profile(
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
         place = Path(folder) if folder is not None else Path(scratch)
-        n_samples = batch_size(as_inputs(loaded.example_inputs())) if batch is None else batch
+        n_samples = batch_size(examples_of(loaded)) if batch is None else batch
         store = LayerStore.of_this_machine(runtime, n_threads, n_samples)
         stored = _known_at_start(place, store.times() if reuse else {})
         plan = write_plan(
