@@ -33,7 +33,7 @@ def check_common_size(inputs: object, source: str) -> None:
 def part_of(value: Any, start: int, stop: int, size: int) -> Any:
     """Samples from `start` to `stop` of a batch of `size`; what does not count samples stays whole.
 
-    A list or tuple with an entry for each sample, as detection has for its targets, is cut too.
+    A list with an entry for each sample, as detection has for its targets, is cut too.
     """
     if isinstance(value, list) and len(value) == size and not _counts(value, size):
         return value[start:stop]

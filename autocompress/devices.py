@@ -133,6 +133,11 @@ def full_precision(value: T) -> T:
     return widened
 
 
+def is_half(model: nn.Module) -> bool:
+    """Whether the model has half-precision parameters, so that its inputs must not be widened."""
+    return any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+
+
 def widened(model: nn.Module) -> nn.Module:
     """The model with half-precision parameters and buffers in float32, in place."""
     halves = (torch.float16, torch.bfloat16)

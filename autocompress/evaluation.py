@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.batches import n_samples as n_samples_in
 from autocompress.batches import restored
-from autocompress.devices import device_in, device_of, full_precision, on_device, tensors_in
+from autocompress.devices import device_in, device_of, full_precision, is_half, on_device, tensors_in
 from autocompress.runtimes import Session, runtime_named
 from autocompress.task import Inputs, Task, call_model, check_metrics
 from autocompress.task_access import examples_of, model_of
@@ -76,12 +76,17 @@ class ModelPredict:
     def __init__(self, model: nn.Module, lock: LockContext = nullcontext) -> None:
         self._model, self._lock = model, lock
         self.device = device_of(model)
+        self._fed: Callable[[Any], Any] = _unchanged if is_half(model) else full_precision
 
     def __call__(self, inputs: Inputs) -> Any:
         """Outputs, without gradients."""
         with self._lock(), torch.no_grad():
-            outputs = call_model(self._model, full_precision(on_device(inputs, self.device)))
+            outputs = call_model(self._model, self._fed(on_device(inputs, self.device)))
             return on_device(outputs, device_in(inputs))
+
+
+def _unchanged(inputs: Any) -> Any:
+    return inputs
 
 
 def _has_subset(task: Task) -> bool:
@@ -103,7 +108,7 @@ def evaluate_session(session: Session, task: Task, split: str) -> tuple[dict[str
     known: list[Any] = []  # the form of the model's outputs, where the file has several
 
     def predict(inputs: Inputs) -> Any:
-        outputs = session.predict(inputs)
+        outputs = on_device(session.predict(inputs), device_in(inputs))
         counted[split] += n_samples_in(inputs)
         if isinstance(outputs, Tensor):
             return outputs

@@ -227,7 +227,8 @@ class SupervisedTask:
                     f"`{source}` must be iterable many times, but got the one-way iterator "
                     f"{type(batches).__name__}; give a DataLoader or a list"
                 )
-        if metric not in RUNNING if isinstance(metric, str) else not isinstance(metric, RunningMetric | Callable):
+        judges = isinstance(metric, RunningMetric) or callable(metric)
+        if metric not in RUNNING if isinstance(metric, str) else isinstance(metric, type) or not judges:
             raise InputError(
                 f"`metric` must be one of {sorted(RUNNING)}, an object with `update` and `compute`, or a function of "
                 f"(outputs, targets), but got {metric!r}"
@@ -299,7 +300,7 @@ class SupervisedTask:
             for inputs, targets in stream_to(batches, device):
                 outputs, size = predict(inputs), n_samples_of(inputs)
                 metric.update(outputs, targets)
-                losses.append(size * self._loss(outputs, targets))
+                losses.append(size * torch.as_tensor(self._loss(outputs, targets)).reshape(()))
                 n_seen += size
         if not n_seen:
             raise InputError(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autocompress.batches import counted, n_samples, parts_of
 from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, snap_biases_, sparse_weights
 from autocompress.config import DistillSettings
-from autocompress.devices import CPU, device_of, full_precision, model_on, on_device, stream_to
+from autocompress.devices import CPU, device_of, full_precision, is_half, model_on, on_device, stream_to
 from autocompress.distillation.feature_loss import FeatureLoss
 from autocompress.distillation.optimizers import make_optimizer, settings_for
 from autocompress.distillation.precision import FastMode, choose_mode, mode_of
@@ -68,9 +68,9 @@ class FineTune:
         self.settings = settings_for(settings, teacher.model)
         self.step = 0
         self.mode: FastMode | None = None  # chosen at the first step, then kept: also on another machine
-        self._seed, self._device = seed, teacher.device
+        self._seed, self._device, self._half = seed, teacher.device, is_half(student)
         self._called = torch.compile(student) if settings.compile else student
-        self._batches = stream_to(_stream(task, seed), self._device)
+        self._batches = stream_to(_stream(task, seed, self._half), self._device)
         self._n_parts = 1  # of a batch, whose gradients are added
         self._unchecked: list[Tensor] = []
         if settings.learn_scales:
@@ -127,7 +127,7 @@ class FineTune:
         self.step = int(state["step"])
         known = state["fast"] is not None and state.get("device", CPU.type) == self._device.type
         self.mode = mode_of(self._device, bool(state["fast"])) if known else None
-        batches = _stream(self.task, self._seed)
+        batches = _stream(self.task, self._seed, self._half)
         next(islice(batches, self.step, self.step), None)
         self._batches = stream_to(batches, self._device)
         torch.set_rng_state(state["random"])
@@ -219,7 +219,7 @@ class FineTune:
             return as_float32(call_model(self._called, mode.layout(inputs)))
 
     def _feature_loss(self) -> FeatureLoss:
-        inputs, _ = on_device(next(_stream(self.task, self._seed)), self._device)
+        inputs, _ = on_device(next(_stream(self.task, self._seed, self._half)), self._device)
         return FeatureLoss(self.student, self.teacher.model, self.settings.feature_layers, inputs)
 
     def _loss(self, outputs: Any, soft: Any, batch: Batch) -> Tensor:
@@ -347,13 +347,13 @@ def _group_lasso(student: nn.Module, task: Task) -> GroupLasso:
     return GroupLasso(student, inspect_model(model_on(student, CPU), examples_of(task), verify=False))
 
 
-def _stream(task: Task, seed: int) -> Iterator[Batch]:
-    """Batches without end: the epochs of seed, seed + 1, ..."""
+def _stream(task: Task, seed: int, half: bool = False) -> Iterator[Batch]:
+    """Batches without end: the epochs of seed, seed + 1, ...; with `half` their inputs are not widened."""
     while True:
         n_batches = 0
         for inputs, targets in task.train_batches(seed):
             n_batches += 1
-            yield full_precision(inputs), targets
+            yield (inputs if half else full_precision(inputs)), targets
         if n_batches == 0:
             raise InputError("train_batches must give at least one batch, but gave none")
         seed += 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autocompress.devices import device_of, map_tensors
+from autocompress.devices import device_of, is_half, map_tensors
 from autocompress.task import Inputs, call_model
 
 _FLOAT32_ONLY = ("mps",)  # autocast there leaves out many ops
@@ -56,7 +56,7 @@ def choose_mode(model: nn.Module, inputs: Inputs) -> FastMode:
     A model that is in half precision itself needs no autocast.
     """
     device = device_of(model)
-    if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in model.parameters()):
+    if is_half(model):
         return FastMode(False, device.type)
     return _timed(model, inputs) if device.type == "cpu" else mode_of(device, True)
 

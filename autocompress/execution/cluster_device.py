@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from autocompress.devices import CPU, on_device
 from autocompress.latency import PairedTiming
 from autocompress.latency.target_device import LocalDevice
 from autocompress.runtimes import Session
@@ -66,7 +67,7 @@ class RemoteSession:
 
     def predict(self, inputs: Inputs) -> Any:
         """See `Session`."""
-        return ray.get(self._actor.predict.remote(self.file, inputs))
+        return ray.get(self._actor.predict.remote(self.file, on_device(inputs, CPU)))
 
 
 _File = tuple[str, list[Any]]

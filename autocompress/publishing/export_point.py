@@ -13,6 +13,7 @@ from torch import nn
 
 from autocompress.batches import n_samples
 from autocompress.compression import Recipe, sparse_saving_bytes
+from autocompress.devices import device_in, on_device
 from autocompress.latency.layer_times import measure_layer_times
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.metrics import main_output
@@ -131,7 +132,7 @@ def _judge(predict_with: Predict, task: Task) -> tuple[dict[str, dict[str, float
 
         def predict(inputs: Inputs, split: str = split) -> Any:
             counted[split] += n_samples(inputs)
-            return predict_with(inputs)
+            return on_device(predict_with(inputs), device_in(inputs))
 
         metrics[split] = check_metrics(task.evaluate(predict, split), split)
     return metrics, dict(counted)

@@ -197,7 +197,7 @@ def _gram(rows: Tensor) -> tuple[Tensor, int]:
     return rows.mT @ rows, rows.shape[1]
 
 
-_VERSION = 1  # of what a file holds; another number makes all files anew
+_VERSION = 2  # of what a file holds; another number makes all files anew
 
 
 def cached_moments(model: nn.Module, paths: Sequence[str], batches: Sequence[Inputs]) -> Moments:
