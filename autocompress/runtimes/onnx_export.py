@@ -46,7 +46,8 @@ def write_onnx(
     """
     marked, weights = marked_copy(student)
     traced = example_inputs if not dynamic_dims else _at_least_two(example_inputs)
-    args, kwargs = ((), traced) if isinstance(traced, dict) else (traced, None)
+    # without the empty dict a last argument that is a dict would be taken for keyword arguments
+    args, kwargs = ((), traced) if isinstance(traced, dict) else ((*traced, {}), None)
     shapes = None if not dynamic_dims else _dynamic_shapes(example_inputs, dynamic_dims)
     try:
         with _quiet(), _uncollected(), torch.no_grad():
