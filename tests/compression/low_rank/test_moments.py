@@ -231,7 +231,7 @@ def test_tied_weights_are_refused() -> None:
 
 
 def test_moments_of_a_large_model_are_collected_in_passes_and_stay_on_disk(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 8), nn.Linear(8, 2)).eval()
@@ -241,7 +241,7 @@ def test_moments_of_a_large_model_are_collected_in_passes_and_stay_on_disk(
     assert moments_module.passes_of(model, paths) == [["0"], ["2"], ["3"]]
     stored = cached_moments(model, paths, batches)
     assert isinstance(stored, moments_module.StoredMoments) and sorted(stored) == sorted(whole) and len(stored) == 3
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(cache.iterdir())) == 3
     monkeypatch.setattr(moments_module, "collect_moments", None)
     for found in (stored, cached_moments(model, paths, batches)):
         assert all(torch.equal(found[path], whole[path]) for path in paths)
