@@ -7,6 +7,7 @@ takes those that are `changeable`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
@@ -88,6 +89,9 @@ class DistillSettings(CheckedSettings):
     )
     feature_layers: tuple[str, ...] = declare(
         (), "module paths whose outputs are compared; where widths differ through a trained linear map"
+    )
+    compile: bool = declare(
+        False, "compile the students' forward pass (torch.compile); it pays for itself in long fine-tunes on GPUs only"
     )
     learn_scales: bool = declare(False, "train the scales of 8-bit layers (LSQ) instead of following what they see")
     l1_weight: float = declare(
@@ -200,6 +204,14 @@ class SearchSettings(CheckedSettings):
     )
     gpus_per_trial: float = declare(
         0.0, "GPUs that a trial reserves, fractions too", "gpus_per_trial >= 0", _at_least(0), changeable=True
+    )
+    device: str = declare(
+        "auto",
+        "where models are compressed, trained and judged: cpu, cuda, cuda:1, mps or auto (the accelerator that Ray "
+        "gave the trial or that the worker sees, else the CPU)",
+        "device in auto, cpu, cuda, cuda:1, mps or the like",
+        lambda value: re.fullmatch(r"[a-z]+(:\d+)?", value) is not None,
+        changeable=True,
     )
     trial_minutes: float | None = declare(
         None, "a trial fails after this time (default: no limit)", "trial_minutes > 0", _above(0), changeable=True
@@ -325,6 +337,7 @@ class ChangeableDict(TypedDict, total=False):
     n_workers: int | None
     cpus_per_trial: float
     gpus_per_trial: float
+    device: str
     trial_minutes: float | None
     trial_retries: int
     patience: int | None

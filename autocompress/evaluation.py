@@ -6,14 +6,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autocompress.batches import n_samples as n_samples_in
+from autocompress.batches import restored
+from autocompress.devices import device_in, device_of, full_precision, is_half, on_device, tensors_in
 from autocompress.errors import InputError
 from autocompress.runtimes import Session, runtime_named
 from autocompress.settings_schema import require_count, require_kind
 from autocompress.task import Inputs, Task, call_model, check_metrics
+from autocompress.task_access import examples_of, model_of
 
 LockContext = Callable[[], AbstractContextManager[None]]
 
@@ -61,15 +66,37 @@ def evaluate_model(
         n_samples: judge on about this number of samples where the task has `evaluate_subset`; None judges on all.
         lock: held for each batch.
     """
-
-    def predict(inputs: Inputs) -> Tensor:
-        with lock(), torch.no_grad():
-            outputs: Tensor = call_model(model, inputs)
-        return outputs
-
+    predict = ModelPredict(model, lock)
     if n_samples is not None and judges_parts(task):
         return check_metrics(task.evaluate_subset(predict, split, n_samples), split)  # type: ignore[attr-defined]
     return check_metrics(task.evaluate(predict, split), split)
+
+
+class ModelPredict:
+    """Maps inputs, wherever they are, to a model's outputs on the inputs' own device.
+
+    Args:
+        model: in evaluation mode.
+        lock: held for each batch.
+
+    Attributes:
+        device: of the model; a task that moves its batches there gets its outputs there.
+    """
+
+    def __init__(self, model: nn.Module, lock: LockContext = nullcontext) -> None:
+        self._model, self._lock = model, lock
+        self.device = device_of(model)
+        self._fed: Callable[[Any], Any] = _unchanged if is_half(model) else full_precision
+
+    def __call__(self, inputs: Inputs) -> Any:
+        """Outputs, without gradients."""
+        with self._lock(), torch.no_grad():
+            outputs = call_model(self._model, self._fed(on_device(inputs, self.device)))
+            return on_device(outputs, device_in(inputs))
+
+
+def _unchanged(inputs: Any) -> Any:
+    return inputs
 
 
 def judges_parts(task: Task) -> bool:
@@ -88,10 +115,16 @@ def judges_parts(task: Task) -> bool:
 def evaluate_session(session: Session, task: Task, split: str) -> tuple[dict[str, float], int]:
     """The metrics of a loaded file, and its number of samples."""
     counted: Counter[str] = Counter()
+    known: list[Any] = []  # the form of the model's outputs, where the file has several
 
-    def predict(inputs: Inputs) -> Tensor:
-        outputs = session.predict(inputs)
-        counted[split] += outputs.shape[0]
-        return outputs
+    def predict(inputs: Inputs) -> Any:
+        outputs = on_device(session.predict(inputs), device_in(inputs))
+        counted[split] += n_samples_in(inputs)
+        if isinstance(outputs, Tensor):
+            return outputs
+        if not known:
+            with torch.no_grad():
+                known.append(call_model(model_of(task), examples_of(task)))
+        return restored(known[0], tensors_in(outputs))
 
     return check_metrics(task.evaluate(predict, split), split), counted[split]

@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from autocompress.compression import CalibrationStats
+from autocompress.compression.low_rank.moments import StoredMoments
 from autocompress.config import SearchSettings
+from autocompress.devices import CPU, find_device, has_float64, model_on, on_device
+from autocompress.errors import InputError
 from autocompress.graph import ModelGraph
 from autocompress.results.objectives import Objectives
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, as_inputs
+from autocompress.task import Task
+from autocompress.task_access import calibration_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,34 @@ class SearchContext:
     half_range_weights: bool = False
 
 
+def device_here(settings: SearchSettings) -> torch.device:
+    """Where this process computes, outside of trials: the settings' device.
+
+    The driver of a cluster need not have the workers' device, and then takes the CPU.
+
+    Raises:
+        InputError: there is no such device, and no cluster that could have it.
+    """
+    try:
+        return find_device(settings.device)
+    except InputError:
+        if settings.ray_address is None:
+            raise
+        return CPU
+
+
 def moments_of(context: SearchContext, space: SearchSpace) -> dict[str, NDArray[np.float64]] | None:
     """Second moments of what the layers read, for all workers; None where no choice needs them.
 
-    They are NumPy's arrays, which all workers of a machine read in the object store's memory without a copy.
+    They are NumPy's arrays, which all workers of a machine read in the object store's memory without a copy. Of a model
+    whose moments take too much memory, the workers read them from the cache folder one by one; see `cached_moments`.
     """
     if not context.settings.activation_aware or all(knob.kind != "rank_ratio" for knob in space.knobs):
         return None
-    calibration = [as_inputs(inputs) for inputs in context.task.calibration_batches()]
-    moments = CalibrationStats(context.model, context.graph, calibration).low_rank.moments
+    device = device_here(context.settings)
+    device = device if has_float64(device) else CPU
+    calibration = on_device(list(calibration_of(context.task)), device)
+    moments = CalibrationStats(model_on(context.model, device), context.graph, calibration).low_rank.moments
+    if isinstance(moments, StoredMoments):
+        return None
     return {name: second.numpy() for name, second in moments.items()}

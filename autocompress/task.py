@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import hashlib
@@ -13,6 +14,7 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -21,26 +23,43 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from autocompress.batches import check_common_size, part_of
+from autocompress.batches import n_samples as n_samples_of
+from autocompress.devices import CPU, full_precision, on_device, stream_to, tensors_in, widened
 from autocompress.errors import AutocompressError, InputError
-from autocompress.metrics import accuracy, cross_entropy
+from autocompress.metrics import cross_entropy, main_output
+from autocompress.running_metrics import RUNNING, Metric, RunningMetric, direction_of, fresh, join, name_of
 from autocompress.settings_schema import require_kind, shown
 from autocompress.tasks import TASKS
 from autocompress.tasks.identifiers import is_task_id
 
-Inputs: TypeAlias = tuple[Tensor, ...] | dict[str, Tensor]
-"""What a model is called with: positional tensors, or keyword tensors."""
+Inputs: TypeAlias = tuple[Any, ...] | dict[str, Any]
+"""What a model is called with: positional or keyword arguments, each a tensor or nested lists and dicts of tensors."""
+
+DynamicDims: TypeAlias = Mapping[str | int, Mapping[int, str]]
+"""Name (or position) of an input -> dimension -> a name for its size; sizes of one name are equal.
+
+As in `{"input_ids": {0: "batch", 1: "length"}}`; files then take any size there. Nested inputs have one entry for all
+of their tensors.
+"""
 
 Batch: TypeAlias = tuple[Inputs, Any]
 """Inputs and their targets; the first dimension of each tensor counts samples."""
 
-Predict: TypeAlias = Callable[[Inputs], Tensor]
-"""Maps a batch's inputs to outputs: a PyTorch module or an exported file, the caller cannot tell which."""
+Predict: TypeAlias = Callable[[Inputs], Any]
+"""Maps a batch's inputs to outputs, in the form in which the model gives them: a tensor, a tuple, a dict, a dataclass.
 
-Metric: TypeAlias = Callable[[Tensor, Any], float]
-"""Maps all outputs and all targets of a split to one figure, larger is better."""
+A PyTorch module or an exported file, the caller cannot tell which.
+"""
 
 N_CALIBRATION_BATCHES = 8
 """How many training batches calibrate quantization unless the task says otherwise."""
+
+MAX_CALIBRATION_BATCHES = 64
+"""Most batches of a calibration source with a length that are used; one without a length must end by itself."""
+
+MAX_UNSIZED_BATCHES = 100_000
+"""Most batches of a split without a length; beyond, it is taken for one that never ends."""
 
 
 @runtime_checkable
@@ -51,6 +70,11 @@ class Task(Protocol):
     A task may also have an attribute `objectives`, which maps keys of `evaluate` to "maximize" or "minimize"; the first
     one is what a search optimises. Without it the first key of `evaluate` is maximised. With a method
     `evaluate_subset(predict, split, n_samples)` short trials are judged on fewer samples.
+
+    Where the model gives several tensors, students are taught by the one that `autocompress.metrics.main_output`
+    chooses; a method `taught(outputs)` that returns other ones, in a tuple, replaces that choice. An attribute
+    `dynamic_dims` names the dimensions that differ from batch to batch, so that the file takes them: see `DynamicDims`.
+    What is timed is always `example_inputs`.
     """
 
     def build_model(self) -> nn.Module:
@@ -65,8 +89,8 @@ class Task(Protocol):
     def calibration_batches(self) -> Iterable[Inputs]:
         """A few fixed batches without augmentation, for quantization ranges and batch-norm statistics."""
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The scalar that training minimises on this batch."""
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """The scalar that training minimises on this batch; outputs and batch are on the device that trains."""
 
     def evaluate(self, predict: Predict, split: str) -> dict[str, float]:
         """Figures on the split "selection" (what a search may look at), "test", or a further one of the task's own."""
@@ -79,21 +103,32 @@ def as_inputs(inputs: object) -> Inputs:
     """Normalises inputs: a bare tensor stands for a tuple of one, a list for a tuple, a mapping for a dict.
 
     Raises:
-        InputError: something in it is not a tensor.
+        InputError: something in it is neither a tensor nor a list, tuple or dict of tensors, or there is no tensor.
     """
     if isinstance(inputs, Tensor):
         return (inputs,)
-    if isinstance(inputs, Mapping):
-        if inputs and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inputs.items()):
-            return dict(inputs)
-        described = "{" + ", ".join(f"{k!r}: {type(v).__name__}" for k, v in inputs.items()) + "}"
-    elif isinstance(inputs, tuple | list):
-        if inputs and all(isinstance(value, Tensor) for value in inputs):
-            return tuple(inputs)
-        described = f"{type(inputs).__name__} of [{', '.join(type(value).__name__ for value in inputs)}]"
-    else:
-        described = type(inputs).__name__
-    raise InputError(f"inputs must be a tensor, a tuple of tensors or a dict of named tensors, but got {described}")
+    if isinstance(inputs, Mapping) and inputs and all(isinstance(k, str) and _is_nested(v) for k, v in inputs.items()):
+        return dict(inputs)
+    if isinstance(inputs, tuple | list) and inputs and all(map(_is_nested, inputs)):
+        return tuple(inputs)
+    raise InputError(
+        "inputs must be a tensor, a tuple of tensors or a dict of named tensors, each of which may be a list, tuple or "
+        f"dict of tensors in turn, but got {_named_types(inputs)}"
+    )
+
+
+def _is_nested(value: object) -> bool:
+    """Whether it is a tensor, or a list, tuple or dict that holds tensors only."""
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return isinstance(value, Tensor) or (bool(items) and all(map(_is_nested, items)))
+
+
+def _named_types(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_named_types(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of [{', '.join(map(_named_types, value))}]"
+    return type(value).__name__
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
@@ -120,13 +155,13 @@ def as_batch(batch: object) -> Batch:
     return as_inputs(batch[0]), batch[1]
 
 
-def predict_all(predict: Predict, batches: Iterable[Batch]) -> tuple[Tensor, Any]:
+def predict_all(predict: Predict, batches: Iterable[Batch]) -> tuple[Any, Any]:
     """Outputs and targets of every batch, joined along the first dimension.
 
     Raises:
         InputError: there is no batch, or the targets are neither tensors nor dicts of tensors.
     """
-    outputs: list[Tensor] = []
+    outputs: list[Any] = []
     targets: list[Any] = []
     with torch.no_grad():
         for inputs, target in batches:
@@ -134,7 +169,7 @@ def predict_all(predict: Predict, batches: Iterable[Batch]) -> tuple[Tensor, Any
             targets.append(target)
     if not outputs:
         raise InputError("a split must have at least one batch to evaluate, but it has none")
-    return torch.cat(outputs), _join(targets)
+    return join(outputs), join(targets)
 
 
 def first_samples(batches: Iterable[Batch], n_samples: int | None) -> Iterator[Batch]:
@@ -142,22 +177,9 @@ def first_samples(batches: Iterable[Batch], n_samples: int | None) -> Iterator[B
     n_seen = 0
     for inputs, targets in batches:
         yield inputs, targets
-        first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
-        n_seen += len(first)
+        n_seen += n_samples_of(inputs)
         if n_samples is not None and n_seen >= n_samples:
             return
-
-
-def _join(parts: list[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(parts)
-    if isinstance(first, Mapping):
-        return {key: _join([part[key] for part in parts]) for key in first}
-    raise InputError(
-        f"targets must be tensors or dicts of tensors, but got {type(first).__name__}; "
-        "for other targets write a class with the methods of `Task`"
-    )
 
 
 class SupervisedTask:
@@ -171,14 +193,18 @@ class SupervisedTask:
         train: training batches; can be iterated many times.
         selection: batches that the search judges candidates on.
         test: batches that only the final report sees.
-        metric: "accuracy", or `metric(outputs, targets) -> float` over a whole split; larger is better.
-        loss: `loss(outputs, targets) -> scalar tensor`; by default the cross entropy of classes.
+        metric: "accuracy", "perplexity" or "mean_iou"; an object with `update(outputs, targets)` and `compute()`, such
+            as torchmetrics' (which say themselves whether larger is better); or `metric(outputs, targets) -> float`,
+            larger is better, for which all outputs of a split are kept in memory.
+        loss: `loss(outputs, targets) -> scalar tensor`, a mean over samples; by default the cross entropy of classes.
         calibration: batches of inputs; by default the first 8 training batches.
         example_inputs: what is timed; by default the first training sample, batch size 1.
         name: a name for reports.
+        max_batches: most batches of one pass over a source; needed where a source never ends.
+        dynamic_dims: dimensions in which batches differ, such as the length of texts; None fixes all but the batch.
 
     Raises:
-        InputError: a source can be iterated only once, or `metric` is neither "accuracy" nor callable.
+        InputError: a source can be iterated only once, or `metric` is nothing that judges.
     """
 
     def __init__(
@@ -188,27 +214,38 @@ class SupervisedTask:
         selection: Iterable[Any],
         test: Iterable[Any],
         *,
-        metric: str | Metric = "accuracy",
-        loss: Callable[[Tensor, Any], Tensor] = cross_entropy,
+        metric: str | Metric | RunningMetric = "accuracy",
+        loss: Callable[[Any, Any], Tensor] = cross_entropy,
         calibration: Iterable[Any] | None = None,
         example_inputs: object = None,
         name: str = "task",
+        max_batches: int | None = None,
+        dynamic_dims: DynamicDims | None = None,
     ) -> None:
         sources = {"train": train, "selection": selection, "test": test, "calibration": calibration}
         for source, batches in sources.items():
-            if isinstance(batches, Iterator):
+            if batches is not None and _is_one_way(batches):
                 raise InputError(
                     f"`{source}` must be iterable many times, but got the one-way iterator "
                     f"{type(batches).__name__}; give a DataLoader or a list"
                 )
-        if metric != "accuracy" and not callable(metric):
-            raise InputError(f"`metric` must be 'accuracy' or a function of (outputs, targets), but got {metric!r}")
+        judges = isinstance(metric, RunningMetric) or callable(metric)
+        if metric not in RUNNING if isinstance(metric, str) else isinstance(metric, type) or not judges:
+            raise InputError(
+                f"`metric` must be one of {sorted(RUNNING)}, an object with `update` and `compute`, or a function of "
+                f"(outputs, targets), but got {metric!r}"
+            )
+        if max_batches is not None and max_batches < 1:
+            raise InputError(f"`max_batches >= 1` must hold, but got {max_batches}")
         self.name = name
         self._model = model
         self._train = train
         self._splits = {"selection": selection, "test": test}
-        self._metric = metric if callable(metric) else accuracy
-        self._loss = loss
+        self._metric, self._loss, self._max_batches = metric, loss, max_batches
+        self.dynamic_dims = dynamic_dims
+        direction = direction_of(metric)
+        if direction is not None:
+            self.objectives = {name_of(metric): direction}
         self._calibration = calibration
         self._example_inputs = None if example_inputs is None else as_inputs(example_inputs)
 
@@ -221,32 +258,32 @@ class SupervisedTask:
         if self._example_inputs is not None:
             return self._example_inputs
         for inputs, _ in self.train_batches(seed=0):
-            if isinstance(inputs, dict):
-                return {key: value[:1] for key, value in inputs.items()}
-            return tuple(value[:1] for value in inputs)
+            first: Inputs = part_of(inputs, 0, 1, n_samples_of(inputs))
+            return first
         raise InputError("`train` must have at least one batch, but it has none")
 
     def train_batches(self, seed: int) -> Iterator[Batch]:
         """One pass over `train`; the same batches for the same seed."""
-        return map(as_batch, _seeded(self._train, seed))
+        return map(as_batch, islice(_seeded(self._train, seed), self._max_batches))
 
     def calibration_batches(self) -> Iterator[Inputs]:
         """The given calibration inputs, or those of the first training batches."""
         if self._calibration is not None:
-            return map(as_inputs, self._calibration)
-        return (
-            inputs for _, (inputs, _) in zip(range(N_CALIBRATION_BATCHES), self.train_batches(seed=0), strict=False)
-        )
+            bound = MAX_CALIBRATION_BATCHES if _has_length(self._calibration) else None
+            return map(as_inputs, islice(self._calibration, self._max_batches or bound))
+        return (inputs for inputs, _ in islice(self.train_batches(seed=0), N_CALIBRATION_BATCHES))
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The given loss of outputs and targets."""
         return self._loss(outputs, batch[1])
 
     def evaluate(self, predict: Predict, split: str) -> dict[str, float]:
-        """The metric (first key, by its function's name) and the loss over a whole split.
+        """The metric (first key, by its name) and the loss (the mean of the batches', by their samples) of a split.
+
+        Batch by batch, on the device of `predict` where it has one.
 
         Raises:
-            InputError: the split is neither "selection" nor "test".
+            InputError: the split is neither "selection" nor "test", is empty, or has no length and does not end.
         """
         return self._evaluated(predict, split, None)
 
@@ -257,11 +294,56 @@ class SupervisedTask:
     def _evaluated(self, predict: Predict, split: str, n_samples: int | None) -> dict[str, float]:
         if split not in self._splits:
             raise InputError(f"`split` must be one of {sorted(self._splits)}, but got {split!r}")
-        outputs, targets = predict_all(predict, first_samples(map(as_batch, self._splits[split]), n_samples))
-        metric_name = getattr(self._metric, "__name__", "metric")
-        figures = {metric_name: float(self._metric(outputs, targets))}
-        figures.setdefault("loss", float(self._loss(outputs, targets)))
+        device = getattr(predict, "device", CPU)
+        metric = fresh(self._metric, device)
+        losses: list[Tensor] = []
+        n_seen = 0
+        batches = first_samples(map(as_batch, self._bounded(split)), n_samples)
+        with torch.no_grad():
+            for inputs, targets in stream_to(batches, device):
+                outputs, size = predict(inputs), n_samples_of(inputs)
+                metric.update(outputs, targets)
+                losses.append(size * torch.as_tensor(self._loss(outputs, targets)).reshape(()))
+                n_seen += size
+        if not n_seen:
+            raise InputError(
+                f"a split must have at least one batch to evaluate, but `{split}` has none (now: a source that can be "
+                "iterated only once has none the second time)"
+            )
+        figures = {name_of(self._metric): float(metric.compute())}
+        figures.setdefault("loss", float(torch.stack(losses).cpu().double().sum()) / n_seen)
         return figures
+
+    def _bounded(self, split: str) -> Iterator[Any]:
+        """The batches of a split.
+
+        Raises:
+            InputError: it has no length and does not end within `MAX_UNSIZED_BATCHES`.
+        """
+        source = self._splits[split]
+        sized = self._max_batches is not None or _has_length(source)
+        for n_given, batch in enumerate(islice(source, self._max_batches)):
+            if n_given == MAX_UNSIZED_BATCHES and not sized:
+                raise InputError(
+                    f"`{split}` must end, but has no length and gave {n_given} batches; if it never ends, bound it by "
+                    "`max_batches`"
+                )
+            yield batch
+
+
+def _has_length(source: object) -> bool:
+    try:
+        len(source)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def _is_one_way(source: Iterable[Any]) -> bool:
+    """Whether a second pass would go on where the first stopped."""
+    if isinstance(source, Iterator):
+        return True
+    return not isinstance(source, DataLoader) and not _has_length(source) and iter(source) is iter(source)
 
 
 def _seeded(batches: Iterable[Any], seed: int) -> Iterator[Any]:
@@ -447,12 +529,15 @@ def check_task(task: Task) -> None:
         raise InputError(
             "`build_model()` must return the model in eval mode, but it is in training mode; call `.eval()` on it"
         )
+    model = widened(model.cpu())
     with torch.no_grad():
         examples = as_inputs(attempt("example_inputs()", task.example_inputs))
         _require_samples(examples, "example_inputs()")
         _run(model, examples, "example_inputs()")
         _run(model, _last_calibration(task), "calibration_batches()")
         batch = as_batch(_first("train_batches(seed=0)", lambda: task.train_batches(0)))
+        _check_devices(batch)
+        batch = full_precision(on_device(batch, CPU))
         outputs = _run(model, batch[0], "train_batches(seed=0)")
         loss = attempt("loss(outputs, batch)", lambda: task.loss(outputs, batch))
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
@@ -460,6 +545,35 @@ def check_task(task: Task) -> None:
         raise InputError(
             f"`loss` must be a finite scalar tensor on the first training batch, but got {value}; "
             "check the model's weights, the inputs' normalisation and the targets"
+        )
+    for split in ("selection", "test"):
+        _touch(task, model, split)
+
+
+class _TouchedError(Exception):
+    """The first batch of a split was reached."""
+
+
+def _touch(task: Task, model: nn.Module, split: str) -> None:
+    """Runs the model on the first batch of a split, and goes no further."""
+
+    def predict(inputs: Inputs) -> Any:
+        _run(model, as_inputs(inputs), f"evaluate(predict, {split!r})")
+        raise _TouchedError
+
+    def evaluate() -> None:
+        with contextlib.suppress(_TouchedError):
+            task.evaluate(predict, split)
+
+    attempt(f"evaluate(predict, {split!r})", evaluate)
+
+
+def _check_devices(batch: Batch) -> None:
+    devices = sorted({str(tensor.device) for tensor in tensors_in(batch)})
+    if len(devices) > 1:
+        raise InputError(
+            f"the tensors of a training batch must be on one device, but are on {devices}; leave them on the CPU, from "
+            "where each worker moves them to its own device"
         )
 
 
@@ -484,8 +598,7 @@ def _last_calibration(task: Task) -> Inputs:
 
 
 def _require_samples(inputs: Inputs, source: str) -> None:
-    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-    if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors):
+    if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors_in(inputs)):
         raise InputError(
             f"`{source}` must hold at least one sample along the first dimension, but got {_describe(inputs)}"
         )
@@ -541,18 +654,15 @@ def _first(what: str, batches: Callable[[], Iterable[Any]]) -> Any:
     return batch
 
 
-def _run(model: nn.Module, inputs: Inputs, source: str) -> Tensor:
+def _run(model: nn.Module, inputs: Inputs, source: str) -> Any:
+    check_common_size(inputs, f"`{source}`")
     try:
-        outputs = call_model(model, inputs)
+        outputs = call_model(model, full_precision(on_device(inputs, CPU)))
     except Exception as error:
         raise InputError(
             f"the model must run on the inputs of `{source}` ({_describe(inputs)}), but {_where(error)}"
         ) from error
-    if not isinstance(outputs, Tensor):
-        raise InputError(
-            f"the model must return one tensor, but on the inputs of `{source}` it returned {_describe(outputs)}; "
-            "return the tensor that `loss` and `evaluate` need, in a small module around the model if it is not yours"
-        )
+    main_output(outputs)
     return outputs
 
 

@@ -20,7 +20,8 @@ OTHER: dict[str, Any] = {
     "": {
         "space": "digits", "runtime": "openvino", "n_threads": 3, "latency_budget": "0.5x", "size_budget_mib": 1.5,
         "memory_budget_mib": 2.5, "min_accuracy": 0.25, "n_trials": 7, "minutes": 2.5, "n_workers": 3,
-        "cpus_per_trial": 0.5, "gpus_per_trial": 0.25, "trial_minutes": 1.5, "trial_retries": 5, "patience": 4,
+        "cpus_per_trial": 0.5, "gpus_per_trial": 0.25,
+        "device": "cuda:1", "trial_minutes": 1.5, "trial_retries": 5, "patience": 4,
         "polish_share": 0.25,
         "polish_points": 3,
         "polish_steps": 70,
@@ -34,7 +35,7 @@ OTHER: dict[str, Any] = {
         "rungs": [0, 3, 9],
         "optimizer": "adamw",
         "teacher_loss": "cosine", "learning_rate": 0.5, "weight_decay": 0.25, "temperature": 2.0, "alpha": 0.5,
-        "feature_weight": 0.5, "feature_layers": ["a", "b"], "learn_scales": True, "l1_weight": 0.5,
+        "feature_weight": 0.5, "feature_layers": ["a", "b"], "learn_scales": True, "compile": True, "l1_weight": 0.5,
         "group_lasso_weight": 0.5,
     },
     "quantize": {"ranges": "mse", "weights": "mse", "correct_bias": True},

@@ -245,15 +245,23 @@ def test_constructor_refuses_one_way_iterators_and_unknown_metrics() -> None:
     loader = DataLoader(data(), batch_size=4)
     with pytest.raises(InputError, match="`selection` must be iterable many times"):
         SupervisedTask(nn.Linear(4, 3), loader, iter(loader), loader)
-    with pytest.raises(InputError, match="'accuracy' or a function of"):
+    with pytest.raises(InputError, match=r"one of \['accuracy', .*or a function of"):
         SupervisedTask(nn.Linear(4, 3), loader, loader, loader, metric="f1")
 
 
 def test_targets_that_cannot_be_joined_are_refused() -> None:
     batches = [(torch.ones(2, 4), ["a", "b"])]
-    task = SupervisedTask(nn.Linear(4, 3), batches, batches, batches)
-    with pytest.raises(InputError, match="targets must be tensors or dicts of tensors, but got list"):
-        task.evaluate(lambda inputs: torch.zeros(2, 3), "test")
+    with pytest.raises(InputError, match="targets must be tensors or dicts or tuples of tensors, but got list"):
+        SupervisedTask(
+            nn.Linear(4, 3),
+            batches,
+            batches,
+            batches,
+            metric=lambda outputs, targets: 0.0,
+            loss=lambda *_: torch.ones(()),
+        ).evaluate(lambda inputs: torch.zeros(2, 3), "test")
+    with pytest.raises(InputError, match="accuracy needs .* got outputs .* and targets list"):
+        SupervisedTask(nn.Linear(4, 3), batches, batches, batches).evaluate(lambda inputs: torch.zeros(2, 3), "test")
 
 
 def test_supervised_task_survives_cloudpickle() -> None:
@@ -399,7 +407,7 @@ BATCH = (torch.ones(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))
             loader_task(nn.Linear(5, 3)),
             r"run on the inputs of `example_inputs\(\)` \(float32 tensor of shape \(1, 4\)\)",
         ),
-        (loader_task(Returns(lambda x: (x, x))), "must return one tensor, but .* returned float32 tensor of shape"),
+        (loader_task(Returns(lambda x: ("no", 1))), "must give a floating-point tensor, alone or within"),
         (
             loader_task(Returns(lambda x: x[:, :3] * torch.inf)),
             "finite scalar tensor on the first training batch, but got nan",

@@ -34,7 +34,8 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
     from autocompress.report.inspection import capability_table, graph_tables, space_table
     from autocompress.runtimes import is_executed, runtime_named
     from autocompress.space.search_space import SearchSpace
-    from autocompress.task import as_inputs, check_task, load_task
+    from autocompress.task import check_task, load_task
+    from autocompress.task_access import examples_of, model_of
 
     if profile is not None and space is None:
         raise InputError("--profile labels the choices of a search space; name it with --space")
@@ -43,7 +44,7 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
         print(note)
     if getattr(loaded, "has_data", True):
         check_task(loaded)
-    graph = inspect_model(loaded.build_model(), as_inputs(loaded.example_inputs()))
+    graph = inspect_model(model_of(loaded), examples_of(loaded))
     engine = runtime_named(runtime) if runtime is not None else None
     offered = None if space is None else SearchSpace.load(space, graph)
     if offered is not None and engine is not None:

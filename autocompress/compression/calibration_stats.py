@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.compression.low_rank.moments import Moments
 from autocompress.compression.low_rank.source import LowRankSource
+from autocompress.devices import device_of, full_precision, is_half, on_device
 from autocompress.errors import CompressionError
 from autocompress.graph import Coupling, ModelGraph
 from autocompress.task import Inputs, Task, call_model
@@ -84,7 +85,9 @@ class CalibrationStats:
         parameters = {path: parameter for path, parameter in model.named_parameters() if path in self.weights}
         places = dict.fromkeys(_place(coupling) for group in self.graph.groups for coupling in group.couplings)
         sums: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-        for batch in islice(self.task.train_batches(self.seed), N_GRADIENT_BATCHES):
+        for given in islice(self.task.train_batches(self.seed), N_GRADIENT_BATCHES):
+            batch = on_device(given, device_of(model))
+            batch = batch if is_half(model) else full_precision(batch)
             loss = self.task.loss(call_model(model, batch[0]), batch)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             products = {

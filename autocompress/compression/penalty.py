@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autocompress.devices import device_of
 from autocompress.graph import ChannelGroup, ModelGraph
 
 
@@ -14,7 +15,7 @@ def l1_penalty(model: nn.Module) -> Tensor:
     """Mean magnitude of the entries of all weights (two or more dimensions), a scalar (Tibshirani 1996)."""
     weights = [weight for weight in model.parameters() if weight.ndim > 1 and weight.requires_grad]
     if not weights:
-        return torch.zeros(())
+        return torch.zeros((), device=device_of(model))
     return torch.stack([weight.abs().sum() for weight in weights]).sum() / sum(weight.numel() for weight in weights)
 
 
@@ -32,11 +33,12 @@ class GroupLasso:
 
     def __init__(self, model: nn.Module, graph: ModelGraph) -> None:
         parameters = dict(model.named_parameters())
+        self._device = device_of(model)
         self._groups = [_Group.of(group, parameters) for group in graph.groups]
 
     def __call__(self) -> Tensor:
         """The penalty at the parameters' present values, a scalar."""
-        total, n_entries = torch.zeros(()), 0.0
+        total, n_entries = torch.zeros((), device=self._device), 0.0
         for group in self._groups:
             squares, sizes = group.measure()
             total = total + (sizes * (squares + torch.finfo(squares.dtype).tiny)).sqrt().sum()

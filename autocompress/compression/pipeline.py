@@ -30,6 +30,7 @@ from autocompress.compression.recipe import Recipe
 from autocompress.compression.reconstruct import reconstruct_, reestimate_norms_
 from autocompress.compression.sparsify import mark_sparse_, sparsify_
 from autocompress.config import QuantizeSettings
+from autocompress.devices import CPU, device_of, model_on, on_device
 from autocompress.errors import CompressionError
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.settings_schema import require_kind
@@ -75,7 +76,7 @@ def compress(
     """Applies a candidate to a copy of the model.
 
     Args:
-        model: trained; it is not touched.
+        model: trained, on any device, where the student will be too; it is not touched.
         candidate: see `SearchSpace`.
         example_inputs: a tuple of tensors, or a dict of keyword tensors.
         calibration: batches of inputs, for batch-norm statistics and 8-bit ranges; needed where a layer gets 8 bits
@@ -101,8 +102,9 @@ def compress(
     """
     require_kind("model", model, "an nn.Module", nn.Module)
     require_kind("candidate", candidate, "a Candidate", Candidate)
-    graph = graph if graph is not None else inspect_model(model, as_inputs(example_inputs))
-    batches = [as_inputs(inputs) for inputs in calibration]
+    if graph is None:
+        graph = inspect_model(model_on(model, CPU), as_inputs(on_device(example_inputs, CPU)))
+    batches = [on_device(as_inputs(inputs), device_of(model)) for inputs in calibration]
     calibration_stats = CalibrationStats(model, graph, batches, task)
     recipe = resolve(model, graph, candidate, importance, calibration_stats, activation_aware)
     recipe = replace(recipe, rounds_before_sums=round_before_sums, half_range_weights=half_range_weights)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.compression.reconstruct import RIDGE, ridge_solution
+from autocompress.devices import device_of
 from autocompress.errors import InputError
 from autocompress.graph.shrink import module_at
 from autocompress.task import Inputs, call_model
@@ -86,7 +87,7 @@ class FeatureLoss:
             if dim is not None:
                 made = adapter(made.movedim(dim, -1)).movedim(-1, dim)
             losses.append(F.mse_loss(made, feature) / feature.pow(2).mean().clamp(min=1e-8))
-        return torch.stack(losses).mean() if losses else torch.zeros(())
+        return torch.stack(losses).mean() if losses else torch.zeros((), device=device_of(self._student))
 
 
 def _width_dim(path: str, ours: Tensor, theirs: Tensor) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autocompress.config import DistillSettings
+from autocompress.devices import device_of
 
 _MOMENTUM = 0.9
 _BETAS = (0.9, 0.999)
@@ -79,6 +80,7 @@ def make_optimizer(
         {"params": [*(p for p in trained if p.ndim < 2), *undecayed], "weight_decay": 0.0},
     ]
     assert settings.learning_rate is not None, "settings_for has set it"
+    fused = True if device_of(student).type == "cuda" else None  # one kernel for all parameters
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=_MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS)
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=_MOMENTUM, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, fused=fused)

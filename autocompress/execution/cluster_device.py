@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from torch import Tensor
 
+from autocompress.devices import CPU, on_device
 from autocompress.latency import PairedTiming
 from autocompress.latency.target_device import LocalDevice
 from autocompress.locked_temp_dir import LockedTempDir
@@ -65,10 +65,9 @@ class RemoteSession:
         """See `Session`; the way there and back takes longer than the run, so `ClusterDevice.time` times there."""
         return self.predict(prepared)
 
-    def predict(self, inputs: Inputs) -> Tensor:
+    def predict(self, inputs: Inputs) -> Any:
         """See `Session`."""
-        outputs: Tensor = ray.get(self._actor.predict.remote(self.file, inputs))
-        return outputs
+        return ray.get(self._actor.predict.remote(self.file, on_device(inputs, CPU)))
 
 
 _File = tuple[str, list[Any]]
@@ -84,7 +83,7 @@ class _Loaded:
     def check(self, file: _File) -> None:
         self._session(file)
 
-    def predict(self, file: _File, inputs: Inputs) -> Tensor:
+    def predict(self, file: _File, inputs: Inputs) -> Any:
         return self._session(file).predict(inputs)
 
     def time(

@@ -15,8 +15,9 @@ from autocompress.publishing.export_point import ExportTarget, export_point
 from autocompress.publishing.model_card import write_card
 from autocompress.results.records import TrialRecord, read_records
 from autocompress.results.run_folder import RunFolder, check_output
-from autocompress.runtimes import runtime_named
-from autocompress.task import Task, as_inputs
+from autocompress.runtimes import export_for, runtime_named
+from autocompress.task import Task
+from autocompress.task_access import examples_of
 
 
 def export_trial(
@@ -57,9 +58,9 @@ def export_trial(
     context = context_of(folder, info, task)
     student, recipe = load_student(folder.trial(record.name), context.model, context.graph)
     threads = n_threads or info.settings.n_threads
-    inputs = as_inputs(task.example_inputs())
+    inputs = examples_of(task)
     with LockedTempDir() as scratch:
-        reference = target.export(context.model, inputs, scratch.path)
+        reference = export_for(task, target, context.model, inputs, scratch.path)
         reference_ms = measure_latency(reference, inputs, runtime=runtime, n_threads=threads).value
         facts = facts_of(info, task, context.graph.n_params)
         facts |= {"runtime": runtime, "n_threads": threads}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from autocompress.batches import n_samples, part_of
 from autocompress.compression import CalibrationStats, Recipe, resolve
 from autocompress.compression.quantize import rounded
 from autocompress.compression.sparsify import magnitude_mask
@@ -16,7 +17,7 @@ from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_c
 from autocompress.graph import ModelGraph
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Batch, Inputs, Task, call_model
+from autocompress.task import Batch, Task, call_model
 
 UNIT = "estimated loss increase"
 _PART = 8  # samples whose gradient is squared together
@@ -72,20 +73,11 @@ def _fisher(model: nn.Module, task: Task, labelled: list[Batch]) -> tuple[dict[s
 def _parts(batch: Batch) -> list[tuple[Batch, int]]:
     """The batch in small pieces; whole where its targets are not a tensor with an entry for each sample."""
     inputs, targets = batch
-    values = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-    size = int(values[0].shape[0])
+    size = n_samples(inputs)
     if not isinstance(targets, Tensor) or targets.ndim == 0 or targets.shape[0] != size:
         return [(batch, size)]
-    pieces: list[tuple[Batch, int]] = []
-    for start in range(0, size, _PART):
-        window = slice(start, start + _PART)
-        piece: Inputs = (
-            {name: value[window] for name, value in inputs.items()}
-            if isinstance(inputs, dict)
-            else tuple(value[window] for value in inputs)
-        )
-        pieces.append(((piece, targets[window]), len(targets[window])))
-    return pieces
+    stops = [(start, min(start + _PART, size)) for start in range(0, size, _PART)]
+    return [((part_of(inputs, start, stop, size), targets[start:stop]), stop - start) for start, stop in stops]
 
 
 def _changes(
@@ -99,7 +91,7 @@ def _changes(
             slots = sorted(group.gone(coupling, recipe.removed.get(group.name, ())))
             if weight is not None and slots:
                 change = changes.setdefault(coupling.tensor, torch.zeros_like(weight))
-                index = torch.tensor(slots)
+                index = torch.tensor(slots, device=weight.device)
                 change.index_copy_(coupling.dim, index, -weight.index_select(coupling.dim, index))
     for branch in graph.branches:
         if branch.name in candidate.drop:

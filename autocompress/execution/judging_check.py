@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from autocompress.batches import n_samples as n_samples_of
+from autocompress.devices import tensors_in
 from autocompress.errors import InputError
-from autocompress.evaluation import evaluate_model
+from autocompress.evaluation import ModelPredict, evaluate_model
 from autocompress.files import digest_of
 from autocompress.publishing.export_point import splits_of
 from autocompress.report.wording import is_share
-from autocompress.task import Inputs, Task, attempt, call_model, check_metrics
+from autocompress.task import Inputs, Task, attempt, check_metrics
 
 _SECONDS, _N_AGAIN = 10.0, 3  # after which a split that repeats its first batch is endless
 _N_COMPARED = 16_384  # numbers of a batch, from its beginning
@@ -22,7 +25,7 @@ _N_TWICE = 256  # samples that are judged twice, where the task can judge some
 
 
 def judge_splits(model: nn.Module, task: Task) -> tuple[dict[str, float], int, list[str]]:
-    """The uncompressed model's metrics on the selection split; the others are only tried.
+    """The uncompressed model's metrics on the selection split, judged on its device; the others are only tried.
 
     Returns:
         The metrics, the number of samples behind them, and what the user should know: that two judgements differ.
@@ -46,26 +49,25 @@ def judge_splits(model: nn.Module, task: Task) -> tuple[dict[str, float], int, l
 def _judged(model: nn.Module, task: Task, split: str) -> tuple[dict[str, float], int]:
     """The metrics on a split whose end is not known, and the number of its samples."""
     begin, first, n_again, n_samples = time.monotonic(), "", 0, 0
+    outputs_of = ModelPredict(model)
 
-    def predict(inputs: Inputs) -> Tensor:
+    def predict(inputs: Inputs) -> Any:
         nonlocal first, n_again, n_samples
         found = _digest(inputs)
         first = first or found
         n_again += found == first
         if n_again > _N_AGAIN and time.monotonic() - begin > _SECONDS:
             raise InputError(f"the split {split!r} must end, but it gives the same batches again and again")
-        with torch.no_grad():
-            outputs: Tensor = call_model(model, inputs)
-        n_samples += len(outputs)
-        return outputs
+        n_samples += n_samples_of(inputs)
+        return outputs_of(inputs)
 
     judge = partial(task.evaluate, predict, split)
     return check_metrics(attempt(f"evaluate(predict, {split!r})", judge), split), n_samples
 
 
 def _digest(inputs: Inputs) -> str:
-    tensors = inputs.values() if isinstance(inputs, dict) else inputs
-    parts = (tensor.detach().flatten()[:_N_COMPARED].cpu().contiguous().view(torch.uint8) for tensor in tensors)
+    tensors = (tensor.detach().flatten() for tensor in tensors_in(inputs))
+    parts = (tensor[:_N_COMPARED].cpu().contiguous().view(torch.uint8) for tensor in tensors)
     return "".join(digest_of(part.numpy().tobytes()) for part in parts)
 
 

@@ -13,11 +13,11 @@ from autocompress.compression import compress
 from autocompress.errors import AutocompressError, InputError
 from autocompress.files import read_json, write_atomically
 from autocompress.latency.target_device import TargetDevice
-from autocompress.runtimes import runtime_named
+from autocompress.runtimes import export_for, runtime_named
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import FULL_BITS, INT8_BITS, Candidate
 from autocompress.space.search_space import Choice, SearchSpace
-from autocompress.task import as_inputs
+from autocompress.task_access import calibration_of, examples_of
 
 SHARE = 0.05
 """Of a search's minutes, at most."""
@@ -72,8 +72,8 @@ def measure_latency_probes(
     """
     begin = time.monotonic()
     candidates = probe_candidates(space)
-    runtime, inputs = runtime_named(context.settings.runtime), as_inputs(context.task.example_inputs())
-    calibration = [as_inputs(next(iter(context.task.calibration_batches())))]
+    runtime, inputs = runtime_named(context.settings.runtime), examples_of(context.task)
+    calibration = [next(calibration_of(context.task))]
     with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
         folder = Path(name)
         reference_file = folder / "reference"
@@ -86,7 +86,7 @@ def measure_latency_probes(
                 student = compress(
                     context.model, candidate, inputs, calibration, graph=context.graph, reconstruct=False
                 )
-                session = device.load(runtime.export(student, inputs, folder))
+                session = device.load(export_for(context.task, runtime, student, inputs, folder))
             except AutocompressError:
                 continue
             yield LatencyProbe(candidate, device.time(session, reference, inputs, _N_ROUNDS).ratio)

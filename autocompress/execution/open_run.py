@@ -16,7 +16,8 @@ from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
-from autocompress.task import Task, as_inputs, load_task
+from autocompress.task import Task, load_task
+from autocompress.task_access import examples_of, model_of
 
 Predict = Callable[[Candidate], float]
 
@@ -56,12 +57,12 @@ def context_of(folder: RunFolder, info: RunInfo, task: Task) -> SearchContext:
     Raises:
         InputError: the task's model is another one.
     """
-    model = task.build_model()
+    model = model_of(task)
     if model_digest(model) != info.model_digest:
         raise InputError(
             f"{folder.path} searched another model (or other weights) than the task gives now; start a new search"
         )
-    graph = inspect_model(model, as_inputs(task.example_inputs()))
+    graph = inspect_model(model, examples_of(task))
     return make_context(task, model, graph, info, _reference_of(folder, info))
 
 

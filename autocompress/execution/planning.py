@@ -31,7 +31,7 @@ def find_sensitivity(context: SearchContext, space: SearchSpace, effort: Effort)
     probe = make_probe()
     if context.settings.sensitivity == "fisher":
         importance = context.settings.importance
-        return fisher_sensitivity(space, context.task, context.model, context.graph, list(probe.labelled), importance)
+        return fisher_sensitivity(space, context.task, probe.model, context.graph, list(probe.labelled), importance)
     return measure_sensitivity(space, probe, cache_folder() / "sensitivity", make_probe, effort)
 
 

@@ -17,7 +17,9 @@ from torch import nn
 from autocompress.compression import CalibrationStats, compress, criterion_named
 from autocompress.compression.importance import least_important
 from autocompress.config import SearchSettings
+from autocompress.devices import model_on
 from autocompress.errors import InputError
+from autocompress.execution.device_check import check_device
 from autocompress.execution.judging_check import check_share, judge_splits
 from autocompress.execution.trial import n_macs
 from autocompress.files import digest_of
@@ -32,13 +34,14 @@ from autocompress.results.objectives import Direction, Objectives, budget_ratios
 from autocompress.results.provenance import imports_of, signature_of
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import RunInfo
-from autocompress.runtimes import Session, check_parity, is_executed, runtime_named, saturates
+from autocompress.runtimes import Session, check_parity, export_for, is_executed, runtime_named, saturates
 from autocompress.sampling.initial_candidates import strongest_candidates, strongest_text
 from autocompress.sampling.samplers import sampler_named
-from autocompress.search_context import SearchContext
+from autocompress.search_context import SearchContext, device_here
 from autocompress.space.candidate import INT8_BITS
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, as_inputs, check_task
+from autocompress.task import Task, check_task
+from autocompress.task_access import calibration_of, examples_of, model_of
 
 _BYTES_PER_MIB = 2**20
 _REFERENCE_ROUNDS = 15
@@ -89,8 +92,10 @@ def prepare(
     criterion_named(settings.importance)
     if settings.latency_budget is not None:
         budget_ratios(settings.latency_budget, 1.0)
+    device_here(settings)
     check_task(task)
-    model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
+    model, inputs = model_of(task), examples_of(task)
+    check_device(task, model, settings, device_here(settings))
     graph = inspect_model(model, inputs)
     space = _checked_space(space, graph).label_bits(graph, partial(is_executed, runtime.capabilities()))
     if settings.latency_model is not None:
@@ -98,15 +103,15 @@ def prepare(
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
     _check_importance(model, graph, task, settings)
-    metrics, n_selection, notes = judge_splits(model, task)
+    metrics, n_selection, notes = judge_splits(model_on(model, device_here(settings)), task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
     check_share(next(iter(directions)), metrics, settings.min_accuracy)
     with LockedTempDir() as temp_dir:
         scratch = temp_dir.path
-        file = runtime.export(model, inputs, scratch)
+        file = export_for(task, runtime, model, inputs, scratch)
         reference = file.read_bytes()
         device = target_device or LocalDevice(settings.runtime, settings.n_threads)
-        check_parity(model, device.load, file, as_inputs(next(iter(task.calibration_batches()))))
+        check_parity(model, device.load, file, next(calibration_of(task)))
         session = device.load(file)
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
@@ -203,7 +208,7 @@ def _check_importance(model: nn.Module, graph: ModelGraph, task: Task, settings:
     groups = sorted((group for group in graph.groups if not group.sizes), key=lambda group: group.n_channels)
     if ":" not in settings.importance or not groups:
         return
-    calibration = [as_inputs(inputs) for inputs in task.calibration_batches()]
+    calibration = list(calibration_of(task))
     stats = CalibrationStats(model, graph, calibration, task, settings.seed)
     try:
         least_important(stats, groups[0], 1, criterion_named(settings.importance))
@@ -269,12 +274,12 @@ def _check_reachable(
     """Builds and times the strongest candidates, untrained; one within the budget is enough."""
     if context.objectives.budget is None:
         return
-    runtime, inputs = runtime_named(context.settings.runtime), as_inputs(context.task.example_inputs())
-    calibration = [as_inputs(batch) for batch in context.task.calibration_batches()][:1]
+    runtime, inputs = runtime_named(context.settings.runtime), examples_of(context.task)
+    calibration = [next(calibration_of(context.task))]
     fastest = float("inf")
     for candidate in strongest_candidates(space):
         student = compress(context.model, candidate, inputs, calibration, graph=context.graph, reconstruct=False)
-        session = device.load(runtime.export(student, inputs, scratch))
+        session = device.load(export_for(context.task, runtime, student, inputs, scratch))
         fastest = min(fastest, device.time(session, reference, inputs, _REACH_ROUNDS).ratio)
         if fastest <= context.objectives.latency_budgets[-1]:
             return

@@ -24,6 +24,7 @@ from ray._private import ray_constants
 from ray.tune.schedulers import TrialScheduler
 
 from autocompress.config import SearchSettings
+from autocompress.devices import CPU
 from autocompress.errors import InputError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.cluster_device import ClusterDevice
@@ -33,10 +34,11 @@ from autocompress.execution.shared_context import SharedContext
 from autocompress.execution.worker import Worker
 from autocompress.latency.target_device import TargetDevice
 from autocompress.locked_temp_dir import LockedTempDir
-from autocompress.search_context import SearchContext
+from autocompress.search_context import SearchContext, device_here
 from autocompress.stop_signals import ends_as_exceptions, handlers_kept
 
 _MAX_BASE = 18
+_UNRESERVED_PER_GPU = 4
 
 
 @contextmanager
@@ -84,11 +86,17 @@ def open_target_device(settings: SearchSettings) -> Iterator[TargetDevice | None
 
 
 def n_concurrent(settings: SearchSettings) -> int:
-    """Trials at the same time: as set, else as many as Ray has CPUs for."""
+    """Trials at the same time: as set, else as many as Ray has CPUs, and the GPUs that they reserve, for."""
     if settings.n_workers is not None:
         return settings.n_workers
-    n_cpus = ray.cluster_resources().get("CPU", 1.0)
-    return max(1, int(n_cpus / settings.cpus_per_trial)) if settings.cpus_per_trial > 0 else int(n_cpus)
+    resources = ray.cluster_resources()
+    n_cpus = resources.get("CPU", 1.0)
+    fits = [n_cpus / settings.cpus_per_trial if settings.cpus_per_trial > 0 else n_cpus]
+    if settings.gpus_per_trial > 0:
+        fits.append(resources.get("GPU", 0.0) / settings.gpus_per_trial)
+    elif settings.ray_address is None and device_here(settings).type != CPU.type:
+        fits.append(_UNRESERVED_PER_GPU)  # they all share what this process sees
+    return max(1, int(min(fits)))
 
 
 def run_trials(

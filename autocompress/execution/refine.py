@@ -84,6 +84,7 @@ def refine(
             file=None,
             parent=origin.name,
             seconds=outcome.seconds,
+            peak_memory_mib=outcome.peak_memory_mib,
             ended=(datetime.now(UTC) - datetime.fromisoformat(info.started)).total_seconds(),
         )
         path = folder.made(folder.trial(record.name))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from autocompress.compression import Recipe, rebuild
+from autocompress.devices import model_on
 from autocompress.distillation.fine_tune import FineTune, Teacher
-from autocompress.search_context import SearchContext
+from autocompress.search_context import SearchContext, device_here
 
 LEAST_TRIALS = 16
 """Candidates that a timed search should be able to train: fewer, and there is hardly a front to polish."""
@@ -38,12 +39,13 @@ def fitted_rungs(
 
 
 def training_step_seconds(context: SearchContext) -> float:
-    """Seconds of one training step of the uncompressed model on one thread; the first step is not counted."""
+    """Seconds of one training step of the uncompressed model; the first step is not counted. On a CPU one thread."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        student = rebuild(context.model, context.graph, Recipe())
-        fine_tune = FineTune(student, Teacher(context.model), context.task, context.settings.distill)
+        model = model_on(context.model, device_here(context.settings))
+        student = rebuild(model, context.graph, Recipe())
+        fine_tune = FineTune(student, Teacher(model), context.task, context.settings.distill)
         fine_tune.advance(1)
         begin = time.perf_counter()
         fine_tune.advance(1 + _TIMED_STEPS)

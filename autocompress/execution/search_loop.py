@@ -16,6 +16,7 @@ from rich.console import Console
 
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, DistillSettings, SearchSettings
+from autocompress.devices import model_on
 from autocompress.errors import InputError, StoppedError, StorageError
 from autocompress.evaluation import evaluate_model, judges_parts
 from autocompress.execution.abort_stopper import AbortStopper
@@ -68,7 +69,7 @@ from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.sampling.early_stopping import ParetoEarlyStopping, Patience
 from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
-from autocompress.search_context import SearchContext, moments_of
+from autocompress.search_context import SearchContext, device_here, moments_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.stop_signals import first_is_noted
 from autocompress.task import Task, as_batch
@@ -318,7 +319,8 @@ class _Search:
             return
         batch = as_batch(next(iter(task.train_batches(self.info.settings.seed))))
         n_samples = subset_size(self.info.settings.distill, [batch])
-        self.info = replace(self.info, baseline_part=evaluate_model(self.context.model, task, n_samples=n_samples))
+        model = model_on(self.context.model, device_here(self.info.settings))
+        self.info = replace(self.info, baseline_part=evaluate_model(model, task, n_samples=n_samples))
         self.folder.write_info(self.info)
 
     def _queue(self, stop: AbortStopper, progress: SearchProgress) -> TrialQueue:

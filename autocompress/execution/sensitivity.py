@@ -17,17 +17,21 @@ import torch
 from ray.util import ActorPool
 from torch import nn
 
+from autocompress.batches import n_samples as n_samples_of
 from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import SearchSettings
 from autocompress.declared_types import require_types
+from autocompress.devices import CPU, full_precision, has_float64, model_on, on_device, tensors_in
 from autocompress.errors import AutocompressError, InputError, WorkerError
 from autocompress.files import read_json, write_atomically
 from autocompress.graph import ModelGraph
 from autocompress.latency import MeasurementLock
 from autocompress.publishing.artifact import model_digest
+from autocompress.search_context import device_here
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import AS_IT_IS, Choice, Knob, SearchSpace
-from autocompress.task import Batch, Inputs, Task, as_batch, as_inputs, call_model
+from autocompress.task import Batch, Task, as_batch, call_model
+from autocompress.task_access import calibration_of
 
 SCHEMA_VERSION = 1
 UNIT = "calibration loss increase"
@@ -155,11 +159,19 @@ class SensitivityProbe:
         n_samples: int = N_SAMPLES,
     ) -> None:
         self._half_range_weights = half_range_weights
-        self._task, self._model, self._graph, self._settings = task, model.eval(), graph, settings
-        self._calibration = list(_first_samples(map(as_inputs, task.calibration_batches()), n_samples, _n_inputs))
-        self._labelled = list(_first_samples(map(as_batch, task.train_batches(_SEED)), n_samples, _n_batch))
-        self._calibration_stats = CalibrationStats(model, graph, self._calibration, task, _SEED)
+        device = device_here(settings)
+        device = device if has_float64(device) else CPU
+        self._task, self._model, self._graph, self._settings = task, model_on(model.eval(), device), graph, settings
+        calibration = list(_first_samples(calibration_of(task), n_samples, n_samples_of))
+        labelled = full_precision(list(_first_samples(map(as_batch, task.train_batches(_SEED)), n_samples, _n_batch)))
+        self._calibration, self._labelled = on_device(calibration, device), on_device(labelled, device)
+        self._calibration_stats = CalibrationStats(self._model, graph, self._calibration, task, _SEED)
         self._measurement_lock = MeasurementLock()
+
+    @property
+    def model(self) -> nn.Module:
+        """The uncompressed model, on the device."""
+        return self._model
 
     @property
     def labelled(self) -> Sequence[Batch]:
@@ -174,7 +186,7 @@ class SensitivityProbe:
         way = (*how, "half range") if self._half_range_weights else how
         digest = hashlib.sha256(f"{model_digest(self._model)}{way}".encode())
         for inputs in (*self._calibration, *(inputs for inputs, _ in self._labelled)):
-            for value in inputs.values() if isinstance(inputs, dict) else inputs:
+            for value in tensors_in(inputs):
                 digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:12]
 
@@ -367,10 +379,5 @@ def _first_samples(batches: Iterable[Any], n: int, size: Callable[[Any], int]) -
             return
 
 
-def _n_inputs(inputs: Inputs) -> int:
-    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
-    return int(first.shape[0])
-
-
 def _n_batch(batch: Batch) -> int:
-    return _n_inputs(batch[0])
+    return n_samples_of(batch[0])

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from autocompress.batches import n_samples
 from autocompress.compression import CalibrationStats, RebuildOptions, Recipe, rebuild, resolve, sparse_saving_bytes
 from autocompress.compression.pipeline import UNCOMPRESSED, Parent, Rebuilding, best_of, student_from
 from autocompress.config import DistillSettings
+from autocompress.devices import CPU, PeakMemory, full_precision, has_float64, model_on, on_device
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
 from autocompress.evaluation import evaluate_model
@@ -26,10 +28,11 @@ from autocompress.latency import MeasurementLock, time_sessions
 from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.publishing.artifact import load_student, save_student
 from autocompress.results.records import Latency, Rung
-from autocompress.runtimes import rounds_before_sums, runtime_named
-from autocompress.search_context import SearchContext
+from autocompress.runtimes import export_for, rounds_before_sums, runtime_named
+from autocompress.search_context import SearchContext, device_here
 from autocompress.space.candidate import Candidate
-from autocompress.task import Batch, Inputs, as_batch, as_inputs, call_model
+from autocompress.task import Batch, Inputs, as_batch, call_model
+from autocompress.task_access import calibration_of, examples_of
 
 _BYTES_PER_MIB = 2**20
 _HELD_OUT_SEED = 7919  # of the training batches on which starts are compared; no training begins with it
@@ -84,24 +87,34 @@ class Outcome:
     rungs: tuple[Rung, ...]
     seconds: Mapping[str, float]
     parent: str
+    peak_memory_mib: float | None = None
 
 
 class WorkerContext:
-    """What a worker keeps from trial to trial: teacher, its outputs, calibration, statistics, the reference file."""
+    """What a worker keeps from trial to trial: teacher, its outputs, calibration, statistics, the reference file.
 
-    def __init__(self, context: SearchContext) -> None:
-        self.context = context
+    Args:
+        context: of the search; its model is on the CPU.
+        device: where the worker computes; None finds the one that the settings name.
+    """
+
+    def __init__(self, context: SearchContext, device: torch.device | None = None) -> None:
+        device = device_here(context.settings) if device is None else device
+        self.context, self.device = context, device
         self.measurement_lock = MeasurementLock()
-        self.teacher = Teacher(copy.deepcopy(context.model))
+        self.teacher = Teacher(copy.deepcopy(context.model).to(device))
+        # students are made where closed forms can be computed, and trained on the device
+        self.building_device = device if has_float64(device) else CPU
+        self.model = model_on(context.model, self.building_device)
         with self.measurement_lock.shared():  # the first access may load a whole data set
-            self.calibration = [as_inputs(inputs) for inputs in context.task.calibration_batches()]
-            self.held_out = _held_out(context)
+            self.calibration = [on_device(inputs, self.building_device) for inputs in calibration_of(context.task)]
+            self.held_out = full_precision(on_device(_held_out(context), self.building_device))
         shared = context.moments
         known = None if shared is None else {name: torch.from_numpy(second) for name, second in shared.items()}
         self.calibration_stats = CalibrationStats(
-            context.model, context.graph, self.calibration, context.task, context.settings.seed, known
+            self.model, context.graph, self.calibration, context.task, context.settings.seed, known
         )
-        self.example_inputs = as_inputs(context.task.example_inputs())
+        self.example_inputs = examples_of(context.task)
         self.runtime = runtime_named(context.settings.runtime)
         settings = context.settings
         options = RebuildOptions(settings.reconstruct, settings.activation_aware, settings.quantize)
@@ -121,12 +134,12 @@ class WorkerContext:
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             for file, content in trained.files.items():
                 (Path(name) / file).write_bytes(content)
-            return load_student(Path(name), self.context.model, self.context.graph)
+            return load_student(Path(name), self.model, self.context.graph)
 
     def parent_of(self, trained: TrainedFiles) -> Parent:
         """A trained trial's weights, written back into the uncompressed model."""
         student, recipe = self.student_of(trained)
-        base = Parent(UNCOMPRESSED, self.context.model)
+        base = Parent(UNCOMPRESSED, self.model)
         return Parent.trained(trained.name, student, recipe, base, self.context.graph)
 
 
@@ -136,9 +149,11 @@ class Trial:
     Made whole by `begin` or by `restore`.
     """
 
+    _memory: PeakMemory
+
     def __init__(self, worker: WorkerContext, plan: TrialPlan, recipe: Recipe, student: nn.Module, parent: str) -> None:
         self._worker, self._context, self._plan = worker, worker.context, plan
-        self._recipe, self._student, self._parent = recipe, student, parent
+        self._recipe, self._student, self._parent = recipe, student.to(worker.device), parent
         self._training = training_of(self._context.settings.distill, plan)
         self._fine_tune = FineTune(
             student,
@@ -164,9 +179,11 @@ class Trial:
                 uncompressed model's weights are none.
         """
         begin, waited = time.perf_counter(), worker.measurement_lock.waited
+        memory = PeakMemory(worker.device)
         with worker.measurement_lock.shared():
             recipe, student, parent = _start(worker, plan, trained)
         trial = cls(worker, plan, recipe, student, parent)
+        trial._memory = memory
         waiting = worker.measurement_lock.waited - waited
         trial._seconds |= {"compress": time.perf_counter() - begin - waiting, "wait": waiting}
         if trial._measured is None:
@@ -176,11 +193,13 @@ class Trial:
     @classmethod
     def restore(cls, worker: WorkerContext, plan: TrialPlan, state: Mapping[str, Any]) -> Trial:
         """The trial after the rung at which `state_dict` was taken, perhaps in another process."""
+        memory = PeakMemory(worker.device)
         recipe = Recipe.from_dict(state["recipe"])
         with worker.measurement_lock.shared():
             # without calibration: the state has all tensors
-            student = rebuild(worker.context.model, worker.context.graph, recipe, None, worker.rebuilding.options)
+            student = rebuild(worker.model, worker.context.graph, recipe, None, worker.rebuilding.options)
         trial = cls(worker, plan, recipe, student, state.get("parent", UNCOMPRESSED))
+        trial._memory = memory
         trial._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
         trial._measured = Measured(Latency(**state["latency"]), state["size_mib"])
         trial._seconds = dict(state["seconds"])
@@ -204,7 +223,7 @@ class Trial:
         """The student of the best rung as `save_student` writes it: file name -> content. It travels to the driver."""
         with tempfile.TemporaryDirectory(dir=self._worker.folder) as name, self._phase("save"), self._with_best():
             folder = Path(name)
-            save_student(folder, self._student, self._recipe)
+            save_student(folder, model_on(self._student, CPU), self._recipe)
             return {file.name: file.read_bytes() for file in folder.iterdir()}
 
     @property
@@ -220,12 +239,13 @@ class Trial:
             latency=self._known.latency,
             fine_tuned=len(self._rungs) > 1,
             n_params=sum(parameter.numel() for parameter in self._student.parameters()),
-            n_macs=n_macs(self._student, self._worker.example_inputs),
+            n_macs=n_macs(self._student, on_device(self._worker.example_inputs, self._worker.device)),
             size_mib=self._known.size_mib,
             sparse_size_mib=self._sparse_size_mib,
             rungs=tuple(self._rungs),
             seconds=dict(self._seconds),
             parent=self._parent,
+            peak_memory_mib=self._memory.mib,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,8 +258,8 @@ class Trial:
             "latency": dict(self._known.latency.__dict__),
             "size_mib": self._known.size_mib,
             "seconds": dict(self._seconds),
-            "best": self._best,
-            "fine_tune": self._fine_tune.state_dict(),
+            "best": on_device(self._best, CPU),
+            "fine_tune": on_device(self._fine_tune.state_dict(), CPU),
         }
 
     @property
@@ -282,7 +302,13 @@ class Trial:
     def _measure(self) -> Measured:
         worker, settings = self._worker, self._context.settings
         with self._phase("export"), worker.measurement_lock.shared():
-            file = worker.runtime.export(self._student, worker.example_inputs, worker.folder)
+            file = export_for(
+                self._context.task,
+                worker.runtime,
+                model_on(self._student, CPU),
+                worker.example_inputs,
+                worker.folder,
+            )
             session = worker.runtime.load(file, settings.n_threads)
             size_mib = file.stat().st_size / _BYTES_PER_MIB
         # the reference's latency on another machine does not tell whether this one is idle
@@ -340,7 +366,7 @@ def training_of(settings: DistillSettings, plan: TrialPlan) -> DistillSettings:
 
 def subset_size(training: DistillSettings, batches: Sequence[Batch]) -> int:
     """Samples to judge a rung of the exploration on, so that judging takes a tenth of the training's passes."""
-    n_trained = training.rungs[-1] * max((_n_samples(inputs) for inputs, _ in batches), default=1)
+    n_trained = training.rungs[-1] * max((n_samples(inputs) for inputs, _ in batches), default=1)
     return max(_LEAST_SUBSET, round(3 * _EVALUATION_SHARE * n_trained / len(training.rungs)))
 
 
@@ -348,7 +374,7 @@ def n_macs(model: nn.Module, inputs: Inputs) -> int:
     """Multiply-accumulates of one sample."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call_model(model, inputs)
-    return int(counter.get_total_flops()) // 2 // _n_samples(inputs)
+    return int(counter.get_total_flops()) // 2 // n_samples(inputs)
 
 
 def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFiles]) -> tuple[Recipe, nn.Module, str]:
@@ -361,14 +387,14 @@ def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFile
         starts = {own.name: student}
     else:
         recipe = resolve(
-            context.model, context.graph, plan.candidate, settings.importance, stats, settings.activation_aware
+            worker.model, context.graph, plan.candidate, settings.importance, stats, settings.activation_aware
         )
         recipe = replace(
             recipe,
             rounds_before_sums=rounds_before_sums(worker.runtime),
             half_range_weights=context.half_range_weights,
         )
-        whole = Parent(UNCOMPRESSED, context.model)
+        whole = Parent(UNCOMPRESSED, worker.model)
         starts = {UNCOMPRESSED: student_from(whole, recipe, worker.rebuilding, stats)}
     for item in trained:
         starts[item.name] = student_from(worker.parent_of(item), recipe, worker.rebuilding)
@@ -378,8 +404,3 @@ def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFile
 
 def _held_out(context: SearchContext) -> list[Batch]:
     return [as_batch(batch) for batch in islice(context.task.train_batches(_HELD_OUT_SEED), _N_HELD_OUT)]
-
-
-def _n_samples(inputs: Inputs) -> int:
-    first = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0]
-    return int(first.shape[0])

@@ -68,6 +68,7 @@ def _judged(worker: WorkerContext, candidate: Candidate, number: int, folder: Ru
         size_mib=outcome.size_mib,
         rungs=outcome.rungs,
         seconds=outcome.seconds,
+        peak_memory_mib=outcome.peak_memory_mib,
     )
     path = folder.made(folder.trial(record.name))
     for name, content in trial.files().items():

@@ -17,6 +17,8 @@ import ray
 import torch
 from ray import tune
 
+from autocompress.devices import AUTO, find_device, without_index
+from autocompress.errors import InputError
 from autocompress.execution.shared_context import SharedContext
 from autocompress.execution.time_limit import TimeLimit, TimeLimitError
 from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext
@@ -92,10 +94,30 @@ class Worker(tune.Trainable):
     def _ready_context(self) -> WorkerContext:
         if self._worker_context is None:
             try:
-                self._worker_context = WorkerContext(self._context.get())
+                self._worker_context = WorkerContext(self._context.get(), self._device())
             except Exception as error:
                 raise _unusable(error) from error
         return self._worker_context
+
+    def _device(self) -> torch.device:
+        """The device that the settings name; of the GPUs only those that Ray gave this worker are seen here.
+
+        Raises:
+            InputError: a GPU was asked for, and there is none.
+        """
+        settings = self._context.settings
+        if not settings.gpus_per_trial:
+            return find_device(settings.device)
+        device = find_device(without_index(settings.device))
+        if settings.device == AUTO and device.type == "cpu":
+            raise InputError(
+                f"gpus_per_trial is {settings.gpus_per_trial:g}, but torch {torch.__version__} finds no accelerator on "
+                f"{platform.node()}; install a build of torch for it, start Ray there with --num-gpus=0, or set "
+                "gpus_per_trial to 0"
+            )
+        if device.type == "cuda" and settings.gpus_per_trial < 1:  # others have the rest
+            torch.cuda.set_per_process_memory_fraction(settings.gpus_per_trial)
+        return device
 
     def _step(self, worker_context: WorkerContext) -> dict[str, Any]:
         try:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.compression import rebuild, resolve
 from autocompress.compression.quantize import calibrate_
+from autocompress.devices import map_tensors
 from autocompress.graph import Layer, ModelGraph
 from autocompress.latency.candidate_encoder import Encoder, ModelShape
 from autocompress.latency.layer_table import layer_key
@@ -80,9 +81,8 @@ def _refresh_(module: nn.Module) -> None:
 
 def random_inputs(inputs: Inputs) -> Inputs:
     """Normal random numbers of the same shapes; integers, which may be indices, stay."""
-    if isinstance(inputs, dict):
-        return {name: _random_like(value) for name, value in inputs.items()}
-    return tuple(_random_like(value) for value in inputs)
+    made: Inputs = map_tensors(_random_like, inputs)
+    return made
 
 
 def _layer_inputs(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> dict[str, Tensor]:

@@ -24,7 +24,8 @@ from autocompress.space.candidate import INT8_BITS, PRECISIONS, Candidate
 from autocompress.space.rank_choice import parse_rank
 from autocompress.space.ranks import cost, parts, ranks_of_ratio
 from autocompress.space.search_space import Choice, SearchSpace
-from autocompress.task import Task, as_inputs
+from autocompress.task import Task
+from autocompress.task_access import examples_of
 
 _PRIOR = np.array([0.10, 0.30, 0.18, 0.60, 0.12, 0.25])
 _PRIOR_SPREAD = np.array([0.10, 0.15, 0.12, 0.25, 0.10, 0.20])
@@ -258,7 +259,7 @@ def profile_of_target(path: str, settings: SearchSettings, task: Task, graph: Mo
         InputError: it is damaged, or of another runtime, device or model.
     """
     model = load_latency_model(path)
-    batch = batch_size(as_inputs(task.example_inputs()))
+    batch = batch_size(examples_of(task))
     forced = settings.force_latency_model
     model.require(runtime=settings.runtime, n_threads=settings.n_threads, batch=batch, force=forced)
     model.require_model(graph)

@@ -13,7 +13,9 @@ import onnx
 from onnx import TensorProto
 from torch import nn
 
+from autocompress.batches import n_samples
 from autocompress.declared_types import require_types
+from autocompress.devices import map_tensors
 from autocompress.errors import InputError
 from autocompress.files import digest_of, path_inside, read_json
 from autocompress.graph import ModelGraph, inspect_model
@@ -25,7 +27,8 @@ from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.runtimes import Runtime, runtime_named
 from autocompress.space.candidate import INT8_BITS, Candidate
 from autocompress.space.search_space import Knob, SearchSpace
-from autocompress.task import Inputs, Task, as_inputs
+from autocompress.task import Inputs, Task
+from autocompress.task_access import examples_of, model_of
 
 N_CANDIDATES = 50  # the fewest whose residuals have the quantile of a 96 % interval, with one to spare
 MAX_EXTRA = 8
@@ -78,7 +81,7 @@ def write_plan(
     Returns:
         The plan, which is also in `plan.json`.
     """
-    target, model, inputs = runtime_named(settings.runtime), task.build_model().eval(), as_inputs(task.example_inputs())
+    target, model, inputs = runtime_named(settings.runtime), model_of(task), examples_of(task)
     inputs = inputs if settings.batch is None else _repeated(inputs, settings.batch)
     graph = inspect_model(model, inputs)
     if isinstance(space, str):
@@ -226,15 +229,13 @@ def _written(index: Path) -> dict[str, Any]:
 
 def _repeated(inputs: Inputs, batch: int) -> Inputs:
     """The first sample, repeated `batch` times."""
-    if isinstance(inputs, dict):
-        return {name: value[:1].repeat_interleave(batch, 0) for name, value in inputs.items()}
-    return tuple(value[:1].repeat_interleave(batch, 0) for value in inputs)
+    repeated: Inputs = map_tensors(lambda value: value[:1].repeat_interleave(batch, 0), inputs)
+    return repeated
 
 
 def batch_size(inputs: Inputs) -> int:
     """Samples in one inference."""
-    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-    return int(tensors[0].shape[0])
+    return n_samples(inputs)
 
 
 def _digest(value: object) -> str:

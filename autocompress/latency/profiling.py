@@ -36,7 +36,8 @@ from autocompress.machine import describe_machine
 from autocompress.settings_schema import shown
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, as_inputs, load_task
+from autocompress.task import Task, load_task
+from autocompress.task_access import examples_of
 from autocompress.tasks.data import cache_folder
 
 _SUSPICIOUS = 0.3
@@ -146,7 +147,7 @@ def profile(
     loaded = load_task(task) if isinstance(task, str) else task
     with LockedTempDir() as scratch:
         place = Path(folder) if folder is not None else scratch.path
-        n_samples = batch_size(as_inputs(loaded.example_inputs())) if batch is None else batch
+        n_samples = batch_size(examples_of(loaded)) if batch is None else batch
         store = LayerStore.of_this_machine(runtime, n_threads, n_samples)
         stored = _known_at_start(place, store.times() if reuse else {})
         plan = write_plan(

@@ -23,7 +23,8 @@ from autocompress.latency.schema import DamageError, check_positive, check_type
 from autocompress.latency.table import measured_pairs, require_same_model, shape_of
 from autocompress.space.candidate import PRECISIONS, Candidate, Precision
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, as_inputs
+from autocompress.task import Task
+from autocompress.task_access import examples_of, model_of
 
 Floats = NDArray[np.float64]
 SCHEMA_VERSION = 1
@@ -249,7 +250,7 @@ def estimate_of(
         n_threads: that the runtime is to use.
         batch: samples in one inference; None is the batch of the task's example inputs.
     """
-    model, inputs = task.build_model().eval(), as_inputs(task.example_inputs())
+    model, inputs = model_of(task), examples_of(task)
     graph = inspect_model(model, inputs)
     head = {
         "task": str(getattr(task, "name", type(task).__name__)),

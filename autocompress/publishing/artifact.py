@@ -21,7 +21,8 @@ from autocompress.files import digest_of_file, read_json, write_atomically
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.results.records import FileNumbers, TrialRecord
 from autocompress.settings_schema import require_kind
-from autocompress.task import Task, as_inputs
+from autocompress.task import Task
+from autocompress.task_access import examples_of, model_of
 
 SCHEMA_VERSION = 1
 _DIGEST = "weights_digest"
@@ -112,14 +113,14 @@ def load(folder: str | Path, task: Task) -> nn.Module:
     require_kind("folder", folder, "a path", str, Path)
     path = Path(folder)
     manifest = read_manifest(path)
-    model = task.build_model()
+    model = model_of(task)
     n_expected, n_given = manifest["uncompressed"]["n_params"], sum(p.numel() for p in model.parameters())
     if n_expected != n_given:
         raise InputError(
             f"{path} was compressed from a model of {n_expected} parameters, but the task's model has {n_given}; "
             f"give the task that was searched ({manifest['task']})"
         )
-    student, _ = load_student(path, model, inspect_model(model, as_inputs(task.example_inputs())))
+    student, _ = load_student(path, model, inspect_model(model, examples_of(task)))
     return student
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import islice
 
+from autocompress.batches import n_samples, part_of
 from autocompress.evaluation import evaluate_session
 from autocompress.latency.target_device import LocalDevice
 from autocompress.publishing.export_point import SPLITS
@@ -14,7 +15,8 @@ from autocompress.results.records import Latency
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.runtimes.engine_int8 import ENGINE_TOOLS, quantize_with_engine
 from autocompress.search_context import SearchContext
-from autocompress.task import Inputs, as_inputs
+from autocompress.task import Inputs
+from autocompress.task_access import calibration_of, examples_of
 
 _N_SAMPLES = 128
 _N_ROUNDS = 15
@@ -50,7 +52,7 @@ def measure_engine_peer(context: SearchContext, folder: RunFolder, info: RunInfo
     plain.unlink()
     device = LocalDevice(runtime, info.settings.n_threads)
     session, reference = device.load(file), device.load(folder.reference)
-    inputs = as_inputs(context.task.example_inputs())
+    inputs = examples_of(context.task)
     timing = device.time(session, reference, inputs, _N_ROUNDS, idle_ms=info.objectives.reference_ms)
     ms = timing.ratio * info.objectives.reference_ms
     peer = Peer(
@@ -67,14 +69,8 @@ def measure_engine_peer(context: SearchContext, folder: RunFolder, info: RunInfo
 
 def _single_samples(context: SearchContext) -> Iterator[Inputs]:
     """Calibration samples in batches of the size of the example inputs."""
-    size = _size(as_inputs(context.task.example_inputs()))
-    for inputs in map(as_inputs, context.task.calibration_batches()):
-        for start in range(0, _size(inputs) - size + 1, size):
-            if isinstance(inputs, dict):
-                yield {name: value[start : start + size] for name, value in inputs.items()}
-            else:
-                yield tuple(value[start : start + size] for value in inputs)
-
-
-def _size(inputs: Inputs) -> int:
-    return len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs[0])
+    size = n_samples(examples_of(context.task))
+    for inputs in calibration_of(context.task):
+        n_given = n_samples(inputs)
+        for start in range(0, n_given - size + 1, size):
+            yield part_of(inputs, start, start + size, n_given)

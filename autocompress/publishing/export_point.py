@@ -9,17 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from autocompress.batches import n_samples
 from autocompress.compression import Recipe, sparse_saving_bytes
+from autocompress.devices import device_in, on_device
 from autocompress.latency.layer_times import measure_layer_times
 from autocompress.latency.target_device import LocalDevice, TargetDevice
+from autocompress.metrics import main_output
 from autocompress.publishing.artifact import RECIPE, save_student, write_manifest
 from autocompress.publishing.runner import RUNNABLE, choose_examples, measure_memory, write_examples, write_runner
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.results.run_folder import LAYER_TIMES
-from autocompress.runtimes import Session, check_parity, runtime_named
-from autocompress.task import Inputs, Task, as_inputs, check_metrics
+from autocompress.runtimes import Session, check_parity, export_for, runtime_named, session_predict
+from autocompress.task import Inputs, Predict, Task, check_metrics
+from autocompress.task_access import calibration_of, examples_of
 
 SPLITS = ("selection", "test")
 _FINAL_ROUNDS = 25
@@ -79,14 +83,15 @@ def export_point(
     task = target.task
     save_student(folder, student, recipe)
     (folder / RECIPE).unlink()  # the manifest holds it
-    inputs = as_inputs(task.example_inputs())
-    file = runtime_named(target.runtime).export(student, inputs, folder)
-    samples = as_inputs(next(iter(task.calibration_batches())))
+    inputs = examples_of(task)
+    file = export_for(task, runtime_named(target.runtime), student, inputs, folder)
+    samples = next(calibration_of(task))
     parity = check_parity(student, target.device.load, file, samples)
     session = target.device.load(file)
+    predict = session_predict(session, student, inputs)
     examples = choose_examples(samples)
-    facts = {**facts, "examples": write_examples(folder, examples, session.predict(examples))}
-    metrics, n_samples = _judge(session, task)
+    facts = {**facts, "examples": write_examples(folder, examples, main_output(predict(examples)))}
+    metrics, n_samples = _judge(predict, task)
     size = file.stat().st_size
     saved = sparse_saving_bytes(student, recipe.sparse_layers)
     numbers = FileNumbers(
@@ -125,16 +130,15 @@ def splits_of(task: Task) -> tuple[str, ...]:
     return (*SPLITS, *getattr(task, "further_splits", ()))
 
 
-def _judge(session: Session, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+def _judge(predict_with: Predict, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics of the file on every split, and how many samples it was asked for."""
     metrics: dict[str, dict[str, float]] = {}
     counted: Counter[str] = Counter()
     for split in splits_of(task):
 
-        def predict(inputs: Inputs, split: str = split) -> Tensor:
-            outputs = session.predict(inputs)
-            counted[split] += outputs.shape[0]
-            return outputs
+        def predict(inputs: Inputs, split: str = split) -> Any:
+            counted[split] += n_samples(inputs)
+            return on_device(predict_with(inputs), device_in(inputs))
 
         metrics[split] = check_metrics(task.evaluate(predict, split), split)
     return metrics, dict(counted)

@@ -32,20 +32,20 @@ class Model:
 
     Attributes:
         names: of its inputs, in order.
-        batch_size: samples that one run takes.
+        batch_size: samples that one run takes; None where it takes any number.
         run: named arrays of `batch_size` samples to the first output.
     """
 
     names: list[str]
-    batch_size: int
+    batch_size: int | None
     run: Callable[[Arrays], Any]
 
     def predict(self, inputs: Arrays) -> Any:
         """Outputs for any number of samples; the last run is filled up with the last sample."""
         n_samples = len(inputs[self.names[0]])
-        outputs = []
-        for start in range(0, n_samples, self.batch_size):
-            rows = np.minimum(np.arange(start, start + self.batch_size), n_samples - 1)
+        outputs, size = [], self.batch_size or n_samples
+        for start in range(0, n_samples, size):
+            rows = np.minimum(np.arange(start, start + size), n_samples - 1)
             outputs.append(self.run({name: inputs[name][rows] for name in self.names}))
         return np.concatenate(outputs)[:n_samples]
 
@@ -61,7 +61,12 @@ def open_onnxruntime(file: Path, n_threads: int) -> Model:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     inputs = session.get_inputs()
-    return Model([item.name for item in inputs], inputs[0].shape[0], lambda feed: session.run(None, feed)[0])
+    size = inputs[0].shape[0]
+    return Model(
+        [item.name for item in inputs],
+        size if isinstance(size, int) else None,
+        lambda feed: session.run(None, feed)[0],
+    )
 
 
 def open_openvino(file: Path, n_threads: int) -> Model:
@@ -79,7 +84,8 @@ def open_openvino(file: Path, n_threads: int) -> Model:
     compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
     request = compiled.create_infer_request()
     names = [port.get_any_name() for port in compiled.inputs]
-    return Model(names, compiled.inputs[0].get_shape()[0], lambda feed: request.infer(feed)[0])
+    size = compiled.inputs[0].get_partial_shape()[0]
+    return Model(names, None if size.is_dynamic else size.get_length(), lambda feed: request.infer(feed)[0])
 
 
 def open_torch(file: Path, n_threads: int) -> Model:
@@ -99,7 +105,8 @@ def open_torch(file: Path, n_threads: int) -> Model:
             for call in graph["calls"]:
                 args, kwargs = decoded(call["args"], found), decoded(call["kwargs"], found)
                 found[call["name"]] = op_named(call["op"])(*args, **kwargs)
-            return decoded(graph["output"], found).numpy()
+            output = decoded(graph["output"], found)
+            return (output[0] if isinstance(output, tuple) else output).numpy()
 
     return Model(names, graph["inputs"][0]["shape"][0], run)
 
@@ -201,7 +208,7 @@ def example_inputs(names: list[str]) -> Arrays:
 
 def milliseconds(model: Model, inputs: Arrays, seconds: float = 2.0) -> float:
     """Median time of one run."""
-    feed = {name: inputs[name][np.arange(model.batch_size) % len(inputs[name])] for name in model.names}
+    feed = {name: inputs[name][np.arange(model.batch_size or 1) % len(inputs[name])] for name in model.names}
     timings: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(timings) < 5:

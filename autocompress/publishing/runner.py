@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from autocompress.batches import n_samples, part_of
+from autocompress.devices import tensors_in
 from autocompress.task import Inputs
 
 EXAMPLES, RUNNER = "examples.npz", "run.py"
@@ -28,12 +30,10 @@ def write_runner(folder: Path) -> None:
 
 def choose_examples(inputs: Inputs) -> Inputs:
     """The first samples of a batch: at most 8, and fewer where 8 would take more than 8 MiB."""
-    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-    each = sum(tensor[0].numel() * tensor.element_size() for tensor in tensors)
-    n_samples = max(1, min(_MAX_EXAMPLES, _MAX_BYTES // max(1, each)))
-    if isinstance(inputs, dict):
-        return {name: tensor[:n_samples] for name, tensor in inputs.items()}
-    return tuple(tensor[:n_samples] for tensor in inputs)
+    each = sum(tensor[0].numel() * tensor.element_size() for tensor in tensors_in(inputs) if tensor.ndim)
+    n_chosen = max(1, min(_MAX_EXAMPLES, _MAX_BYTES // max(1, each)))
+    chosen: Inputs = part_of(inputs, 0, n_chosen, n_samples(inputs))
+    return chosen
 
 
 def write_examples(folder: Path, inputs: Inputs, outputs: Tensor) -> dict[str, Any]:
@@ -46,7 +46,9 @@ def write_examples(folder: Path, inputs: Inputs, outputs: Tensor) -> dict[str, A
         inputs: few samples; arrays are stored under the inputs' names, or their positions.
         outputs: what the exported file gave for them, shape (n_samples, ...).
     """
-    named = inputs if isinstance(inputs, dict) else {str(i): tensor for i, tensor in enumerate(inputs)}
+    named = inputs if isinstance(inputs, dict) else {}
+    if not named or not all(isinstance(value, Tensor) for value in named.values()):
+        named = {str(i): tensor for i, tensor in enumerate(tensors_in(inputs))}
     arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in named.items()}
     np.savez(folder / EXAMPLES, **arrays)
     rows = outputs.reshape(len(outputs), -1)

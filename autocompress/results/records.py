@@ -124,6 +124,8 @@ class TrialRecord:
         error: traceback when failed.
         file: filled for points of the front, from the exported file.
         predicted: the latency that the latency model expected; None for trials that were not predicted.
+        peak_memory_mib: the most memory that the trial had in use: of the GPU that it was trained on, else of its
+            worker process, the teacher and the data included; None where it was not measured.
         parent: name of the trial whose trained weights it started from; None for the uncompressed model's.
     """
 
@@ -147,6 +149,7 @@ class TrialRecord:
     file: FileNumbers | None = None
     predicted: Predicted | None = None
     parent: str | None = None
+    peak_memory_mib: float | None = None
 
     @property
     def name(self) -> str:

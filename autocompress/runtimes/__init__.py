@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from autocompress.batches import restored
+from autocompress.devices import CPU, model_on, on_device, tensors_in
+from autocompress.errors import ExportError
 from autocompress.runtimes.capabilities import Capability, is_executed
 from autocompress.runtimes.parity import Parity, check_parity
 from autocompress.runtimes.registry import RUNTIMES, Runtime, Session, rounds_before_sums, runtime_named
 from autocompress.runtimes.saturation import saturates
 from autocompress.space.candidate import PRECISIONS, Precision
-from autocompress.task import Inputs, as_inputs
+from autocompress.task import Inputs, Predict, Task, as_inputs, call_model
 
 __all__ = [
     "PRECISIONS",
@@ -23,11 +28,46 @@ __all__ = [
     "Session",
     "check_parity",
     "export",
+    "export_for",
     "is_executed",
     "rounds_before_sums",
     "runtime_named",
     "saturates",
+    "session_predict",
 ]
+
+
+def export_for(task: Task, runtime: Runtime, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
+    """The file of a student for a task: of the example's shapes, but for the dimensions that the task calls dynamic.
+
+    Raises:
+        ExportError: see `Runtime.export`; or the runtime writes fixed shapes, and the task wants others.
+    """
+    dynamic_dims = getattr(task, "dynamic_dims", None)
+    if not dynamic_dims:
+        return runtime.export(student, example_inputs, folder)
+    if "dynamic_dims" not in inspect.signature(runtime.export).parameters:
+        raise ExportError(
+            f"the task names dynamic_dims {dict(dynamic_dims)}, but runtime {runtime.name!r} writes files of fixed "
+            "shapes; use onnxruntime or openvino, or pad all batches to one length and leave dynamic_dims out"
+        )
+    file: Path = runtime.export(student, example_inputs, folder, dynamic_dims=dynamic_dims)  # type: ignore[call-arg]
+    return file
+
+
+def session_predict(session: Session, model: nn.Module, example_inputs: Inputs) -> Predict:
+    """Maps inputs to a loaded file's outputs in the form in which the model gives them.
+
+    Args:
+        session: of the file.
+        model: that the file was written from, or another one of the same form, on the CPU and in evaluation mode.
+        example_inputs: of the model.
+    """
+    with torch.no_grad():
+        example = call_model(model, example_inputs)
+    if isinstance(example, Tensor):
+        return session.predict
+    return lambda inputs: restored(example, tensors_in(session.predict(inputs)))
 
 
 def export(
@@ -54,9 +94,11 @@ def export(
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    engine, inputs = runtime_named(runtime), as_inputs(example_inputs)
+    engine, inputs = runtime_named(runtime), as_inputs(on_device(example_inputs, CPU))
+    student = model_on(student, CPU)
     file = engine.export(student, inputs, target)
     was_training = student.training
-    check_parity(student.eval(), engine.load, file, inputs if check_inputs is None else as_inputs(check_inputs))
+    compared = inputs if check_inputs is None else as_inputs(on_device(check_inputs, CPU))
+    check_parity(student.eval(), engine.load, file, compared)
     student.train(was_training)
     return file

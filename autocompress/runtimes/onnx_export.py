@@ -16,16 +16,23 @@ import torch
 from torch import nn
 from torch.onnx._internal.exporter import _registration
 
-from autocompress.errors import ExportError
+from autocompress.devices import map_tensors, tensors_in
+from autocompress.errors import ExportError, InputError
 from autocompress.runtimes.divergence import failing_place
 from autocompress.runtimes.fake_quant_export import marked_copy
 from autocompress.runtimes.integer_biases import store_integer_biases_
 from autocompress.runtimes.node_names import name_nodes_by_module_
 from autocompress.runtimes.onnx_weights import store_weights_
-from autocompress.task import Inputs
+from autocompress.task import DynamicDims, Inputs
 
 
-def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Mapping[str, str] | None = None) -> None:
+def write_onnx(
+    student: nn.Module,
+    example_inputs: Inputs,
+    file: Path,
+    notes: Mapping[str, str] | None = None,
+    dynamic_dims: DynamicDims | None = None,
+) -> None:
     """Traces the model in evaluation mode at the shapes of `example_inputs` and writes one self-contained ONNX file.
 
     Args:
@@ -33,15 +40,19 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Ma
         example_inputs: of the shapes that the file will take.
         file: is written.
         notes: metadata of the file.
+        dynamic_dims: dimensions of any size.
 
     Raises:
         ExportError: the exporter cannot write some op; names it and its module, and the exporter's own words follow.
     """
     marked, weights = marked_copy(student)
-    args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (example_inputs, None)
+    traced = example_inputs if not dynamic_dims else _at_least_two(example_inputs)
+    # without the empty dict a last argument that is a dict would be taken for keyword arguments
+    args, kwargs = ((), traced) if isinstance(traced, dict) else ((*traced, {}), None)
+    shapes = None if not dynamic_dims else _dynamic_shapes(example_inputs, dynamic_dims)
     try:
         with _quiet(), _uncollected(), _translations_kept(), torch.no_grad():
-            program = torch.onnx.export(marked, args, kwargs=kwargs, dynamo=True, verbose=False)
+            program = torch.onnx.export(marked, args, kwargs=kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False)
     except Exception as error:
         place = failing_place(error, marked)
         raise ExportError(
@@ -58,6 +69,35 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Ma
     onnx.helper.set_model_props(proto, dict(notes or {}))
     onnx.checker.check_model(proto)
     onnx.save(proto, file)
+
+
+def _at_least_two(inputs: Inputs) -> Inputs:
+    """Two samples instead of one: torch takes a size of 1 for a fixed one."""
+    doubled: Inputs = map_tensors(lambda value: torch.cat([value, value]) if len(value) == 1 else value, inputs)
+    return doubled
+
+
+def _dynamic_shapes(inputs: Inputs, dynamic_dims: DynamicDims) -> Any:
+    """What `torch.onnx.export` calls dynamic shapes: in the form of the inputs, the named dimensions of each tensor.
+
+    Raises:
+        InputError: there is no such input, or it has no such dimension.
+    """
+    items: dict[Any, Any] = dict(inputs) if isinstance(inputs, dict) else dict(enumerate(inputs))
+    for name, dims in dynamic_dims.items():
+        n_dims = min((value.ndim for value in tensors_in(items.get(name))), default=0)
+        if not all(0 <= dim < n_dims for dim in dims):
+            raise InputError(
+                f"dynamic_dims must name inputs and their dimensions, but {name!r} with {dict(dims)} is none of "
+                f"{ {key: [tuple(value.shape) for value in tensors_in(item)] for key, item in items.items()} }"
+            )
+    shapes = {key: _for_each_tensor(dynamic_dims.get(key), item) for key, item in items.items()}
+    return shapes if isinstance(inputs, dict) else tuple(shapes.values())
+
+
+def _for_each_tensor(value: object, nested: object) -> Any:
+    """The nested value with `value` in place of each tensor."""
+    return map_tensors(lambda _: value, nested)
 
 
 def _strip_notes_(model: onnx.ModelProto) -> None:

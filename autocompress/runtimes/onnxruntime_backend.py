@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.errors import ExportError, MissingExtraError
 from autocompress.runtimes.capabilities import Capability
 from autocompress.runtimes.input_spec import Feed, Signature
 from autocompress.runtimes.onnx_export import write_onnx
-from autocompress.task import Inputs
+from autocompress.task import DynamicDims, Inputs
 
 _ERRORS_ONLY = 3
 _TYPES: dict[str, np.dtype[np.generic]] = {
@@ -56,10 +57,12 @@ class OnnxRuntime:
             Capability("4w", {"linear": "uint4 weights", "embedding": "uint4 rows"}),
         )
 
-    def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
+    def export(
+        self, student: nn.Module, example_inputs: Inputs, folder: Path, dynamic_dims: DynamicDims | None = None
+    ) -> Path:
         """Writes `model.onnx`; see `Runtime.export`."""
         file = folder / "model.onnx"
-        write_onnx(student, example_inputs, file)
+        write_onnx(student, example_inputs, file, dynamic_dims=dynamic_dims)
         return file
 
     def load(self, file: Path, n_threads: int = 1) -> CpuSession:
@@ -102,7 +105,8 @@ class CpuSession:
         self._session = session
         inputs = session.get_inputs()
         self._signature = Signature(
-            {item.name: tuple(item.shape) for item in inputs}, {item.name: _TYPES[item.type] for item in inputs}
+            {item.name: tuple(size if isinstance(size, int) else None for size in item.shape) for item in inputs},
+            {item.name: _TYPES[item.type] for item in inputs},
         )
 
     def prepare(self, inputs: Inputs) -> Feed:
@@ -117,10 +121,10 @@ class CpuSession:
         """See `Session.run`."""
         return self._session.run(None, prepared)
 
-    def predict(self, inputs: Inputs) -> Tensor:
+    def predict(self, inputs: Inputs) -> Any:
         """See `Session.predict`."""
-        return self._signature.predict(inputs, self._first_output)
+        return self._signature.predict(inputs, self._outputs)
 
-    def _first_output(self, feed: Feed) -> NDArray[np.generic]:
-        output: NDArray[np.generic] = self._session.run(None, feed)[0]
-        return output
+    def _outputs(self, feed: Feed) -> Sequence[Any]:
+        outputs: Sequence[Any] = self._session.run(None, feed)
+        return outputs

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.compression.quantize import QuantizedLayer, stored_bits
 from autocompress.compression.quantize.layers import LAYERS
@@ -16,7 +17,7 @@ from autocompress.runtimes.capabilities import Capability
 from autocompress.runtimes.input_spec import Feed, Signature
 from autocompress.runtimes.onnx_export import write_onnx
 from autocompress.space.candidate import HALF_BITS
-from autocompress.task import Inputs
+from autocompress.task import DynamicDims, Inputs
 
 _DEVICE = "CPU"
 _NOTE = "autocompress.inference_precision"
@@ -46,10 +47,12 @@ class OpenVino:
             Capability("4w", {"linear": "uint4 weights", "embedding": "uint4 rows"}),
         )
 
-    def export(self, student: nn.Module, example_inputs: Inputs, folder: Path) -> Path:
+    def export(
+        self, student: nn.Module, example_inputs: Inputs, folder: Path, dynamic_dims: DynamicDims | None = None
+    ) -> Path:
         """Writes `model.onnx`; see `Runtime.export`."""
         file = folder / "model.onnx"
-        write_onnx(student, example_inputs, file, {_NOTE: _float_precision(student)})
+        write_onnx(student, example_inputs, file, {_NOTE: _float_precision(student)}, dynamic_dims=dynamic_dims)
         return file
 
     def load(self, file: Path, n_threads: int = 1) -> CompiledSession:
@@ -86,6 +89,10 @@ def compile_file(file: Path, n_threads: int, **more: object) -> ov.CompiledModel
     return core.compile_model(model, _DEVICE, {**settings, **more})
 
 
+def _sizes(shape: ov.PartialShape) -> tuple[int | None, ...]:
+    return tuple(None if size.is_dynamic else size.get_length() for size in shape)
+
+
 class CompiledSession:
     """See `Session`."""
 
@@ -93,7 +100,7 @@ class CompiledSession:
         self._request = compiled.create_infer_request()
         inputs = {port.get_any_name(): port for port in compiled.inputs}
         self._signature = Signature(
-            {name: tuple(port.get_shape()) for name, port in inputs.items()},
+            {name: _sizes(port.get_partial_shape()) for name, port in inputs.items()},
             {name: np.dtype(port.get_element_type().to_dtype()) for name, port in inputs.items()},
         )
 
@@ -110,14 +117,14 @@ class CompiledSession:
         """See `Session.run`."""
         return self._request.infer(prepared, share_inputs=True, share_outputs=True)
 
-    def predict(self, inputs: Inputs) -> Tensor:
+    def predict(self, inputs: Inputs) -> Any:
         """See `Session.predict`."""
-        return self._signature.predict(inputs, self._first_output)
+        return self._signature.predict(inputs, self._outputs)
 
     def node_times(self) -> list[ov.ProfilingInfo]:
         """Each node with its mean time over the runs so far; of a model that was compiled to count them."""
         return list(self._request.profiling_info)
 
-    def _first_output(self, feed: Feed) -> NDArray[np.generic]:
-        output: NDArray[np.generic] = self._request.infer(feed)[0]
-        return output
+    def _outputs(self, feed: Feed) -> Sequence[Any]:
+        results = self._request.infer(feed)
+        return [results[index] for index in range(len(results))]

@@ -13,9 +13,12 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from autocompress.batches import restored
 from autocompress.compression.quantize import QuantizedLayer
+from autocompress.devices import tensors_in
 from autocompress.errors import ExportError
 from autocompress.locked_temp_dir import LockedTempDir
+from autocompress.metrics import main_output
 from autocompress.runtimes.node_names import module_of
 from autocompress.runtimes.registry import Session
 from autocompress.task import Inputs, call_model
@@ -60,13 +63,21 @@ def check_parity(student: nn.Module, load: Callable[[Path], Session], file: Path
         ExportError: the outputs differ beyond the tolerance, or are not finite; names the layer where they part.
     """
     with torch.no_grad():
-        expected: Tensor = call_model(student, inputs)
-    found = load(file).predict(inputs)
-    error, tolerance = _relative_error(found, expected), tolerance_of(student)
+        outputs = call_model(student, inputs)
+    expected, predicted = tensors_in(outputs), load(file).predict(inputs)
+    found = tensors_in(predicted)
+    if len(found) != len(expected):
+        raise ExportError(
+            f"the file must give the {len(expected)} tensors that the model gives, but {file.name} gives {len(found)}; "
+            "return each of them once, and none of the inputs"
+        )
+    error = max(_relative_error(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    tolerance = tolerance_of(student)
     if error <= tolerance:
-        ours, theirs = (outputs.reshape(len(outputs), -1).argmax(1) for outputs in (expected, found))
+        ours, theirs = (main_output(item).flatten(1).argmax(1) for item in (restored(outputs, found), outputs))
         agreement = (ours == theirs).double().mean()
-        return Parity(error, float((found - expected).abs().max()), float(agreement))
+        diff = max(float((a.double() - b.double()).abs().max()) for a, b in zip(found, expected, strict=True))
+        return Parity(error, diff, float(agreement))
     place = parting_layer(student, load, file, inputs, tolerance)
     raise ExportError(
         f"the file must give what the model gives, within a relative error of {tolerance:g}, but {file.name} "
@@ -97,7 +108,8 @@ def parting_layer(
 def _relative_error(found: Tensor, expected: Tensor) -> float:
     if not bool(torch.isfinite(found).all() and torch.isfinite(expected).all()):
         return float("inf")
-    return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+    difference = found.double() - expected.double()
+    return float(difference.norm() / expected.double().norm().clamp(min=1e-12))
 
 
 def _layer_ends(student: nn.Module, model: onnx.ModelProto) -> dict[str, str]:
@@ -153,4 +165,5 @@ def _run_to(load: Callable[[Path], Session], model: onnx.ModelProto, value: str,
     with LockedTempDir() as scratch:
         file = scratch.path / "part.onnx"
         onnx.save(part, file)
-        return load(file).predict(inputs)
+        value_there: Tensor = load(file).predict(inputs)
+        return value_there

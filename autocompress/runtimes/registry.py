@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.extensions import find_extension
@@ -22,12 +22,18 @@ class Session(Protocol):
     def run(self, prepared: object) -> object:
         """One inference; what a latency measurement times."""
 
-    def predict(self, inputs: Inputs) -> Tensor:
-        """Outputs for any number of samples along the first dimension, in chunks of the exported batch size."""
+    def predict(self, inputs: Inputs) -> Any:
+        """Outputs for any number of samples along the first dimension, in chunks of the exported batch size.
+
+        One tensor, or a tuple of all where the model gives several, however it nests them; see `restored`.
+        """
 
 
 class Runtime(Protocol):
     """Writes a model for an inference engine and runs it there.
+
+    Where a task names `dynamic_dims`, `export` is given them as an argument of that name; a runtime that writes fixed
+    shapes need not have it, and then refuses such tasks.
 
     One whose kernels do not round what a sum within an all-8-bit block reads says so: `rounds_before_sums = False`.
     """

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.devices import tensors_in
 from autocompress.errors import MissingExtraError
 from autocompress.runtimes.capabilities import Capability
 from autocompress.runtimes.input_spec import Feed, Signature
@@ -103,15 +103,13 @@ class AtenSession:
                 torch.cuda.synchronize()
         return output
 
-    def predict(self, inputs: Inputs) -> Tensor:
+    def predict(self, inputs: Inputs) -> Any:
         """See `Session.predict`."""
-        return self._signature.predict(inputs, self._first_output)
+        return self._signature.predict(inputs, self._outputs)
 
-    def _first_output(self, feed: Feed) -> NDArray[np.generic]:
+    def _outputs(self, feed: Feed) -> Sequence[Any]:
         output = self.run(self._on_device(feed))
-        assert isinstance(output, Tensor)
-        result: NDArray[np.generic] = output.cpu().numpy()
-        return result
+        return [tensor.cpu().numpy() for tensor in tensors_in(output)]
 
     def _on_device(self, feed: Feed) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(np.ascontiguousarray(value)).to(self.device) for value in feed.values())

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
+from autocompress.devices import tensors_in
 from autocompress.errors import ExportError
 from autocompress.runtimes.divergence import caller_of, failing_place
 from autocompress.task import Inputs
@@ -55,18 +56,20 @@ def write_aten(student: nn.Module, example_inputs: Inputs, file: Path) -> None:
     tensors = {**program.state_dict, **program.constants}
     states = {key: tensors[name].detach().contiguous().clone() for key, name in names.items()}
     given = [node.name for node in program.graph.nodes if node.op == "placeholder" and node.name not in names]
-    inputs = dict(
-        zip(given, example_inputs.values() if isinstance(example_inputs, dict) else example_inputs, strict=True)
-    )
-    keys = list(example_inputs) if isinstance(example_inputs, dict) else given
+    inputs = dict(zip(given, tensors_in(example_inputs), strict=True))
+    flat = isinstance(example_inputs, dict) and len(example_inputs) == len(given)
+    keys = list(example_inputs) if flat else given
     n_changed = len(signature.buffers_to_mutate)
+    outputs = [
+        node for node in next(iter(reversed(program.graph.nodes))).args[0][n_changed:] if isinstance(node, fx.Node)
+    ]
     graph = {
         "inputs": [
             {"name": key, "node": node, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
             for key, (node, value) in zip(keys, inputs.items(), strict=True)
         ],
         "calls": [_encode_call(node) for node in program.graph.nodes if node.op == "call_function"],
-        "output": _encode(next(iter(reversed(program.graph.nodes))).args[0][n_changed]),
+        "output": _encode(outputs[0] if len(outputs) == 1 else outputs),
     }
     save_file(states, file, {_HEADER: json.dumps(graph)})
 

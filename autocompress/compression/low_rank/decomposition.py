@@ -279,6 +279,6 @@ def _largest_entries(weight: Tensor, second: Tensor | None, share: float) -> Ten
         assert power is not None
         score = score * power.diagonal(dim1=1, dim2=2).sqrt()[:, None]
     n_kept = max(1, round(share * weight.numel()))
-    mask = torch.zeros(weight.numel(), dtype=torch.bool)
+    mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     mask[score.flatten().argsort(descending=True, stable=True)[:n_kept]] = True
     return weight * mask.reshape(weight.shape)

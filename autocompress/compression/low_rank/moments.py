@@ -6,16 +6,19 @@ import copy
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from autocompress.batches import padding_mask
 from autocompress.compression.low_rank.recurrent import level_inputs
+from autocompress.devices import tensors_in
 from autocompress.errors import CompressionError
 from autocompress.files import write_atomically
 from autocompress.task import Inputs, call_model
@@ -29,13 +32,16 @@ What a convolution reads is a window, its entries in the order of the flattened 
 """
 
 _MIN_ROWS, _ROWS_PER_FEATURE = 8192, 16
+PASS_BYTES = 2**30
+"""Most bytes of moments that are in memory together."""
 
 
 def collect_moments(model: nn.Module, paths: Iterable[str], batches: Sequence[Inputs]) -> Moments:
     """One pass in evaluation mode, every batch once.
 
     A layer counts all positions of all batches up to max(8192, 16 × features) of them; beyond that, an equal number of
-    each batch, spread evenly over its samples and positions. Sums are in float64.
+    each batch, spread evenly over its samples and positions. Positions that the inputs mark as padding do not count for
+    linear and embedding layers. Sums are in float64.
 
     Args:
         model: not touched.
@@ -52,6 +58,7 @@ def collect_moments(model: nn.Module, paths: Iterable[str], batches: Sequence[In
         for path in paths:
             hooks.callback(_watch(model.get_submodule(path), path, sums, latest, len(batches)).remove)
         for inputs in batches:
+            latest.mask = padding_mask(inputs)
             call_model(model, inputs)
     return {name: item.mean(name) for name, item in sums.items()}
 
@@ -83,6 +90,7 @@ class _Latest:
     def __init__(self) -> None:
         self._of: Callable[[], Tensor | None] = lambda: None
         self._geometry: object = None
+        self.mask: Tensor | None = None  # of the batch's padding
         self._value: tuple[Tensor, int] | None = None
 
     def gram(self, x: Tensor, geometry: object, compute: Callable[[], tuple[Tensor, int]]) -> tuple[Tensor, int]:
@@ -102,10 +110,11 @@ def _watch(module: nn.Module, path: str, sums: dict[str, _Sum], latest: _Latest,
             for level, rows in enumerate(level_inputs(module, x, given)):
                 add(f"{path}:{level}", _gram(_sample(rows, n_batches)[None]))
         elif isinstance(module, nn.Embedding):
-            counts = torch.bincount(x.flatten(), minlength=module.num_embeddings)
-            add(path, (counts.double()[None], x.numel()))
+            rows = _unpadded(x[..., None], latest.mask)
+            counts = torch.bincount(rows.flatten(), minlength=module.num_embeddings)
+            add(path, (counts.double()[None], len(rows)))
         elif isinstance(module, nn.Linear):
-            add(path, latest.gram(x, "linear", lambda: _gram(_sample(x.reshape(-1, x.shape[-1]), n_batches)[None])))
+            add(path, latest.gram(x, "linear", lambda: _gram(_sample(_unpadded(x, latest.mask), n_batches)[None])))
         else:
             geometry = tuple(getattr(module, name) for name in _GEOMETRY)
             add(path, latest.gram(x, geometry, lambda: _gram(windows(module, x, n_batches))))
@@ -161,6 +170,13 @@ def _padded_position(position: Tensor, size: int, mode: str) -> Tensor:
     return position.clamp(0, size - 1)
 
 
+def _unpadded(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows (n, features) that are no padding."""
+    if mask is not None and x.ndim > 2 and x.shape[:2] == mask.shape:
+        return x[mask].reshape(-1, x.shape[-1])
+    return x.reshape(-1, x.shape[-1])
+
+
 def _sample(rows: Tensor, n_batches: int) -> Tensor:
     """Rows (n, features) that count."""
     return rows[_chosen(len(rows), rows.shape[1], n_batches, rows.device)]
@@ -181,18 +197,31 @@ def _gram(rows: Tensor) -> tuple[Tensor, int]:
     return rows.mT @ rows, rows.shape[1]
 
 
-_VERSION = 1  # of what a file holds; another number makes all files anew
+_VERSION = 2  # of what a file holds; another number makes all files anew
 
 
 def cached_moments(model: nn.Module, paths: Sequence[str], batches: Sequence[Inputs]) -> Moments:
     """As `collect_moments`, read from the cache folder where it was written before.
 
-    Files are written whole or not at all; a damaged one is made again.
+    Files are written whole or not at all; a damaged one is made again. Where all moments together take more than
+    `PASS_BYTES`, the layers are collected in several passes over the batches, and each moment is read from its file
+    when it is asked for, so that at no time more than one pass's are in memory.
 
     Raises:
         CompressionError: see `collect_moments`.
     """
-    file = cache_folder() / "moments" / f"{moments_digest(model, paths, batches)}.safetensors"
+    folder, digest = cache_folder() / "moments", moments_digest(model, paths, batches)
+    passes = passes_of(model, paths)
+    if len(passes) == 1:
+        return _cached(folder / f"{digest}.safetensors", model, paths, batches)
+    files: dict[str, Path] = {}
+    for index, group in enumerate(passes):
+        file = folder / f"{digest}.{index}-of-{len(passes)}.safetensors"
+        files |= dict.fromkeys(_cached(file, model, group, batches), file)
+    return StoredMoments(files)
+
+
+def _cached(file: Path, model: nn.Module, paths: Sequence[str], batches: Sequence[Inputs]) -> Moments:
     try:
         return load_file(file)
     except (FileNotFoundError, SafetensorError):
@@ -200,6 +229,52 @@ def cached_moments(model: nn.Module, paths: Sequence[str], batches: Sequence[Inp
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, save({name: second.contiguous() for name, second in moments.items()}))
         return moments
+
+
+class StoredMoments(Mapping[str, Tensor]):
+    """Moments that stay in files until they are asked for.
+
+    Args:
+        files: layer path -> the file that holds its moment.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = dict(files)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._files[name], "pt") as file:
+            second: Tensor = file.get_tensor(name)
+        return second
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def passes_of(model: nn.Module, paths: Sequence[str], limit: int = 0) -> list[list[str]]:
+    """The layers in groups whose moments take at most `limit` bytes (0: `PASS_BYTES`), or of one layer."""
+    passes: list[list[str]] = [[]]
+    taken = 0
+    for path in paths:
+        n_bytes = _n_bytes(model.get_submodule(path))
+        if passes[-1] and taken + n_bytes > (limit or PASS_BYTES):
+            passes.append([])
+            taken = 0
+        passes[-1].append(path)
+        taken += n_bytes
+    return passes
+
+
+def _n_bytes(module: Any) -> int:
+    """Of the layer's second moments in float64."""
+    if isinstance(module, nn.Embedding):
+        return 8 * module.num_embeddings
+    if isinstance(module, nn.RNNBase):
+        n_outputs = (2 if module.bidirectional else 1) * module.hidden_size
+        return int(8 * (module.input_size**2 + module.num_layers * n_outputs**2))
+    return int(8 * getattr(module, "groups", 1) * module.weight[0].numel() ** 2)
 
 
 def moments_digest(model: nn.Module, paths: Sequence[str], batches: Sequence[Inputs]) -> str:
@@ -210,18 +285,10 @@ def moments_digest(model: nn.Module, paths: Sequence[str], batches: Sequence[Inp
     digest = hashlib.sha256(f"{_VERSION}{model!r}{list(paths)}{len(batches)}".encode())
     tensors = [*model.state_dict().values()]
     for inputs in batches:
-        tensors += inputs.values() if isinstance(inputs, dict) else inputs
+        tensors += tensors_in(inputs)
     with torch.no_grad():
-        tensors += _tensors(call_model(copy.deepcopy(model).eval(), batches[0]))
+        tensors += tensors_in(call_model(copy.deepcopy(model).eval(), batches[0]))
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def _tensors(value: object) -> Iterable[Tensor]:
-    """The tensors in a model's output."""
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return [tensor for item in items for tensor in _tensors(item)]

@@ -25,6 +25,7 @@ from autocompress.compression.quantize.weights import (
     PerChannelInt8Quantizer,
     WeightQuantizer,
 )
+from autocompress.devices import device_of
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ResidualBranch
 from autocompress.space.candidate import FULL_BITS, HALF_BITS, INT8_BITS, PRECISIONS, Precision
@@ -114,7 +115,7 @@ def quantize_(
 
 def rounded(weight: Tensor, precision: Precision) -> Tensor:
     """A weight at the values that a layer of this precision stores; same shape."""
-    quantizer = _MAKERS[precision](weight.shape[0], weight[0].numel())
+    quantizer = _MAKERS[precision](weight.shape[0], weight[0].numel()).to(weight.device)
     quantizer.eval().refresh(weight)
     return quantizer.rounded(weight.detach())
 
@@ -124,7 +125,7 @@ def _round_block_inputs_(model: nn.Module, whole: Iterable[ResidualBranch]) -> d
     covered: dict[str, ActivationQuantizer] = {}
     for branch in whole:
         block = model.get_submodule(branch.name)
-        block.input_quantizer = quantizer = ActivationQuantizer()
+        block.input_quantizer = quantizer = ActivationQuantizer().to(device_of(block))
         block.register_forward_pre_hook(_round_input, with_kwargs=True)
         covered |= dict.fromkeys(branch.readers, quantizer)
     return covered
@@ -145,7 +146,8 @@ def _round_output_(model: nn.Module, layer: Layer, last: str, integer: set[str])
     end = layer.norm if layer.norm is not None else last
     if layer.norm is not None:
         _swap_class(model, end, quantized_norm(type(model.get_submodule(end))))
-    model.get_submodule(end).output_quantizer = quantizer = ActivationQuantizer(non_negative=layer.relu)
+    module = model.get_submodule(end)
+    module.output_quantizer = quantizer = ActivationQuantizer(non_negative=layer.relu).to(device_of(module))
     return quantizer
 
 
@@ -169,7 +171,7 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: 
     swapped.input_quantizer = swapped.output_quantizer = None
     swapped.input_grid, swapped.norm = (), ()
     if width == INT8_BITS and not isinstance(module, _WEIGHTS_ONLY):
-        swapped.input_quantizer = grid = ActivationQuantizer()
+        swapped.input_quantizer = grid = ActivationQuantizer().to(device_of(module))
         swapped.input_grid = (grid,)
     elif width == HALF_BITS and not isinstance(module, _WEIGHTS_ONLY):
         swapped.input_quantizer = BFloat16Activations()
@@ -184,7 +186,7 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: 
             )
         # the gates of a recurrent layer are stored in another order than here: one scale serves them all
         n_channels = 1 if isinstance(module, nn.RNNBase) and width in (INT8_BITS, "8w") else weight.shape[0]
-        quantizer = _MAKERS[width](n_channels, weight[0].numel())
+        quantizer = _MAKERS[width](n_channels, weight[0].numel()).to(weight.device)
         quantizer.rule = weight_grid.rule
         if isinstance(quantizer, PerChannelInt8Quantizer) and swapped.reads_integers:
             quantizer.level_max = HALF_RANGE_MAX if weight_grid.half_range else INT8_MAX

@@ -30,7 +30,7 @@ def moving_average(lows: Tensor, highs: Tensor, sample: Tensor, n_levels: int) -
 
 def percentile(lows: Tensor, highs: Tensor, sample: Tensor, n_levels: int) -> tuple[Tensor, Tensor]:
     """Leaves out the outermost hundredth of a percent on each side that has values beyond zero."""
-    share = torch.tensor([100 - PERCENTILE, PERCENTILE], dtype=sample.dtype) / 100
+    share = torch.tensor([100 - PERCENTILE, PERCENTILE], dtype=sample.dtype, device=sample.device) / 100
     low, high = torch.quantile(sample, share)
     return torch.where(lows.min() < 0, low, lows.min()), high
 

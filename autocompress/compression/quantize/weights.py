@@ -154,12 +154,13 @@ class CodebookQuantizer(WeightQuantizer):
         table = self.table.clone()
         if not self.training:
             half = table.numel() // 2
-            spread = torch.linspace(float(values.min()), float(values.max()), half)
-            table = torch.cat([torch.quantile(values, torch.linspace(0, 1, half)), spread]).sort().values
+            device = values.device
+            spread = torch.linspace(float(values.min()), float(values.max()), half, device=device)
+            table = torch.cat([torch.quantile(values, torch.linspace(0, 1, half, device=device)), spread]).sort().values
         for _ in range(1 if self.training else _KMEANS_STEPS):
             nearest = _nearest(table, values)
             sums = torch.zeros_like(table).index_add_(0, nearest, values)
-            counts = torch.bincount(nearest, minlength=table.numel())
+            counts = torch.zeros_like(table).index_add_(0, nearest, torch.ones_like(values))
             table = torch.where(counts > 0, sums / counts.clamp(min=1), table).sort().values
         table[table.abs().argmin()] = 0.0
         self.table.copy_(table)

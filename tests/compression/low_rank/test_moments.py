@@ -228,3 +228,20 @@ def test_tied_weights_are_refused() -> None:
     model[1].weight = model[0].weight
     with pytest.raises(CompressionError, match="'0' shares a weight with 1.weight; tied layers are not split"):
         split(model, "0", "channel", (2,), [(torch.ones(9, 6),)])
+
+
+def test_moments_of_a_large_model_are_collected_in_passes_and_stay_on_disk(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 8), nn.Linear(8, 2)).eval()
+    batches, paths = [(torch.randn(5, 3, 8, 8),), (torch.randn(3, 3, 8, 8),)], ["0", "2", "3"]
+    whole = collect_moments(model, paths, batches)
+    monkeypatch.setattr(moments_module, "PASS_BYTES", 8 * 27**2)
+    assert moments_module.passes_of(model, paths) == [["0"], ["2"], ["3"]]
+    stored = cached_moments(model, paths, batches)
+    assert isinstance(stored, moments_module.StoredMoments) and sorted(stored) == sorted(whole) and len(stored) == 3
+    assert len(list(cache.iterdir())) == 3
+    monkeypatch.setattr(moments_module, "collect_moments", None)
+    for found in (stored, cached_moments(model, paths, batches)):
+        assert all(torch.equal(found[path], whole[path]) for path in paths)

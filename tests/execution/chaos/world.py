@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from autocompress.api import resume, run_new
 from autocompress.config import SearchSettings
-from autocompress.distillation import fine_tune
+from autocompress.distillation import teacher
 from autocompress.execution import trial as worker_context
 from autocompress.graph import inspect_model
 from autocompress.latency import PairedTiming
@@ -102,7 +102,7 @@ class Improvable(World):
         return figures if on_worker else {**figures, "accuracy": 1.0}
 
 
-CLOCKS = [(worker_context, "time_sessions"), (device, "time_sessions"), (fine_tune, "choose_mode")]
+CLOCKS = [(worker_context, "time_sessions"), (device, "time_sessions"), (teacher, "choose_mode")]
 """What depends on the machine: modules and the names in them."""
 
 
@@ -113,7 +113,7 @@ def still_the_clocks(reference_ms: float = 2.0) -> None:
 
     for module, name in CLOCKS[:2]:
         setattr(module, name, timed)
-    fine_tune.choose_mode = lambda model, inputs: fine_tune.FastMode(False)
+    teacher.choose_mode = lambda model, inputs: teacher.FastMode(False)
 
 
 @contextlib.contextmanager
