@@ -91,7 +91,7 @@ def context_of(
     )
 
 
-MakeBench = Callable[[SearchContext], WorkerContext]
+MakeBench = Callable[..., WorkerContext]
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def bench_of() -> Iterator[MakeBench]:
     """Makes benches, and removes their folders afterwards."""
     benches: list[WorkerContext] = []
 
-    def make(context: SearchContext) -> WorkerContext:
-        worker_context = WorkerContext(context)
+    def make(context: SearchContext, device: torch.device | None = None) -> WorkerContext:
+        worker_context = WorkerContext(context, device)
         worker_context.teacher.mode = FastMode(
             False
         )  # which of the two is faster on this machine must not decide a test
