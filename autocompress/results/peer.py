@@ -23,7 +23,7 @@ class Peer:
 
     Attributes:
         name: for tables, such as "int8 by quantize_static".
-        file: name of the file beside `peer.json`.
+        file: name of the file in the folder of `peer.json`.
         metrics: of each split.
         latency: of the file.
         size_mib: of the file.
