@@ -25,8 +25,8 @@ def test_a_runtime_by_its_path() -> None:
 
 def test_a_runtime_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = "".join(f"    def {name}(self, *_): ...\n" for name in ("capabilities", "export", "load"))
-    source = f"class Mine:\n    name = 'mine'\n{methods}class Less:\n    name = 'less'\ndef raises():\n    raise OSError(3)\n"
-    (tmp_path / "my_engine.py").write_text(source)
+    others = "class Less:\n    name = 'less'\n\ndef raises():\n    raise OSError(3)\n"
+    (tmp_path / "my_engine.py").write_text(f"class Mine:\n    name = 'mine'\n{methods}\n{others}")
     monkeypatch.syspath_prepend(tmp_path)
     assert runtime_named("my_engine:Mine").name == "mine"
     with pytest.raises(InputError, match="lacks capabilities, export, load"):
