@@ -62,7 +62,7 @@ def measure_engine_peer(context: SearchContext, folder: RunFolder, info: RunInfo
     )
     peer.write(partial)
     partial.rename(folder.peer)
-    return peer
+    return read_peer(folder.peer)
 
 
 def _single_samples(context: SearchContext) -> Iterator[Inputs]:
