@@ -46,6 +46,7 @@ from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
+from autocompress.graph import without_bits
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import save_student
@@ -93,6 +94,9 @@ def start(
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
     with open_target_device(settings) as target_device:
         prepared = prepare(task, space, settings, spec, target_device)
+        missing = without_bits(prepared.context.graph)
+        if missing is not None:
+            _print(console, missing)
         run_dir.mkdir(parents=True)
         with folder.locked():
             folder.reference.write_bytes(prepared.context.reference)

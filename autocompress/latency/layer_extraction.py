@@ -35,7 +35,7 @@ class LayerExtractor:
         Args:
             path: of the layer; what it was split into lies below it.
             norm: path of the batch norm that follows.
-            relu: a ReLU follows.
+            relu: a ReLU follows, or one with a ceiling.
             quantized: it has an integer kernel, which needs a quantizer behind it: its own, or that of its reader.
 
         Returns:
@@ -46,7 +46,7 @@ class LayerExtractor:
         if not own:
             return None
         if relu:
-            own |= self._next(own, "Relu")
+            own |= self._next(own, "Relu") or self._next(own, "Clip")
         if quantized and nodes[max(own)].op_type != _DEQUANTIZE:
             own |= self._next(own, _QUANTIZE)
             own |= self._next(own, _DEQUANTIZE)
