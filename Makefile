@@ -39,10 +39,11 @@ duel: install ## our search against what a user would pick instead; ROW=resnet56
 chaos: install ## kill workers, nodes and drivers 21 times during one search
 	$(BIN)/python -m pytest -s tests/execution/test_chaos.py
 
-check: install ## lint, format, types, layering
+check: install ## lint, format, types (of the experiments too), layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+	@for folder in $$(dirname experiments/*/*.py | sort -u); do echo $$folder; $(BIN)/mypy --strict $$folder || exit 1; done
 	$(BIN)/lint-imports
 
 zoo: .zoo-venv/.installed ## prune every torchvision classifier, many timm and transformers models; hours, resumable

@@ -1,17 +1,22 @@
-"""What is called from Python: `search` and `resume`."""
+"""The Python interface: `search` and `resume`."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from rich.console import Console
 
 from autocompress.config import CHANGEABLE, ChangeableDict, SearchSettings, SettingsDict
+from autocompress.errors import StoppedError
 from autocompress.results.pareto import ParetoFront
-from autocompress.settings_schema import refuse_unknown_keys
+from autocompress.results.provenance import require_trust
+from autocompress.results.run_folder import RunFolder
+from autocompress.settings_schema import refuse_unknown_keys, require_kind
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, load_task
+from autocompress.task import Task, load_task, require_task
 from autocompress.tasks.identifiers import is_task_id, read_task_id
 
 __all__ = ["resume", "search"]
@@ -37,19 +42,17 @@ def search(
             `distill` and `quantize` take mappings.
 
     Returns:
-        The front; each point's `.file` holds what was measured from its exported file.
+        The front, the front so far after Ctrl-C; each point's `.file` holds what was measured from its exported file.
 
     Raises:
-        InputError: anything that can be known to be wrong before the first trial; nothing is written then.
+        InputError: the task, the space, a setting or the budget does not fit; nothing is written then.
     """
+    require_kind("run_dir", run_dir, "a path", str, Path)
+    require_kind("space", space, "a name, a path or a SearchSpace", str, SearchSpace)
     name = space if isinstance(space, str) else space.name
-    return run_new(
-        task,
-        SearchSettings.from_dict({"space": name, **settings}),
-        Path(run_dir),
-        space=None if isinstance(space, str) else space,
-        show_progress=show_progress,
-    )
+    checked = SearchSettings.from_dict({"space": name, **settings})
+    given = None if isinstance(space, str) else space
+    return _front_of(lambda: run_new(task, checked, Path(run_dir), space=given, show_progress=show_progress))
 
 
 def run_new(
@@ -60,9 +63,15 @@ def run_new(
     space: SearchSpace | None = None,
     show_progress: bool = True,
 ) -> ParetoFront:
-    """As `search`, with the settings in one object; `space` replaces the one that they name."""
+    """As `search`, with the settings in one object; `space` replaces the one that they name.
+
+    Raises:
+        StoppedError: a signal stopped the search.
+    """
     from autocompress.execution.search_loop import start
 
+    if not isinstance(task, str):
+        require_task(task)
     spec = _absolute(task) if isinstance(task, str) else getattr(task, "spec", None)
     loaded = load_task(task) if isinstance(task, str) else task
     console = Console() if show_progress else None
@@ -74,6 +83,8 @@ def resume(
     *,
     task: Task | None = None,
     show_progress: bool = True,
+    trust: bool = False,
+    rebuild_study: bool = False,
     **changes: Unpack[ChangeableDict],
 ) -> ParetoFront:
     """Continues a search that was stopped or killed; interrupted trials continue from their last rung.
@@ -82,16 +93,49 @@ def resume(
         run_dir: folder of the search.
         task: needed when the search was given a task object instead of the text that names one.
         show_progress: draw a live line in the terminal.
+        trust: import what the run's files name (task, sampler, importance, runtime, Ray's address) also where the run
+            was not made on this machine by this user.
+        rebuild_study: make `study.journal` again from `trials.jsonl` where it is missing, damaged or cut.
         changes: changeable settings of `docs/settings.md`; `n_trials` is a new total, `minutes` a limit of this start.
 
     Raises:
-        InputError: not a run folder, in use by another search, the task's model is another one, or a setting that
-            cannot change.
+        InputError: not a run folder, in use by another search, damaged or not to be trusted, the task's model is
+            another one, or a setting that cannot change.
+    """
+    require_kind("run_dir", run_dir, "a path", str, Path)
+    refuse_unknown_keys("resume", changes, list(CHANGEABLE))
+    require_trust(RunFolder(Path(run_dir)), trust, gets_task=task is not None)
+    console = Console() if show_progress else None
+    return _front_of(lambda: run_again(Path(run_dir), changes, task=task, console=console, rebuild_study=rebuild_study))
+
+
+def run_again(
+    run_dir: Path,
+    changes: Mapping[str, Any],
+    *,
+    task: Task | None = None,
+    console: Console | None = None,
+    rebuild_study: bool = False,
+) -> ParetoFront:
+    """As `resume`, of a run that is trusted.
+
+    Raises:
+        StoppedError: a signal stopped the search.
     """
     from autocompress.execution.search_loop import resume as resume_run
 
-    refuse_unknown_keys("resume", changes, list(CHANGEABLE))
-    return resume_run(Path(run_dir), task, Console() if show_progress else None, changes)
+    return resume_run(run_dir, task, console, changes, rebuild_study)
+
+
+def _front_of(run: Callable[[], ParetoFront]) -> ParetoFront:
+    """The front of a search, the front so far where Ctrl-C stopped it."""
+    try:
+        return run()
+    except StoppedError as stopped:
+        if stopped.front is None or stopped.number != signal.SIGINT:
+            raise
+        front: ParetoFront = stopped.front
+        return front
 
 
 def _absolute(spec: str) -> str:

@@ -13,10 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict
 
-import yaml
-
 from autocompress.errors import InputError
 from autocompress.settings_schema import CheckedSettings, declare, from_mapping, setting_of
+from autocompress.yaml_files import read_yaml_mapping
 
 ALL_THAT_FIT = 100_000
 """Trials of a search that only a time limit ends."""
@@ -373,20 +372,3 @@ def read_settings(path: Path) -> dict[str, Any]:
         InputError: the file is missing, is not YAML, or is not a mapping.
     """
     return read_yaml_mapping(path, "a settings file")
-
-
-def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Reads a YAML file that must hold a mapping.
-
-    Raises:
-        InputError: the file is missing, is not YAML, or is not a mapping.
-    """
-    if not path.is_file():
-        raise InputError(f"{what} must exist, but {path} does not")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{what} must be YAML, but {path} is not: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{what} must hold a mapping, but {path} holds {type(data).__name__}")
-    return data

@@ -1,5 +1,9 @@
 """The errors a user can meet: one base class, and one subclass for each kind of way out."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class AutocompressError(Exception):
     """Base of every error that autocompress raises on purpose; the command line prints it and exits with 2."""
@@ -31,6 +35,20 @@ class MeasurementError(AutocompressError, RuntimeError):
 
 class StorageError(AutocompressError, OSError):
     """The disk of a run takes no more; what is on it is whole, and `resume` goes on from there."""
+
+
+class StoppedError(AutocompressError):
+    """A signal stopped the search; what it reached is written, and the message says how to go on.
+
+    Args:
+        message: for the user.
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+        self.front: Any = None  # a `ParetoFront`, once it is known
 
 
 class WorkerError(AutocompressError, RuntimeError):

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import InputError
 from autocompress.runtimes import Session, runtime_named
+from autocompress.settings_schema import require_count, require_kind
 from autocompress.task import Inputs, Task, call_model, check_metrics
 
 LockContext = Callable[[], AbstractContextManager[None]]
@@ -27,7 +29,15 @@ def evaluate(
         split: "selection", "test", or a further one of the task's own.
         runtime: that loads the file.
         n_threads: of the runtime.
+
+    Raises:
+        InputError: no such file or split, or not the model that the task judges.
     """
+    require_kind("model", model, "an nn.Module or the path of an exported file", nn.Module, str, Path)
+    require_kind("split", split, "a text", str)
+    require_count("n_threads", n_threads)
+    if not isinstance(model, nn.Module) and not Path(model).exists():
+        raise InputError(f"the exported file must exist, but there is no {model}")
     if isinstance(model, nn.Module):
         return evaluate_model(model.eval(), task, split)
     metrics, _ = evaluate_session(runtime_named(runtime).load(Path(model), n_threads), task, split)
@@ -76,7 +86,7 @@ def judges_parts(task: Task) -> bool:
 
 
 def evaluate_session(session: Session, task: Task, split: str) -> tuple[dict[str, float], int]:
-    """The metrics of a loaded file, and for how many samples it was asked."""
+    """The metrics of a loaded file, and its number of samples."""
     counted: Counter[str] = Counter()
 
     def predict(inputs: Inputs) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from autocompress.errors import InputError, MissingExtraError
+from autocompress.settings_schema import require_kind
 
 
 def find_extension(what: str, name: str, target: str, known: Iterable[str], extra: str | None = None) -> Any:
@@ -17,12 +18,13 @@ def find_extension(what: str, name: str, target: str, known: Iterable[str], extr
         name: what the user gave.
         target: `package.module:name`: what the dict has for the name, or the name itself.
         known: the dict's names.
-        extra: of this package that brings what the target imports, if there is one.
+        extra: of this package that installs the target's imports, if there is one.
 
     Raises:
         InputError: it is not of that form, or the module has no such name.
         MissingExtraError: the module, or one that it imports, is not installed or does not import.
     """
+    require_kind(what, name, "a text", str)
     module, _, attribute = target.partition(":")
     if not (module and attribute) or module.startswith("."):
         raise InputError(f"{what} must be one of {sorted(known)} or package.module:Class, but got {name!r}")
@@ -35,5 +37,5 @@ def find_extension(what: str, name: str, target: str, known: Iterable[str], extr
         ) from error
     except ImportError as error:
         raise MissingExtraError(f"{what} {name!r} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise InputError(f"{what} {name!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the module raises
+        raise InputError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""What classifiers are judged and trained by, wherever in their outputs the classes are."""
+"""Accuracy and cross entropy of classifiers, with the classes along any of the usual dimensions."""
 
 from __future__ import annotations
 

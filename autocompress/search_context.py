@@ -1,4 +1,4 @@
-"""What all trials of a search share; it travels to each worker once."""
+"""The data that all trials of a search share; each worker gets it once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from autocompress.task import Task, as_inputs
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all trials of a search share.
+    """The data that all trials of a search share.
 
     Attributes:
-        task: what is compressed.
+        task: of the search.
         model: the uncompressed model.
         graph: of the model.
         settings: of the search.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +18,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one setting besides its name, type and default.
+    """The declaration of a setting, besides its name, type and default.
 
     Attributes:
-        help: one sentence; what happens at the default is part of it where the default says nothing by itself.
+        help: one sentence; it explains the default where the value does not.
         rule: text of the check, as in "n_trials >= 1"; "" for none.
         holds: the check, of a value that is not None.
         flag: of the command line, without its dashes; None is the name with dashes.
@@ -59,11 +60,11 @@ class CheckedSettings:
         self._check()
 
     def _check(self) -> None:
-        """What concerns several settings."""
+        """Checks rules between settings."""
 
 
 def setting_of(item: Any) -> Setting:
-    """What a field of a settings dataclass declares."""
+    """The declaration of a settings field."""
     found: Setting = item.metadata["setting"]
     return found
 
@@ -77,7 +78,7 @@ class Declared:
         name: of the setting.
         kind: its type.
         default: its default.
-        setting: what else is declared.
+        setting: the rest of the declaration.
     """
 
     part: str
@@ -153,12 +154,38 @@ def _is_number(text: str) -> bool:
     return True
 
 
+_MAX_SHOWN = 80
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlong, _REPR.maxstring, _REPR.maxother = 3, _MAX_SHOWN, _MAX_SHOWN, _MAX_SHOWN
+_REPR.maxlist = _REPR.maxdict = _REPR.maxset = _REPR.maxtuple = 10
+
+
 def shown(value: object) -> str:
     """At most 80 characters of a value, also where its text would be endless."""
-    if isinstance(value, Mapping | list | tuple | set) and len(value) > 20:
-        return f"{type(value).__name__} of {len(value)}"
-    text = repr(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, int) and value.bit_length() > _MAX_SHOWN * 3:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write out thousands of digits
+    text = _REPR.repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def require_kind(what: str, value: object, words: str, *kinds: type) -> None:
+    """Refuses an argument of another type.
+
+    Raises:
+        InputError: it is none of the kinds.
+    """
+    if not isinstance(value, kinds):
+        raise InputError(f"{what} must be {words}, but got {shown(value)}")
+
+
+def require_count(what: str, value: object) -> None:
+    """Refuses what is no whole number of at least 1.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"`{what} >= 1` must hold and be whole, but got {shown(value)}")
 
 
 def from_mapping(kind: type[_T], what: str, data: Mapping[str, Any]) -> _T:

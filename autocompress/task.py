@@ -10,6 +10,7 @@ import importlib.util
 import math
 import sys
 import sysconfig
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.metrics import accuracy, cross_entropy
+from autocompress.settings_schema import require_kind, shown
 from autocompress.tasks import TASKS
 from autocompress.tasks.identifiers import is_task_id
 
@@ -58,7 +60,7 @@ class Task(Protocol):
         """Inputs of the shape that is to be fast; their batch size is the one that is timed."""
 
     def train_batches(self, seed: int) -> Iterable[Batch]:
-        """Training batches, the same for the same seed; may end after one epoch, then callers go on with `seed + 1`."""
+        """Training batches, the same for the same seed; after the last one callers continue with `seed + 1`."""
 
     def calibration_batches(self) -> Iterable[Inputs]:
         """A few fixed batches without augmentation, for quantization ranges and batch-norm statistics."""
@@ -294,6 +296,7 @@ def load_task(spec: str, **options: Any) -> Task:
     Raises:
         InputError: the file or module cannot be imported, has no such attribute, or the attribute is no task.
     """
+    require_kind("a task's spec", spec, "a text", str)
     if is_task_id(spec):
         from autocompress.tasks.from_id import id_task
 
@@ -378,7 +381,7 @@ def _task_in(module: ModuleType, attribute: str, spec: str) -> Task:
             value = value()
         except AutocompressError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{spec!r} must make a task when called without arguments, but {_where(error)}") from error
     missing = _missing_methods(value)
     if missing:
@@ -387,6 +390,20 @@ def _task_in(module: ModuleType, attribute: str, spec: str) -> Task:
             "SupervisedTask(model, train, selection, test) makes a task from DataLoaders"
         )
     return value  # type: ignore[no-any-return]
+
+
+def require_task(value: object) -> None:
+    """Refuses what has not the methods of a task.
+
+    Raises:
+        InputError: names those that are missing.
+    """
+    missing = _missing_methods(value)
+    if missing:
+        raise InputError(
+            f"a task must have the methods of `Task`, but {type(value).__name__} lacks {', '.join(missing)}; "
+            "SupervisedTask(model, train, selection, test) makes a task from DataLoaders"
+        )
 
 
 def _missing_methods(value: object) -> list[str]:
@@ -420,25 +437,57 @@ def check_task(task: Task) -> None:
     Raises:
         InputError: a part fails, has the wrong form, or gives a loss that is not a finite scalar.
     """
-    model = _attempt("build_model()", task.build_model)
+    model = attempt("build_model()", task.build_model)
     if not isinstance(model, nn.Module):
         raise InputError(f"`build_model()` must return an nn.Module, but returned {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        kind = "scripted or traced" if isinstance(model, torch.jit.ScriptModule) else "compiled"
+        raise InputError(f"`build_model()` must return the module itself, but it is {kind}; return what it was made of")
     if model.training:
         raise InputError(
             "`build_model()` must return the model in eval mode, but it is in training mode; call `.eval()` on it"
         )
     with torch.no_grad():
-        examples = as_inputs(_attempt("example_inputs()", task.example_inputs))
+        examples = as_inputs(attempt("example_inputs()", task.example_inputs))
+        _require_samples(examples, "example_inputs()")
         _run(model, examples, "example_inputs()")
-        _run(model, as_inputs(_first("calibration_batches()", task.calibration_batches)), "calibration_batches()")
+        _run(model, _last_calibration(task), "calibration_batches()")
         batch = as_batch(_first("train_batches(seed=0)", lambda: task.train_batches(0)))
         outputs = _run(model, batch[0], "train_batches(seed=0)")
-        loss = _attempt("loss(outputs, batch)", lambda: task.loss(outputs, batch))
+        loss = attempt("loss(outputs, batch)", lambda: task.loss(outputs, batch))
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
         value = f"{loss.item()}" if isinstance(loss, Tensor) and loss.numel() == 1 else _describe(loss)
         raise InputError(
             f"`loss` must be a finite scalar tensor on the first training batch, but got {value}; "
             "check the model's weights, the inputs' normalisation and the targets"
+        )
+
+
+_MAX_CALIBRATION, _SECONDS = 1024, 10.0
+
+
+def _last_calibration(task: Task) -> Inputs:
+    """The last calibration batch, after all were looked at."""
+    begin, found, n_batches = time.monotonic(), None, 0
+    for batch in attempt("calibration_batches()", lambda: iter(task.calibration_batches())):
+        found, n_batches = as_inputs(batch), n_batches + 1
+        _require_samples(found, "calibration_batches()")
+        late = time.monotonic() - begin > _SECONDS
+        if n_batches > _MAX_CALIBRATION or (late and n_batches > 16 * N_CALIBRATION_BATCHES):
+            raise InputError(
+                f"`calibration_batches()` must end after at most {_MAX_CALIBRATION} batches, but gives more; "
+                f"{N_CALIBRATION_BATCHES} are enough"
+            )
+    if found is None:
+        raise InputError("the task's `calibration_batches()` must yield at least one batch, but yields none")
+    return found
+
+
+def _require_samples(inputs: Inputs, source: str) -> None:
+    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    if any(tensor.dim() == 0 or tensor.shape[0] == 0 for tensor in tensors):
+        raise InputError(
+            f"`{source}` must hold at least one sample along the first dimension, but got {_describe(inputs)}"
         )
 
 
@@ -449,27 +498,44 @@ def check_metrics(figures: object, split: str) -> dict[str, float]:
         InputError: it is not a non-empty dict of finite numbers.
     """
     if not isinstance(figures, Mapping) or not figures:
-        raise InputError(f"`evaluate(predict, {split!r})` must return a dict of figures, but returned {figures!r}")
+        raise InputError(f"`evaluate(predict, {split!r})` must return a dict of figures, but returned {shown(figures)}")
     for name, value in figures.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(name, str):
+            raise InputError(f"`evaluate(predict, {split!r})` must name its figures by texts, but one is {shown(name)}")
+        if not _is_finite(value):
             raise InputError(
-                f"`evaluate(predict, {split!r})` must return finite numbers, but {name!r} is {value!r}; "
+                f"`evaluate(predict, {split!r})` must return finite numbers, but {name!r} is {shown(value)}; "
                 "check the metric on the uncompressed model"
             )
     return {name: float(value) for name, value in figures.items()}
 
 
-def _attempt(what: str, call: Callable[[], Any]) -> Any:
+def _is_finite(value: Any) -> bool:
+    """Whether it is a finite number, also one of NumPy's or torch's."""
+    if isinstance(value, str | bytes | bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+
+
+def attempt(what: str, call: Callable[[], Any]) -> Any:
+    """Calls a part of a user's task.
+
+    Raises:
+        InputError: it raises; names the line of the user's own code.
+    """
     try:
         return call()
     except AutocompressError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"the task's `{what}` must work, but {_where(error)}") from error
 
 
 def _first(what: str, batches: Callable[[], Iterable[Any]]) -> Any:
-    batch = _attempt(what, lambda: next(iter(batches()), None))
+    batch = attempt(what, lambda: next(iter(batches()), None))
     if batch is None:
         raise InputError(f"the task's `{what}` must yield at least one batch, but yields none")
     return batch

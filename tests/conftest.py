@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from autocompress.errors import MissingDataError
+from autocompress.results.provenance import KEY_VARIABLE
 from autocompress.tasks.data import CACHE_VARIABLE, DATA_VARIABLE, data_folder
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps the suite out of the user's cache: cached models are made by the code under test, once a session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(KEY_VARIABLE, str(tmp_path_factory.mktemp("key") / "key"))
         yield
 
 

@@ -196,7 +196,10 @@ def test_refining_adds_a_record_that_trained_longer(killed_and_resumed: Path, tm
     assert [record.number for record in read_records(run / "trials.jsonl")] == [record.number for record in after]
 
 
-def test_ctrl_c_leaves_the_front_so_far(example: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_front_so_far_and_says_how_to_go_on(
+    example: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
     search = _command(
         "search", f"{example}:task", "--run-dir", run, "--trials", 200, "--workers", 2, "--rungs", "0,10",
@@ -208,11 +211,14 @@ def test_ctrl_c_leaves_the_front_so_far(example: Path, tmp_path: Path) -> None:
     while not (records.exists() and len(records.read_text().splitlines()) >= 4):
         assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[0]
         time.sleep(0.05)
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(number)
     output, _ = driver.communicate(timeout=600)
-    assert driver.returncode == 0, output
+    assert driver.returncode == 128 + number, output
     assert len(pd.read_csv(run / "front.csv")) >= 1
-    assert "report.html" in output
+    assert "report.html" in output and "Traceback" not in output
+    last = output.strip().splitlines()[-1]
+    assert f"stopped by {number.name}" in last and f"`autocompress resume {run}` goes on" in last
+    assert (run / "front").is_dir() == (number == signal.SIGINT), "files are measured where there is time for it"
 
 
 def test_a_time_limit_ends_the_search_with_a_front(example: Path, tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def test_each_target_counts_once_wherever_the_classes_are(
 
 
 @given(shape=shapes, classes_last=st.booleans(), seed=st.integers(0, 99))
-def test_the_lesson_is_about_classes_wherever_they_are(shape: tuple[int, ...], classes_last: bool, seed: int) -> None:
+def test_soft_targets_are_over_the_classes_in_any_dimension(
+    shape: tuple[int, ...], classes_last: bool, seed: int
+) -> None:
     ours, targets = example(shape, 5, seed)
     theirs, _ = example(shape, 5, seed + 1)
 
@@ -81,7 +83,7 @@ def test_probabilities_are_targets_too() -> None:
     ],
     ids=["column", "numbers", "several", "yes or no", "labels"],
 )
-def test_what_is_no_class_is_taught_by_its_value(outputs: Tensor, targets: Tensor) -> None:
+def test_outputs_that_are_no_classes_are_distilled_by_value(outputs: Tensor, targets: Tensor) -> None:
     assert class_dim(outputs, targets) is None
     soft = torch.randn_like(outputs)
     expected = np.square(outputs.numpy() - soft.numpy()).mean()

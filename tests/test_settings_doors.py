@@ -108,9 +108,12 @@ def test_resume_takes_what_is_changeable_and_nothing_else(
 ) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        "autocompress.execution.search_loop.resume", lambda run, task, console, changes: seen.append(dict(changes))
+        "autocompress.execution.search_loop.resume",
+        lambda run, task, console, changes, rebuild: seen.append(dict(changes)),
     )
     monkeypatch.setattr("autocompress.cli.searching.show", lambda run_dir: None)
+    for place in ("api", "results.provenance"):
+        monkeypatch.setattr(f"autocompress.{place}.require_trust", lambda *_, **__: None)
     value = other(declared)
     flag = [declared.flags[0]] if value is True else [declared.flags[0], str(value)]
     if declared.setting.changeable:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from autocompress.cli import inspecting, profiling, refining, reporting, searching, status
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, StoppedError
+from autocompress.files import printable
+from autocompress.stop_signals import StopSignal, ends_as_exceptions
 
 _EXAMPLES = """\
 examples:
@@ -29,18 +34,39 @@ A budget is a share of the uncompressed model's latency (0.5x) or milliseconds (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, or 2 when something the user gave is wrong."""
+    """Runs one command; returns the exit code.
+
+    That is 0, or 2 when something the user gave is wrong or the system refuses something, or 128 and the number of the
+    signal that stopped it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be text
     args = vars(_parser().parse_args(argv))
     command: Callable[..., None] = args.pop("command")
     try:
-        command(**args)
+        with ends_as_exceptions():
+            command(**args)
+    except StoppedError as error:
+        _say(str(error))
+        return 128 + error.number
     except AutocompressError as error:
-        print(f"autocompress: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
-    except KeyboardInterrupt:
-        print("autocompress: stopped; `autocompress resume` goes on from what is on disk", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        _say(f"stopped by {error or 'SIGINT'}; a search that had begun goes on with `autocompress resume`")
+        return 128 + (error.number if isinstance(error, StopSignal) else signal.SIGINT)
+    except BrokenPipeError:  # who read the output has gone
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - Python flushes it at its end
+        return 1
+    except OSError as error:
+        _say(f"the system refused: {error}")
+        return 2
     return 0
+
+
+def _say(message: str) -> None:
+    """One line on the standard error, without what would change the terminal."""
+    print(f"autocompress: {printable(message)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

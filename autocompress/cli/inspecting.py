@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autocompress.cli.commands import add_command
-from autocompress.cli.task_options import add_task_options, take_task
+from autocompress.cli.commands import add_command, add_task_options, take_task
 
 
 def add_commands(commands: Any) -> None:
@@ -63,3 +62,5 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
         console.print(capability_table(engine, graph))
     if offered is not None:
         console.print(space_table(offered))
+        for note in offered.notes:
+            console.print(note, markup=False)

@@ -60,7 +60,7 @@ def _serve(run_dir: Path) -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("no longer served; the search goes on")
+            print("no longer served; the search continues")
 
 
 def _figure(run_dir: Path, figure: Path) -> None:
@@ -110,13 +110,12 @@ def _pick(
     peer: bool,
     output: Path,
 ) -> None:
-    import shutil
-
     from autocompress.errors import InputError
-    from autocompress.results.run_folder import RunFolder
+    from autocompress.publishing.point_folder import copy_point
+    from autocompress.report.commands import resume_command
+    from autocompress.results.run_folder import RunFolder, check_output
 
-    if output.exists():
-        raise InputError(f"-o must name a new folder, but {output} exists")
+    check_output(output)
     if peer:
         if knee or (latency_budget, min_accuracy, trial) != (None, None, None):
             raise InputError("--peer stands alone: it is one file, whatever the budget; leave the other conditions out")
@@ -125,8 +124,8 @@ def _pick(
     point = run.front.pick(latency_budget=latency_budget, min_accuracy=min_accuracy, trial=trial, knee=knee)
     source = run.folder.point(point.name)
     if not source.is_dir():
-        raise InputError(f"{point.name} has no files yet; `autocompress resume {run_dir}` measures the front")
-    shutil.copytree(source, output)
+        raise InputError(f"{point.name} has no files yet; {resume_command(run_dir)} measures the front")
+    copy_point(source, output)
     print(numbers_line(point))
     print(f"model: {output}")
     print(f"run:   python {output / 'run.py'}")
@@ -134,9 +133,9 @@ def _pick(
 
 
 def _pick_peer(run_dir: Path, output: Path) -> None:
-    import shutil
-
     from autocompress.errors import InputError
+    from autocompress.publishing.point_folder import copy_files, require_digests
+    from autocompress.report.commands import resume_command
     from autocompress.results.peer import read_peer
     from autocompress.results.run_folder import RunFolder
 
@@ -145,9 +144,10 @@ def _pick_peer(run_dir: Path, output: Path) -> None:
     if peer is None:
         raise InputError(
             f"{run_dir} has no file of the runtime's own tool: it has none, or the search has not ended; "
-            f"`autocompress resume {run_dir}` measures it"
+            f"{resume_command(run_dir)} measures it"
         )
-    shutil.copytree(folder, output)
+    require_digests(folder, peer.digests)
+    copy_files(folder, output)
     test = ", ".join(f"{name} {value:.4f}" for name, value in peer.metrics.get("test", {}).items())
     print(f"{peer.name}: {peer.latency.ms:.3f} ms ({peer.latency.ratio:.3f}x), test {test}")
     print(f"model: {output / peer.file}")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from autocompress.cli.commands import add_command, add_settings, given_settings
+from autocompress.cli.commands import (
+    add_command,
+    add_settings,
+    add_task_options,
+    add_trust,
+    given_settings,
+    take_task,
+)
 from autocompress.cli.reporting import show
-from autocompress.cli.task_options import add_task_options, take_task
 from autocompress.config import SearchSettings, read_settings
+from autocompress.errors import StoppedError
 from autocompress.settings_schema import declared_in
 
 DEMO_TRIALS = 24
@@ -33,6 +42,10 @@ def add_commands(commands: Any) -> None:
 
     resume = add_command(commands, "resume", _resume, "continue a search that was stopped or killed")
     resume.add_argument("run_dir", metavar="RUN", type=Path)
+    add_trust(resume)
+    resume.add_argument(
+        "--rebuild-study", action="store_true", help="make a study that is missing or cut again from trials.jsonl"
+    )
     add_settings(resume, [item for item in declared_in(SearchSettings) if item.setting.changeable])
 
 
@@ -60,12 +73,28 @@ def _search(task: str, run_dir: Path | None, config: Path | None, **flags: Any) 
 def _run_search(task: str, run_dir: Path, settings: dict[str, Any]) -> None:
     from autocompress.api import run_new
 
-    run_new(task, SearchSettings.from_dict(settings), run_dir)
-    show(run_dir)
+    with _shown(run_dir):
+        run_new(task, SearchSettings.from_dict(settings), run_dir)
 
 
-def _resume(run_dir: Path, **changes: Any) -> None:
-    from autocompress.api import resume
+def _resume(run_dir: Path, trust: bool, rebuild_study: bool, **changes: Any) -> None:
+    from rich.console import Console
 
-    resume(run_dir, **given_settings(changes))
+    from autocompress.api import run_again
+    from autocompress.results.provenance import require_trust
+    from autocompress.results.run_folder import RunFolder
+
+    require_trust(RunFolder(run_dir), trust)
+    with _shown(run_dir):
+        run_again(run_dir, given_settings(changes), console=Console(), rebuild_study=rebuild_study)
+
+
+@contextmanager
+def _shown(run_dir: Path) -> Iterator[None]:
+    """Prints what a search reached, also where a signal stopped it."""
+    try:
+        yield
+    except StoppedError:
+        show(run_dir)
+        raise
     show(run_dir)

@@ -13,9 +13,9 @@ _SECONDS = 2.0
 
 def add_commands(commands: Any) -> None:
     """Adds status."""
-    status = add_command(commands, "status", _status, "show how a run stands, from another terminal")
+    status = add_command(commands, "status", _status, "show the state of a run, from another terminal")
     status.add_argument("run_dir", metavar="RUN", type=Path)
-    status.add_argument("--watch", action="store_true", help="show it again and again, until the run ends")
+    status.add_argument("--watch", action="store_true", help="repeat until the run ends")
 
 
 def _status(run_dir: Path, watch: bool) -> None:

@@ -1,4 +1,4 @@
-"""What channels and ranks are judged by: a model's weights, and statistics of its data, collected on first use."""
+"""Statistics of a model and its calibration data, collected on first use; importances and ranks come from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ N_GRADIENT_BATCHES = 8
 
 @dataclass(frozen=True)
 class Activation:
-    """What one layer gives for each calibration sample, averaged over all positions; after its norm and ReLU.
+    """A layer's output for each calibration sample, averaged over all positions; after its norm and ReLU.
 
     Attributes:
         mean: shape (n_samples, n_outputs).
@@ -37,9 +37,9 @@ class Activation:
 
 @dataclass(frozen=True)
 class CalibrationStats:
-    """A model and the data by which its channels are judged; nothing in it depends on a candidate.
+    """A model, its data, and statistics of both; nothing in it depends on a candidate.
 
-    Keep one for all candidates of a model: what a criterion asks for is computed once.
+    Keep one for all candidates of a model: each statistic is computed once.
 
     Attributes:
         model: the uncompressed model; not touched.

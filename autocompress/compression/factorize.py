@@ -1,4 +1,4 @@
-"""Replaces a layer by thinner ones in a row, in place."""
+"""Replaces a layer by a sequence of thinner ones, in place."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How much each channel of a group matters: one figure per channel, larger matters more.
+"""Importance criteria: one figure per channel of a group, larger is more important.
 
-A criterion is one function of the evidence and a group, put into `CRITERIA`. All judge the whole group: every layer
-that loses entries with a channel has its say.
+A criterion is a function of the calibration statistics and a group, in `CRITERIA`. All judge the whole group: each
+layer that loses entries with a channel counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autocompress.extensions import find_extension
 from autocompress.graph import ChannelGroup, Coupling
 
 Criterion: TypeAlias = Callable[[CalibrationStats, ChannelGroup], Tensor]
-"""Evidence and group -> importance, shape (n_channels,)."""
+"""Calibration statistics and group -> importance, shape (n_channels,)."""
 
 _N_BINS = 32
 
@@ -39,7 +39,7 @@ def l1_magnitude(calibration_stats: CalibrationStats, group: ChannelGroup) -> Te
 def geometric_median(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
     """Sum of a channel's distances to the group's other channels (He et al. 2019, arXiv:1811.00250).
 
-    Least near the geometric median: a channel that others can stand in for goes, be it large or small.
+    Least near the geometric median: a channel that others can replace is removed, be it large or small.
     """
     distances = []
     for coupling, weight in _matrices(calibration_stats, group):
@@ -102,7 +102,7 @@ def activation_entropy(calibration_stats: CalibrationStats, group: ChannelGroup)
 
 
 def chance(calibration_stats: CalibrationStats, group: ChannelGroup) -> Tensor:
-    """Drawn from the evidence's seed and the group's name: the baseline that a criterion must beat."""
+    """Random, from the statistics' seed and the group's name: the baseline that a criterion must beat."""
     seed = hashlib.sha256(f"{calibration_stats.seed}:{group.name}".encode()).digest()[:7]
     generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
     return torch.rand(group.n_channels, generator=generator, dtype=torch.float64)
@@ -142,7 +142,7 @@ def criterion_named(name: str) -> Criterion:
 def least_important(
     calibration_stats: CalibrationStats, group: ChannelGroup, n_removed: int, criterion: Criterion = l2_magnitude
 ) -> tuple[int, ...]:
-    """Indices of the channels to remove, ascending; of equals the later ones; in a group that goes by number the first.
+    """Indices of the channels to remove, ascending; of equals the later ones; in a size-constrained group the first.
 
     Raises:
         CompressionError: the criterion did not give one finite figure per channel.
@@ -203,7 +203,7 @@ def _by_channel(values: Tensor, coupling: Coupling) -> Tensor:
 
 
 def _equal_say(group: ChannelGroup, figures: Iterable[Tensor]) -> Tensor:
-    """Sum over layers of each channel's share in the layer's total, so that every layer has an equal say."""
+    """Sum over layers of each channel's share in the layer's total, so that every layer weighs the same."""
     total = torch.zeros(group.n_channels, dtype=torch.float64)
     for figure in figures:
         total += figure / figure.sum().clamp(min=1e-30)

@@ -32,7 +32,7 @@ def scatter_back(student: nn.Module, model: nn.Module, graph: ModelGraph, recipe
     """A copy of the uncompressed model that holds the student's tensors.
 
     Kept channels go to their places, factors are multiplied out, 8-bit layers give the float weights that training
-    moves. What the student lacks is set so that the copy computes what the student computes, as far as the layers
+    moves. Entries that the student lacks are set so that the copy computes the student's function, as far as the layers
     allow, and another candidate can train it:
 
     - Weights that read a removed channel into a kept one are zero; the removed channel's own weights are the model's.

@@ -1,4 +1,4 @@
-"""Sets the smallest entries of a layer's weight to zero, one by one or in blocks, and counts the bytes that saves."""
+"""Sets the smallest entries of a layer's weight to zero, singly or in blocks, and counts the saved bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fine-tune of a student under its teacher: losses, optimizers, and training in rungs."""
+"""Distills a student from its teacher: losses, optimizers, and training in rungs."""
 
 from autocompress.distillation.fine_tune import FineTune, Teacher, distill, soft_target_loss, teaching_loss
 

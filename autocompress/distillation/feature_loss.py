@@ -1,4 +1,4 @@
-"""Compares what layers of student and teacher give, through a trained linear adapter where their widths differ.
+"""Compares features of student and teacher, through a trained linear adapter where their widths differ.
 
 FitNets (Romero et al. 2015, arXiv:1412.6550).
 """

@@ -26,6 +26,7 @@ from autocompress.distillation.optimizers import make_optimizer, settings_for
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import inspect_model
 from autocompress.metrics import class_dim
+from autocompress.settings_schema import require_count
 from autocompress.task import Batch, Inputs, Task, as_inputs, call_model
 
 Turn = Callable[[], AbstractContextManager[None]]
@@ -332,11 +333,10 @@ def distill(
     """Fine-tunes `student` in place under `teacher` for so many steps; returns it in evaluation mode.
 
     Raises:
-        InputError: `steps` is not positive.
+        InputError: `steps` is no positive whole number.
         CompressionError: the loss is not finite.
     """
-    if steps < 1:
-        raise InputError(f"`steps >= 1` must hold, but got {steps}")
+    require_count("steps", steps)
     base = settings or DistillSettings()
     values = {**base.__dict__, "rungs": (0, steps)}
     FineTune(student, Teacher(copy.deepcopy(teacher)), task, DistillSettings(**values), seed).advance(steps)

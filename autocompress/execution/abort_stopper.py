@@ -11,6 +11,9 @@ from ray.tune import Stopper
 
 from autocompress.errors import AutocompressError, StorageError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE, errno.EACCES, errno.EPERM)
+
 
 class AbortStopper(Stopper):
     """Tells Tune to stop once there is a reason; see `tune.Stopper`.
@@ -36,10 +39,15 @@ class AbortStopper(Stopper):
 
     @contextmanager
     def abort_on_full_disk(self) -> Iterator[None]:
-        """Around writing to the run's folder: a disk that takes no more stops the search."""
+        """Around writing to the run's folder: a disk that takes no more, or a folder that is gone, stops the search."""
         try:
             yield
+        except StorageError as error:
+            self.abort(error)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+            if error.errno in _FULL:
+                self.abort(StorageError(f"the run's disk takes no more ({error}); make room, then resume"))
+            elif error.errno in _GONE:
+                self.abort(StorageError(f"the run's folder was removed or changed ({error}); the search ends here"))
+            else:
                 raise
-            self.abort(StorageError(f"the run's disk takes no more ({error}); make room, then resume"))

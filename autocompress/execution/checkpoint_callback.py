@@ -1,4 +1,4 @@
-"""Keeps what workers send, and sends what a trial starts from: trials' files, and the states of interrupted trials."""
+"""Writes the files and checkpoints that workers send, and gives trials their checkpoint and parents at the start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from autocompress.space.candidate import Candidate
 class CheckpointCallback(tune.Callback):
     """Writes reports' files into the run's folder, on the driver, and hands states and parents to starting trials.
 
-    A trial's files are on disk before the study is told that it ended. States are kept by candidate, so that a trial
+    A trial's files are on disk before the study records its end. States are kept by candidate, so that a trial
     continues from its last rung after its worker died, and on resume after the driver died.
 
     The bytes are taken out of a report before any of the further callbacks sees it, so that no logger has to carry
@@ -32,7 +32,7 @@ class CheckpointCallback(tune.Callback):
     Args:
         folder: of the run.
         stop: aborts the search when the disk does not take what is written.
-        retries: knows whether a trial that Tune gave up runs again.
+        retries: says whether a trial that Tune ended after lost workers runs again.
         further: callbacks that see reports without the bytes, in this order.
     """
 
@@ -62,20 +62,19 @@ class CheckpointCallback(tune.Callback):
         state, files = result.pop(STATE, None), result.pop(FILES, None)
         with self._stop.abort_on_full_disk():
             if files is not None:
-                folder = self._folder.trial(trial.config["name"])
-                folder.mkdir(parents=True, exist_ok=True)
+                folder = self._folder.made(self._folder.trial(trial.config["name"]))
                 for name, content in files.items():
                     write_atomically(folder / name, content)
             if result.get("done"):
                 self._state_of(trial).unlink(missing_ok=True)
             elif state is not None:
-                self._folder.states.mkdir(parents=True, exist_ok=True)
+                self._folder.made(self._folder.states)
                 write_atomically(self._state_of(trial), state)
         for callback in self._further:
             callback.on_trial_result(iteration, trials, trial, result, **info)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called after the searcher heard of the end: drops what nobody reads any more.
+        """Called after the searcher recorded the end: deletes the checkpoint.
 
         Tune keeps all its trials until the search ends, and then writes them into its own folder, which is removed.
         """
@@ -92,7 +91,7 @@ class CheckpointCallback(tune.Callback):
             callback.on_trial_recover(iteration, trials, trial, **info)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called when Tune gives the trial up."""
+        """Called when Tune ends the trial with an error."""
         for callback in self._further:
             callback.on_trial_error(iteration, trials, trial, **info)
         if not self._retries.again(trial):

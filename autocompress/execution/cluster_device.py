@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from autocompress.latency import PairedTiming
 from autocompress.latency.target_device import LocalDevice
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.runtimes import Session
 from autocompress.task import Inputs
 
@@ -97,8 +97,8 @@ class _Loaded:
         key = str(content.hex())
         session = self._sessions.pop(key, None)
         if session is None:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / name
+            with LockedTempDir() as scratch:
+                path = scratch.path / name
                 data: Any = ray.get(content)
                 path.write_bytes(data)
                 session = self._here.load(path)

@@ -17,7 +17,7 @@ _MAX_REASON = 300
 
 
 class EventLogCallback(tune.Callback):
-    """Writes what happens to each trial as it happens; a callback of Tune.
+    """Writes a line for each event of a trial; a callback of Tune.
 
     A line has `time` (ISO 8601, UTC), `event`, `trial` (the study's number) and
 
@@ -29,8 +29,8 @@ class EventLogCallback(tune.Callback):
 
     Args:
         file: of the log; lines are added.
-        stop: told when the disk does not take what is written.
-        retries: knows whether a trial that Tune gave up runs again.
+        stop: aborts the search when the disk is full.
+        retries: says whether a trial that Tune ended after lost workers runs again.
     """
 
     def __init__(self, file: Path, stop: AbortStopper, retries: RetryCallback) -> None:
@@ -67,7 +67,7 @@ class EventLogCallback(tune.Callback):
         self._add("restarted", trial, reason=why, n_failures=n_failures)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called when Tune gives the trial up."""
+        """Called when Tune ends the trial with an error."""
         if not self._retries.again(trial):
             self._end("failed", trial, reason=reason(trial))
 

@@ -1,26 +1,32 @@
-"""Writes one trial for another runtime: a folder to walk away with, measured there like a point of the front."""
+"""Exports one trial for another runtime into a self-contained folder, measured like a point of the front."""
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from pathlib import Path
 
 from autocompress.errors import InputError
 from autocompress.execution.open_run import context_of, task_of
 from autocompress.execution.refine import trial_of
 from autocompress.latency import measure_latency
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.publishing.artifact import load_student
 from autocompress.publishing.export_front import facts_of
 from autocompress.publishing.export_point import ExportTarget, export_point
 from autocompress.publishing.model_card import write_card
 from autocompress.results.records import TrialRecord, read_records
-from autocompress.results.run_folder import RunFolder
+from autocompress.results.run_folder import RunFolder, check_output
 from autocompress.runtimes import runtime_named
 from autocompress.task import Task, as_inputs
 
 
 def export_trial(
-    folder: RunFolder, trial: int, runtime: str, output: Path, n_threads: int | None = None, task: Task | None = None
+    folder: RunFolder,
+    trial: int,
+    runtime: str,
+    output: Path,
+    n_threads: int | None = None,
+    task: Task | None = None,
 ) -> TrialRecord:
     """Exports a trial for a runtime and measures the file as a front point's is.
 
@@ -42,8 +48,9 @@ def export_trial(
         ExportError: the runtime cannot take the model.
         MissingExtraError: the runtime's library is not installed.
     """
-    if output.exists():
-        raise InputError(f"-o must name a new folder, but {output} exists")
+    check_output(output)
+    if n_threads is not None and n_threads < 1:
+        raise InputError(f"`n_threads >= 1` must hold, but got {n_threads}")
     info = folder.read_info()
     target = runtime_named(runtime)
     record = trial_of(read_records(folder.records), trial)
@@ -52,13 +59,17 @@ def export_trial(
     student, recipe = load_student(folder.trial(record.name), context.model, context.graph)
     threads = n_threads or info.settings.n_threads
     inputs = as_inputs(task.example_inputs())
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
-        reference = target.export(context.model, inputs, Path(scratch))
+    with LockedTempDir() as scratch:
+        reference = target.export(context.model, inputs, scratch.path)
         reference_ms = measure_latency(reference, inputs, runtime=runtime, n_threads=threads).value
         facts = facts_of(info, task, context.graph.n_params)
         facts |= {"runtime": runtime, "n_threads": threads}
         facts["uncompressed"] = {**facts["uncompressed"], "latency_ms": reference_ms}
-        where = ExportTarget(runtime, threads, reference, reference_ms)
-        measured = export_point(output, record, student, recipe, task, where, facts)
+        where = ExportTarget(task, runtime, threads, reference, reference_ms)
+        try:
+            measured = export_point(output, record, student, recipe, where, facts)
+        except BaseException:
+            shutil.rmtree(output, ignore_errors=True)  # half a folder would only refuse its name to the next try
+            raise
     write_card(output, None)
     return measured

@@ -24,7 +24,7 @@ class TensorBoard(TBXLoggerCallback):
         self._folder = folder
 
     def log_trial_start(self, trial: Any) -> None:
-        """A restarted trial goes on in the same folder."""
+        """A restarted trial writes into the same folder."""
         if trial in self._trial_writer:
             self._trial_writer[trial].close()
         path = self._folder.path / "tensorboard" / trial.config["name"]

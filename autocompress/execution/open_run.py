@@ -1,4 +1,4 @@
-"""Takes up a run that is on disk again: its task, its model checked, its study."""
+"""Opens a run on disk: its task, its model (checked), its space and its study."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autocompress.errors import InputError
 from autocompress.execution.preparation import make_context
+from autocompress.files import digest_of
 from autocompress.graph import inspect_model
 from autocompress.publishing.artifact import model_digest
 from autocompress.results.run_folder import RunFolder, RunInfo
@@ -22,7 +23,7 @@ Predict = Callable[[Candidate], float]
 
 @dataclass(frozen=True)
 class OpenRun:
-    """What a run was searched with, read again.
+    """A run as read from disk.
 
     Attributes:
         context: what the trials share.
@@ -50,7 +51,7 @@ def task_of(folder: RunFolder, info: RunInfo, task: Task | None) -> Task:
 
 
 def context_of(folder: RunFolder, info: RunInfo, task: Task) -> SearchContext:
-    """What the trials of a run share, read again.
+    """The search context of a run, read again.
 
     Raises:
         InputError: the task's model is another one.
@@ -61,22 +62,43 @@ def context_of(folder: RunFolder, info: RunInfo, task: Task) -> SearchContext:
             f"{folder.path} searched another model (or other weights) than the task gives now; start a new search"
         )
     graph = inspect_model(model, as_inputs(task.example_inputs()))
-    return make_context(task, model, graph, info, folder.reference.read_bytes())
+    return make_context(task, model, graph, info, _reference_of(folder, info))
+
+
+def _reference_of(folder: RunFolder, info: RunInfo) -> bytes:
+    """The uncompressed model's file; runs of earlier versions have no digest of it.
+
+    Raises:
+        InputError: it is missing, or is not the one that the run timed.
+    """
+    try:
+        content = folder.reference.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"a run goes on with the uncompressed model's file, but {folder.reference}: {error}"
+        ) from error
+    if info.reference_digest and digest_of(content) != info.reference_digest:
+        raise InputError(f"{folder.reference} differs from the digest in {folder.info.name}; put the file back")
+    return content
 
 
 def open_run(folder: RunFolder, info: RunInfo, task: Task) -> OpenRun:
-    """Reads the model and the space again, to go on with the study.
+    """Reads the model and the space again, to continue the study.
 
     Raises:
         InputError: the task's model is another one, or the run's files were edited.
     """
     context = context_of(folder, info, task)
-    knobs = tuple(
-        Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"], tuple(knob.get("size_only", ())))
-        for knob in info.knobs
-    )
-    space = SearchSpace(knobs, info.settings.space, info.rank_grid)
-    if space.digest != info.space_digest:
+    try:
+        knobs = tuple(
+            Knob(knob["kind"], knob["target"], tuple(knob["choices"]), knob["branch"], tuple(knob.get("size_only", ())))
+            for knob in info.knobs
+        )
+        space = SearchSpace(knobs, info.settings.space, info.rank_grid)
+        known = space.digest == info.space_digest
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder.info} was edited: a knob is none ({error}); restore the file") from error
+    if not known:
         raise InputError(f"{folder.info} was edited: the knobs do not match their digest; restore the file")
     return OpenRun(context, space)
 

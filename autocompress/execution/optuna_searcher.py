@@ -34,16 +34,15 @@ class OptunaSearcher(Searcher):
         return assignment.config()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Notes what a running trial has reached; the study is told at its end."""
+        """Keeps the last rung of a running trial; the study gets its record at the end."""
         if "so_far" in result:
             self._so_far[trial_id] = result["so_far"]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study how the trial ended.
 
-        A trial that ended after a rung but before its last was stopped early, or by the end of the search's time: what
-        its best rung gave counts. One that Ctrl-C interrupted, or that had not come to its first rung, runs again on
-        resume.
+        A trial that ended after a rung but before its last was stopped early, or by the end of the search's time: its
+        best rung counts. One that Ctrl-C interrupted, or that ended before its first rung, runs again on resume.
         """
         if error:
             return  # `on_trial_lost` says more
@@ -60,13 +59,13 @@ class OptunaSearcher(Searcher):
             self._queue.ended(assignment, "stopped", so_far)
 
     def on_experiment_end(self) -> None:
-        """Tells the study what running trials have reached when their time is over: Tune says nothing of them then."""
+        """Tells the study the best rungs of trials that still ran when the time was over; Tune does not report them."""
         if not self._queue.limits.clock.trains:
             for trial_id in list(self._running):
                 self.on_trial_complete(trial_id)
 
     def on_trial_lost(self, trial_id: str, n_failures: int, reason: str, again: bool) -> None:
-        """Takes a trial back that Tune gave up, to be given out again or as a failed one.
+        """Takes back a trial whose worker was lost: queues it again, or records it as failed.
 
         Args:
             trial_id: in Tune.

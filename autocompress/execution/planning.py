@@ -1,4 +1,4 @@
-"""What a search plans with before its first trial: sensitivities and the first candidates."""
+"""Prepares the sampler before the first trial: sensitivities and the first candidates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from autocompress.execution.fisher import fisher_sensitivity
 from autocompress.execution.sensitivity import Effort, Sensitivity, SensitivityProbe, measure_sensitivity
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.sampling.initial_candidates import single_drop_candidates, uniform_candidates
-from autocompress.sampling.knapsack import Solver, block_costs
+from autocompress.sampling.knapsack import Solver, block_costs, blocks_of
 from autocompress.sampling.knapsack_sampler import Planner, SamplerContext
-from autocompress.sampling.knob_blocks import blocks_of
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
@@ -25,7 +24,7 @@ _MAX_SOLVED = 8
 
 
 def find_sensitivity(context: SearchContext, space: SearchSpace, effort: Effort) -> Sensitivity:
-    """Measures what each choice costs, on the Ray that is initialized, or estimates it where the settings say so."""
+    """Measures the loss increase of each choice on the initialized Ray, or estimates it where the settings say so."""
     make_probe = partial(
         SensitivityProbe, context.task, context.model, context.graph, context.settings, context.half_range_weights
     )
@@ -55,7 +54,7 @@ def n_knapsack_candidates(n_trials: int) -> int:
 def enqueue_knapsack_front(
     study: SearchStudy, sensitivity: Sensitivity, latency_predictor: OnlineLatencyPredictor, n_points: int
 ) -> None:
-    """What is tried first by the default sampler: a few uniform candidates, then the solver's predicted front."""
+    """Queues the first candidates of the default sampler: a few uniform ones, then the predicted front."""
     uniform = [item for item in uniform_candidates(study.space, _ALL) if not study.is_judged(item)]
     study.enqueue(uniform[: min(_N_UNIFORM, n_points)], "uniform")
     blocks = blocks_of(study.space)
@@ -66,7 +65,7 @@ def enqueue_knapsack_front(
 
 
 def planner_of(study: SearchStudy, sensitivity: Sensitivity, latency_predictor: OnlineLatencyPredictor) -> Planner:
-    """What the default sampler proposes by."""
+    """The default sampler's planner."""
     increases = sensitivity.increases(study.space)
     return Planner(
         SamplerContext(study.space, increases, latency_predictor.ratios, latency_predictor.refreshed, study.objectives)

@@ -13,7 +13,8 @@ from autocompress.results.pareto import front_of
 from autocompress.results.records import TrialRecord
 from autocompress.sampling.study import POLISHED
 
-_LEAST_STEPS = 100  # fewer are not worth a trial's start
+_LEAST_STEPS = 40  # fewer are not worth a trial's start
+_LEAST_DEFICIT = 0.25  # where time is short: of the largest deficit; points nearer to the uncompressed model are left
 _GOOD_STEPS = 600  # where time is short, fewer points are polished, so that each gets about this many
 _SAFETY = 0.85  # share of the time that is planned with: its start and its judging take the rest
 
@@ -79,6 +80,9 @@ class PolishPlanner:
         origin, n_left = left[0], len(left)
         if not self._settings.steps:
             n_left = self._n_that_fit(left, records)
+            if n_left < len(left):
+                left = self._worthwhile(left, records)
+                n_left = min(n_left, len(left))
             reached = [point for point in wanted if point.candidate.digest in done]
             origin = next_of(left, reached, n_left)
         steps = self._settings.steps or self._steps_of(origin, left, records, n_left)
@@ -96,6 +100,16 @@ class PolishPlanner:
         ]
         points.sort(key=ratio, reverse=True)
         return spread(points, self._settings.n_points)
+
+    def _worthwhile(self, points: Sequence[TrialRecord], records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """Those far below the uncompressed model, which training can lift; all where its metric is not known."""
+        baseline = next((record for record in records if record.candidate.is_baseline), None)
+        top = self._top_gain(baseline)
+        deficits = [top - self._objectives.gain_of(point) for point in points]
+        least = _LEAST_DEFICIT * max(deficits)
+        return [
+            point for point, deficit in zip(points, deficits, strict=True) if deficit >= least or least == float("inf")
+        ]
 
     def _top_gain(self, baseline: TrialRecord | None) -> float:
         if self._settings.top is not None:

@@ -6,27 +6,30 @@ import copy
 import difflib
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from autocompress.compression import compress, criterion_named
+from autocompress.compression import CalibrationStats, compress, criterion_named
+from autocompress.compression.importance import least_important
 from autocompress.config import SearchSettings
 from autocompress.errors import InputError
+from autocompress.execution.judging_check import check_share, judge_splits
 from autocompress.execution.trial import n_macs
+from autocompress.files import digest_of
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency import LatencyModel, load_latency_model
 from autocompress.latency.online_predictor import label_slower_ranks, profile_of_target
 from autocompress.latency.target_device import LocalDevice, TargetDevice
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.publishing.artifact import model_digest
 from autocompress.results.objectives import Direction, Objectives, budget_ratios, default_limit, metric_directions
+from autocompress.results.provenance import imports_of, signature_of
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import RunInfo
 from autocompress.runtimes import Session, check_parity, is_executed, runtime_named, saturates
@@ -35,7 +38,7 @@ from autocompress.sampling.samplers import sampler_named
 from autocompress.search_context import SearchContext
 from autocompress.space.candidate import INT8_BITS
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Inputs, Task, as_inputs, call_model, check_metrics, check_task
+from autocompress.task import Task, as_inputs, check_task
 
 _BYTES_PER_MIB = 2**20
 _REFERENCE_ROUNDS = 15
@@ -51,12 +54,14 @@ class PreparedSearch:
         space: of the search.
         info: of the run.
         baseline: the uncompressed model's record, trial 0.
+        notes: what the user should know of the task and the space, a line each.
     """
 
     context: SearchContext
     space: SearchSpace
     info: RunInfo
     baseline: TrialRecord
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -92,10 +97,12 @@ def prepare(
         profile = profile_of_target(settings.latency_model, settings, task, graph)
         space = label_slower_ranks(space, profile) if isinstance(profile, LatencyModel) else space
     _check_features(model, settings, space)
-    metrics, n_selection = _judge(model, task)
+    _check_importance(model, graph, task, settings)
+    metrics, n_selection, notes = judge_splits(model, task)
     directions = metric_directions(getattr(task, "objectives", None), list(metrics))
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
-        scratch = Path(name)
+    check_share(next(iter(directions)), metrics, settings.min_accuracy)
+    with LockedTempDir() as temp_dir:
+        scratch = temp_dir.path
         file = runtime.export(model, inputs, scratch)
         reference = file.read_bytes()
         device = target_device or LocalDevice(settings.runtime, settings.n_threads)
@@ -104,7 +111,12 @@ def prepare(
         timing = device.time(session, session, inputs, _REFERENCE_ROUNDS)
         objectives = _objectives(settings, metrics, directions, timing.reference_ms)
         info = _info(task, spec, settings, objectives, model, graph, space)
-        info = replace(info, half_range_weights=_may_saturate(settings, space, device), n_selection=n_selection)
+        info = replace(
+            info,
+            half_range_weights=_may_saturate(settings, space, device),
+            n_selection=n_selection,
+            reference_digest=digest_of(reference),
+        )
         context = make_context(task, model, graph, info, reference)
         _check_reachable(context, space, device, session, scratch)
     baseline = TrialRecord(
@@ -119,7 +131,7 @@ def prepare(
         n_macs=n_macs(model, inputs),
         size_mib=len(reference) / _BYTES_PER_MIB,
     )
-    return PreparedSearch(context, space, info, baseline)
+    return PreparedSearch(context, space, info, baseline, (*space.notes, *notes))
 
 
 def make_context(task: Task, model: nn.Module, graph: ModelGraph, info: RunInfo, reference: bytes) -> SearchContext:
@@ -186,17 +198,20 @@ def _check_features(model: nn.Module, settings: SearchSettings, space: SearchSpa
             raise InputError(f"feature_layers must name modules of the model, but it has no {path!r}; near: {near}")
 
 
-def _judge(model: nn.Module, task: Task) -> tuple[dict[str, float], int]:
-    """The uncompressed model's metrics on the selection split, and the number of its samples."""
-    counted: list[int] = []
-
-    def predict(inputs: Inputs) -> Tensor:
-        with torch.no_grad():
-            outputs: Tensor = call_model(model, inputs)
-        counted.append(len(outputs))
-        return outputs
-
-    return check_metrics(task.evaluate(predict, "selection"), "selection"), sum(counted)
+def _check_importance(model: nn.Module, graph: ModelGraph, task: Task, settings: SearchSettings) -> None:
+    """Tries a criterion of the user's own on the smallest channel group."""
+    groups = sorted((group for group in graph.groups if not group.sizes), key=lambda group: group.n_channels)
+    if ":" not in settings.importance or not groups:
+        return
+    calibration = [as_inputs(inputs) for inputs in task.calibration_batches()]
+    stats = CalibrationStats(model, graph, calibration, task, settings.seed)
+    try:
+        least_important(stats, groups[0], 1, criterion_named(settings.importance))
+    except Exception as error:  # whatever the user's function raises
+        raise InputError(
+            f"importance {settings.importance!r} must be a function of (calibration statistics, channel group) that "
+            f"gives a figure for each channel, but: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _info(
@@ -233,16 +248,19 @@ def _info(
         frozen=tuple({"name": f.name, "what": f.what, "reason": f.reason} for f in graph.frozen),
         machine=describe_machine(),
         versions=describe_versions(),
-        command=shlex.join([_program(), *sys.argv[1:]]),
+        command=_command(),
         started=datetime.now(UTC).isoformat(),
         rank_grid=space.rank_grid,
+        signature=signature_of(imports_of(spec, settings)),
     )
 
 
-def _program() -> str:
-    """What was typed: `autocompress`, however it was started, or the user's own script."""
-    name = Path(sys.argv[0]).name
-    return "autocompress" if name == "__main__.py" else name
+def _command() -> str:
+    """What was typed to `autocompress`; of a program of the user's own its name alone: arguments may be secrets."""
+    program = Path(sys.argv[0])
+    if program.name == "autocompress" or program.parts[-2:] == ("autocompress", "__main__.py"):
+        return shlex.join(["autocompress", *sys.argv[1:]])
+    return shlex.quote(program.name)
 
 
 def _check_reachable(

@@ -25,7 +25,7 @@ from autocompress.results.records import TrialRecord
 
 
 class SearchProgress:
-    """Shows how a search stands; a context manager, updated with each finished trial.
+    """Shows the state of a search; a context manager, updated with each finished trial.
 
     Args:
         records: of trials that finished before (a resumed run).
@@ -120,11 +120,11 @@ class SearchProgress:
 
 @contextmanager
 def step_progress(console: Console | None, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A line with a bar and the time left, for work of a known number of steps; gives what to call after each.
+    """A line with a bar and the time left, for a known number of steps; gives the function to call after each.
 
     Args:
         console: where to draw; None draws nothing.
-        what: of which there are a number, like "files measured".
+        what: the counted things, like "files measured".
     """
     columns = (
         SpinnerColumn(),

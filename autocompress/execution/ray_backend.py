@@ -13,6 +13,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `stop_signals` handles them
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Tune's own snapshots of all trials are never read: the study on the driver's disk is the truth
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")
@@ -26,14 +27,16 @@ from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.cluster_device import ClusterDevice
-from autocompress.execution.locked_temp_dir import LockedTempDir
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.retry_callback import worker_losses_restart_trials
+from autocompress.execution.shared_context import SharedContext
 from autocompress.execution.worker import Worker
 from autocompress.latency.target_device import TargetDevice
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.search_context import SearchContext
+from autocompress.stop_signals import ends_as_exceptions, handlers_kept
 
-_MAX_BASE = 18
+_MAX_BASE = 14
 
 
 @contextmanager
@@ -50,13 +53,17 @@ def ray_cluster(settings: SearchSettings) -> Iterator[None]:
         yield
         return
     with LockedTempDir(_short_folder()) as scratch:
-        if settings.ray_address is not None:
-            _join(settings.ray_address)
-        else:
-            _start_local(settings, scratch.path)
+        with handlers_kept():  # Ray sets some of its own
+            if settings.ray_address is not None:
+                _join(settings.ray_address)
+            else:
+                # Ray lets all users write into its folder: it lies in a private one
+                _start_local(settings, scratch.path / "ray")
         try:
             _check_resource(settings)
-            yield
+            _check_room(settings)
+            with ends_as_exceptions():
+                yield
         finally:
             ray.shutdown()
 
@@ -107,7 +114,7 @@ def run_trials(
     resources = {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
     with LockedTempDir() as scratch, worker_losses_restart_trials():
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(Worker, context=context), resources),
+            tune.with_resources(tune.with_parameters(Worker, context=SharedContext.of(context)), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -136,6 +143,7 @@ def _name_of(trial: Any) -> str:
 
 
 def _start_local(settings: SearchSettings, folder: Path) -> None:
+    _keep_token_private()
     with _on_loopback():
         ray.init(
             address="local",  # without it Ray would join whatever cluster was started last on this machine
@@ -170,7 +178,7 @@ def _short_folder() -> Path:
 
 
 def _local_cpus(settings: SearchSettings) -> int:
-    """So many that the trials asked for run at the same time, even on a machine of fewer cores."""
+    """CPUs reserved locally for `n_workers` trials at the same time, even on a machine of fewer cores."""
     if settings.n_workers is None:
         return os.cpu_count() or 1
     return max(1, round(settings.n_workers * settings.cpus_per_trial + 0.499))
@@ -186,6 +194,37 @@ def _join(address: str) -> None:
             f"ray_address must be that of a running cluster, but {address!r} is not ({error}); "
             "`ray start --head` starts one, docs/cluster.md says more"
         ) from error
+
+
+def _keep_token_private() -> None:
+    """Ray lets in who knows a token, which it keeps in the home folder, readable by whoever can look into that."""
+    try:
+        from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+        from ray._private.authentication.authentication_token_setup import _get_default_token_path
+    except ImportError:
+        return  # a Ray without tokens
+    file = _get_default_token_path()
+    try:
+        if file.is_file():
+            file.chmod(0o600)
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as stream:  # noqa: PTH123
+            stream.write(generate_new_authentication_token())
+    except OSError:
+        return  # Ray says what it needs
+
+
+def _check_room(settings: SearchSettings) -> None:
+    """Refuses trials that no machine of the cluster has room for: they would wait for ever."""
+    wanted = {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
+        most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in wanted}
+        raise InputError(
+            f"a machine must have room for a trial of {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs, but the "
+            f"largest here has {most['CPU']:g} and {most['GPU']:g}; lower cpus_per_trial or gpus_per_trial"
+        )
 
 
 def _check_resource(settings: SearchSettings) -> None:

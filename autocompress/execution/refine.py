@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from autocompress.errors import InputError
-from autocompress.execution.open_run import open_run, study_of, task_of
+from autocompress.execution.open_run import open_run, task_of
 from autocompress.execution.ray_backend import open_target_device
+from autocompress.execution.reopened_study import reopened_study
 from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext
 from autocompress.publishing.artifact import RECIPE, WEIGHTS
-from autocompress.publishing.export_front import export_front
+from autocompress.publishing.export_front import check_points, export_front
 from autocompress.results.records import Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.study import REFINED
 from autocompress.task import Task
+
+_MAX_BATCHES = 100_000
 
 
 def refine(
@@ -44,13 +48,13 @@ def refine(
     Raises:
         InputError: no such trial, or the run cannot be opened.
     """
-    if epochs < 1:
-        raise InputError(f"`epochs >= 1` must hold, but got {epochs}")
+    check_training(epochs, learning_rate)
     info = folder.read_info()
     task = task_of(folder, info, task)
     with folder.locked():
         run = open_run(folder, info, task)
-        study = study_of(folder, run.space, info)
+        check_points(folder, info.model_digest)
+        study = reopened_study(folder, run.space, info)
         origin = trial_of(study.records(), trial)
         if origin.candidate.is_baseline:
             raise InputError(f"trial {trial} is the uncompressed model; refine a compressed one")
@@ -59,7 +63,7 @@ def refine(
         if learning_rate is not None:
             distill = replace(info.settings.distill, learning_rate=learning_rate)
             context = replace(context, settings=replace(info.settings, distill=distill))
-        steps = epochs * sum(1 for _ in task.train_batches(info.settings.seed))
+        steps = epochs * _n_batches(task, info.settings.seed)
         plan = TrialPlan(origin.candidate, steps, Measured(origin.latency, origin.size_mib))
         worker = WorkerContext(context)
         try:
@@ -82,14 +86,32 @@ def refine(
             seconds=outcome.seconds,
             ended=(datetime.now(UTC) - datetime.fromisoformat(info.started)).total_seconds(),
         )
-        path = folder.trial(record.name)
-        path.mkdir(parents=True, exist_ok=True)
+        path = folder.made(folder.trial(record.name))
         for name, content in files.items():
             (path / name).write_bytes(content)
         study.add_refined(study.judged(record))
         with open_target_device(info.settings) as target_device:
             records, _ = export_front(study.records(), run.context, folder, info, target_device)
     return next(item for item in records if item.number == record.number)
+
+
+def check_training(epochs: int, learning_rate: float | None) -> None:
+    """Refuses what is no training.
+
+    Raises:
+        InputError: says the rule.
+    """
+    if epochs < 1:
+        raise InputError(f"`epochs >= 1` must hold, but got {epochs}")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise InputError(f"`learning_rate > 0` must hold and be finite, but got {learning_rate}")
+
+
+def _n_batches(task: Task, seed: int) -> int:
+    n_batches = sum(1 for _ in islice(task.train_batches(seed), _MAX_BATCHES))
+    if n_batches == _MAX_BATCHES:
+        raise InputError(f"an epoch of `train_batches` must end, but it gives more than {_MAX_BATCHES:,} batches")
+    return n_batches
 
 
 def trained_files(folder: RunFolder, name: str) -> TrainedFiles:

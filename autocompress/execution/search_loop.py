@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +16,11 @@ from rich.console import Console
 
 from autocompress.compression import Recipe
 from autocompress.config import ALL_THAT_FIT, DistillSettings, SearchSettings
-from autocompress.errors import InputError, StorageError
+from autocompress.errors import InputError, StoppedError, StorageError
 from autocompress.evaluation import evaluate_model, judges_parts
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
+from autocompress.execution.cluster_check import check_cluster
 from autocompress.execution.event_log_callback import EventLogCallback
 from autocompress.execution.latency_probes import SHARE as PROBE_SHARE
 from autocompress.execution.latency_probes import (
@@ -35,35 +39,39 @@ from autocompress.execution.planning import (
     planner_of,
 )
 from autocompress.execution.polish import PolishPlanner, PolishSettings
-from autocompress.execution.preparation import prepare
+from autocompress.execution.preparation import PreparedSearch, prepare
 from autocompress.execution.progress import SearchProgress, step_progress
 from autocompress.execution.ray_backend import n_concurrent, open_target_device, ray_cluster, run_trials
+from autocompress.execution.reopened_study import reopened_study, with_known_files
 from autocompress.execution.retry_callback import RetryCallback
 from autocompress.execution.run_clock import RunClock
 from autocompress.execution.rung_fit import fitted_rungs, training_step_seconds
 from autocompress.execution.scheduler import ParetoScheduler
+from autocompress.execution.search_ends import ended_at_once, refuse_all_failed, stopped_by
 from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
+from autocompress.files import check_new_folder
 from autocompress.graph import without_bits
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import save_student
 from autocompress.publishing.engine_peer import measure_engine_peer
-from autocompress.publishing.export_front import export_front
+from autocompress.publishing.export_front import check_points, export_front
 from autocompress.report.files import write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
 from autocompress.results.peer import read_peer
+from autocompress.results.provenance import imports_of, signature_of
 from autocompress.results.records import TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
-from autocompress.sampling.early_stopping import ParetoEarlyStopping
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import ParetoEarlyStopping, Patience
 from autocompress.sampling.samplers import PLANNED, planned
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.search_space import SearchSpace
+from autocompress.stop_signals import first_is_noted
 from autocompress.task import Task, as_batch
 
 _POINTS_EXPECTED = 8
@@ -86,27 +94,43 @@ def start(
     clock = RunClock(settings.minutes, settings.polish_share)
     folder = RunFolder(run_dir)
     if run_dir.exists():
-        way_out = f"`autocompress resume {run_dir}` continues it" if folder.info.is_file() else "name another one"
+        continues = f"`autocompress resume {shlex.quote(str(run_dir))}` continues it"
+        way_out = continues if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
+    check_new_folder(run_dir)
+    check_cluster(settings)
     _print(console, "checking the task, reading the model, timing the uncompressed model")
     for note in getattr(task, "notes", list)():
         _print(console, note)
     loggers_named(settings.loggers, folder)  # a missing package is an error before any long work
     with open_target_device(settings) as target_device:
         prepared = prepare(task, space, settings, spec, target_device)
+        for note in prepared.notes:
+            _print(console, note)
+        predictor = _predictor_of(prepared.context)
         missing = without_bits(prepared.context.graph)
         if missing is not None:
             _print(console, missing)
         run_dir.mkdir(parents=True)
         with folder.locked():
-            folder.reference.write_bytes(prepared.context.reference)
-            save_student(folder.trial(prepared.baseline.name), prepared.context.model, Recipe())
-            predictor = _predictor_of(prepared.context)
-            study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
-            study.add(prepared.baseline)
-            folder.write_info(prepared.info)  # last: a folder without it is not a run yet
+            try:
+                study = _first_files(folder, prepared, predictor)
+            except BaseException:
+                shutil.rmtree(run_dir, ignore_errors=True)  # half a folder would only refuse its name to the next try
+                raise
             search = _Search(folder, prepared.context, prepared.info, study, predictor, clock, console, target_device)
             return search.run()
+
+
+def _first_files(folder: RunFolder, prepared: PreparedSearch, predictor: OnlineLatencyPredictor) -> SearchStudy:
+    """Writes what is known before any trial; `run.json` last: a folder without it is not a run yet."""
+    folder.reference.write_bytes(prepared.context.reference)
+    save_student(folder.trial(prepared.baseline.name), prepared.context.model, Recipe())
+    study = study_of(folder, prepared.space, prepared.info, predictor.screening_ratio)
+    study.add(prepared.baseline)
+    write_records(folder.records, study.records())
+    folder.write_info(prepared.info)
+    return study
 
 
 def resume(
@@ -114,6 +138,7 @@ def resume(
     task: Task | None,
     console: Console | None,
     changes: Mapping[str, Any] | None = None,
+    rebuild_study: bool = False,
 ) -> ParetoFront:
     """Continues a run; interrupted trials run again from their last rung. See `autocompress.resume`.
 
@@ -126,13 +151,15 @@ def resume(
         raise InputError(f"{run_dir} was limited by its minutes, which are over; give --minutes or --trials")
     settings = replace(info.settings, **{"minutes": None, **(changes or {})})  # a time limit is one of a single start
     clock = RunClock(settings.minutes, settings.polish_share)
-    info = replace(info, settings=settings)
+    check_cluster(settings)
     task = task_of(folder, info, task)
+    info = replace(info, settings=settings, signature=signature_of(imports_of(info.task_spec, settings)))
     with open_target_device(settings) as target_device, folder.locked():
         run = open_run(folder, info, task)
-        folder.write_info(info)
         predictor = _predictor_of(run.context)
-        study = study_of(folder, run.space, info, predictor.screening_ratio)
+        check_points(folder, info.model_digest)
+        study = reopened_study(folder, run.space, info, predictor.screening_ratio, rebuild_study)
+        folder.write_info(info)
         n_again = study.requeue_interrupted()
         if n_again:
             _print(console, f"{n_again} trials were interrupted and run again")
@@ -180,7 +207,7 @@ class _Search:
                 self._fit_rungs()
                 self._judge_baseline_on_part()
             settings = self.info.settings
-            write_records(self.folder.records, study.records())
+            write_records(self.folder.records, with_known_files(study.records(), self.folder))
             left = self.clock.training_left
             minutes_left = None if left is None else left / 60
             progress = SearchProgress(
@@ -189,22 +216,33 @@ class _Search:
             queue = self._queue(stop, progress)
             self.clock.begin_trials()
             begin = time.perf_counter()
-            with progress:
+            with progress, first_is_noted(self._stopped_by(stop)):
                 self._run_trials(queue, stop)
             seconds, n_workers = time.perf_counter() - begin, n_concurrent(settings)
         if isinstance(stop.reason, StorageError):
             raise stop.reason  # there is no room for the front's files either
+        if isinstance(stop.reason, StoppedError) and stop.reason.number != signal.SIGINT:
+            raise ended_at_once(stop.reason, self.folder)
         if study.n_finished >= settings.n_trials and not study.n_open:
             CheckpointCallback(self.folder, stop, RetryCallback(lambda *lost: None)).clear()
         _print(self.console, "measuring the front's files with the workers idle")
         with step_progress(self.console, "files measured") as on_point:
-            _, front = export_front(study.records(), self.context, self.folder, self.info, self.target_device, on_point)
-        self._measure_peer()
+            records, front = export_front(
+                study.records(), self.context, self.folder, self.info, self.target_device, on_point
+            )
+        if stop.reason is None:
+            self._measure_peer()
         _print(self.console, _busy_text(study.records()[n_before:], seconds, n_workers))
         _print_budgets(front, self.console)
+        if isinstance(stop.reason, StoppedError):
+            stop.reason.front = front
         if stop.reason is not None:
             raise stop.reason
+        refuse_all_failed(records)
         return front
+
+    def _stopped_by(self, stop: AbortStopper) -> Callable[[int], None]:
+        return lambda number: stop.abort(stopped_by(number, self.folder, self.info.settings, self.study.n_finished))
 
     def _measure_peer(self) -> None:
         """Measures what the runtime's own tool gives, and writes the report anew where that is known."""

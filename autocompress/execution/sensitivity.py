@@ -17,9 +17,10 @@ import torch
 from ray.util import ActorPool
 from torch import nn
 
-from autocompress.compression import CalibrationStats, rebuild, resolve
+from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import SearchSettings
-from autocompress.errors import AutocompressError, InputError
+from autocompress.declared_types import require_types
+from autocompress.errors import AutocompressError, InputError, WorkerError
 from autocompress.files import read_json, write_atomically
 from autocompress.graph import ModelGraph
 from autocompress.latency import MeasurementLock
@@ -103,9 +104,13 @@ class Sensitivity:
                 )
                 for item in data["choices"]
             )
-            return cls(float(data["baseline_loss"]), choices, data["unit"])
-        except (KeyError, TypeError) as error:
+            read = cls(float(data["baseline_loss"]), choices, data["unit"])
+            require_types(read, cls)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} must hold sensitivities, but: {error}; remove it to measure again") from error
+        if not math.isfinite(read.baseline_loss):
+            raise InputError(f"{path} must hold a finite baseline_loss; remove it to measure again")
+        return read
 
 
 @dataclass(frozen=True)
@@ -165,8 +170,8 @@ class SensitivityProbe:
     def digest(self) -> str:
         """12 hex digits that change with the model, the data and the way of compressing."""
         settings = self._settings
-        way = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
-        way = (*way, "half range") if self._half_range_weights else way
+        how = (settings.importance, settings.reconstruct, settings.activation_aware, settings.quantize)
+        way = (*how, "half range") if self._half_range_weights else how
         digest = hashlib.sha256(f"{model_digest(self._model)}{way}".encode())
         for inputs in (*self._calibration, *(inputs for inputs, _ in self._labelled)):
             for value in inputs.values() if isinstance(inputs, dict) else inputs:
@@ -187,16 +192,8 @@ class SensitivityProbe:
         model, graph, calibration_stats, how = self._model, self._graph, self._calibration_stats, self._settings
         recipe = resolve(model, graph, candidate, how.importance, calibration_stats, how.activation_aware)
         recipe = replace(recipe, half_range_weights=self._half_range_weights)
-        return rebuild(
-            model,
-            graph,
-            recipe,
-            self._calibration,
-            how.reconstruct,
-            calibration_stats,
-            how.activation_aware,
-            how.quantize,
-        )
+        options = RebuildOptions(how.reconstruct, how.activation_aware, how.quantize)
+        return rebuild(model, graph, recipe, self._calibration, options, calibration_stats)
 
     def _one(self, student: nn.Module, batch: Batch) -> float:
         with torch.no_grad():
@@ -317,14 +314,14 @@ def with_estimates(space: SearchSpace, measured: Mapping[tuple[str, Choice], flo
 
 
 def _known(path: Path) -> dict[str, float]:
-    """Losses by digest of the candidate; half a line at the end, of a killed run, is left out."""
+    """Losses by digest of the candidate; lines that are none, as half of one of a killed run, are measured again."""
     losses = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             item = json.loads(line)
-        except json.JSONDecodeError:
+            losses[str(item["candidate"])] = math.nan if item["loss"] is None else float(item["loss"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        losses[item["candidate"]] = math.nan if item["loss"] is None else float(item["loss"])
     return losses
 
 
@@ -354,7 +351,11 @@ def _on_workers(
     shared = [ray.put(make_probe)]  # in a list, so that Ray passes the reference on and each actor reads it once
     pool = ActorPool([remote.remote() for _ in range(n_workers)])
     texts = [candidate.to_json() for candidate in candidates]
-    yield from pool.map_unordered(lambda actor, text: actor.loss.remote(shared, text), texts)
+    try:
+        yield from pool.map_unordered(lambda actor, text: actor.loss.remote(shared, text), texts)
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[-1]
+        raise WorkerError(f"a worker cannot judge candidates: {cause}") from error
 
 
 def _first_samples(batches: Iterable[Any], n: int, size: Callable[[Any], int]) -> Iterator[Any]:

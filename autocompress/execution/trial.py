@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autocompress.compression import CalibrationStats, Recipe, rebuild, resolve, sparse_saving_bytes
-from autocompress.compression.starts import UNCOMPRESSED, Parent, Rebuilding, best_of, student_from
+from autocompress.compression import CalibrationStats, RebuildOptions, Recipe, rebuild, resolve, sparse_saving_bytes
+from autocompress.compression.pipeline import UNCOMPRESSED, Parent, Rebuilding, best_of, student_from
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
 from autocompress.evaluation import evaluate_model
-from autocompress.execution.locked_temp_dir import LockedTempDir
 from autocompress.latency import MeasurementLock, time_sessions
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.publishing.artifact import load_student, save_student
 from autocompress.results.records import Latency, Rung
 from autocompress.runtimes import rounds_before_sums, runtime_named
@@ -104,9 +104,8 @@ class WorkerContext:
         self.example_inputs = as_inputs(context.task.example_inputs())
         self.runtime = runtime_named(context.settings.runtime)
         settings = context.settings
-        self.rebuilding = Rebuilding(
-            context.graph, self.calibration, settings.reconstruct, settings.activation_aware, settings.quantize
-        )
+        options = RebuildOptions(settings.reconstruct, settings.activation_aware, settings.quantize)
+        self.rebuilding = Rebuilding(context.graph, self.calibration, options)
         self._temp_dir = LockedTempDir()
         self.folder = self._temp_dir.path
         reference = self.folder / "reference"
@@ -178,18 +177,9 @@ class Trial:
     def restore(cls, worker: WorkerContext, plan: TrialPlan, state: Mapping[str, Any]) -> Trial:
         """The trial after the rung at which `state_dict` was taken, perhaps in another process."""
         recipe = Recipe.from_dict(state["recipe"])
-        settings = worker.context.settings
         with worker.measurement_lock.shared():
-            student = rebuild(  # without calibration: the state has all tensors
-                worker.context.model,
-                worker.context.graph,
-                recipe,
-                None,
-                settings.reconstruct,
-                worker.calibration_stats,
-                settings.activation_aware,
-                settings.quantize,
-            )
+            # without calibration: the state has all tensors
+            student = rebuild(worker.context.model, worker.context.graph, recipe, None, worker.rebuilding.options)
         trial = cls(worker, plan, recipe, student, state.get("parent", UNCOMPRESSED))
         trial._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
         trial._measured = Measured(Latency(**state["latency"]), state["size_mib"])
@@ -295,7 +285,7 @@ class Trial:
             file = worker.runtime.export(self._student, worker.example_inputs, worker.folder)
             session = worker.runtime.load(file, settings.n_threads)
             size_mib = file.stat().st_size / _BYTES_PER_MIB
-        # the reference's latency on another machine does not tell whether this one is quiet
+        # the reference's latency on another machine does not tell whether this one is idle
         idle_ms = self._context.objectives.reference_ms if settings.latency_resource is None else None
         with self._phase("measure"):
             timing = time_sessions(

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.compression.starts import UNCOMPRESSED, n_different
+from autocompress.compression.pipeline import UNCOMPRESSED, n_different
 from autocompress.config import ALL_THAT_FIT
 from autocompress.errors import StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.polish import PolishPlanner
 from autocompress.execution.run_clock import RunClock
 from autocompress.results.records import Latency, Predicted, Rung, State, TrialRecord, append_record
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import Patience
 from autocompress.sampling.study import POLISHED, Asked, SearchStudy
 from autocompress.space.candidate import Candidate
 
@@ -80,7 +80,7 @@ class Limits:
 
 @dataclass
 class TrialQueue:
-    """Gives trials out and takes their results; the study on disk is told of each.
+    """Gives trials out and takes their results; each is recorded in the study on disk.
 
     Attributes:
         study: asked and told.

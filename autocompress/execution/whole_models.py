@@ -69,8 +69,7 @@ def _judged(worker: WorkerContext, candidate: Candidate, number: int, folder: Ru
         rungs=outcome.rungs,
         seconds=outcome.seconds,
     )
-    path = folder.trial(record.name)
-    path.mkdir(parents=True, exist_ok=True)
+    path = folder.made(folder.trial(record.name))
     for name, content in trial.files().items():
         (path / name).write_bytes(content)
     return record

@@ -1,4 +1,4 @@
-"""The Ray Tune trainable: one trial at a time on a bench that outlives them, one rung per Tune step."""
+"""The Ray Tune trainable: one trial at a time in a process that is reused, one rung per Tune step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
+from autocompress.execution.shared_context import SharedContext
 from autocompress.execution.time_limit import TimeLimit, TimeLimitError
 from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext
 from autocompress.results.records import Latency
-from autocompress.search_context import SearchContext
 from autocompress.space.candidate import Candidate
 
 FILES, STATE = "files", "state"
@@ -43,7 +44,7 @@ class Worker(tune.Trainable):
     Files and states travel to the driver in the report: a worker shares no disk with it.
     """
 
-    def setup(self, config: dict[str, Any], context: SearchContext | None = None) -> None:
+    def setup(self, config: dict[str, Any], context: SharedContext | None = None) -> None:
         """Called once per process; the worker's context is made by the first step, whose report can say what failed."""
         assert context is not None
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -91,7 +92,7 @@ class Worker(tune.Trainable):
     def _ready_context(self) -> WorkerContext:
         if self._worker_context is None:
             try:
-                self._worker_context = WorkerContext(self._context)
+                self._worker_context = WorkerContext(self._context.get())
             except Exception as error:
                 raise _unusable(error) from error
         return self._worker_context
@@ -140,5 +141,9 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def _unusable(error: Exception) -> UnusableWorkerError:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[0]
+    if isinstance(error, ray.exceptions.RaySystemError) or "No module named" in str(error):
+        # Ray's own words come first, and the cause last
+        line = f"it cannot read the task: {lines[-1].strip()}; install what the task imports on that machine"
     return UnusableWorkerError(f"the worker on {platform.node()} cannot run trials: {line}")

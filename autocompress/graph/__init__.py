@@ -1,4 +1,4 @@
-"""Reads a model through `torch.export`: layers, channels that go together, branches that can go."""
+"""Reads a model through `torch.export`: layers, channel groups, residual branches."""
 
 from autocompress.graph.inspect import inspect_model
 from autocompress.graph.model_graph import (

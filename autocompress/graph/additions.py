@@ -1,4 +1,4 @@
-"""Finds what a stream only adds: attention and feed-forward parts of blocks that can go each by itself."""
+"""Finds parts of blocks that are only added to the stream (attention, feed-forward) and can be dropped one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds which integers of the user's own modules count channels or heads, so that they can follow the pruning."""
+"""Finds the integers of the user's own modules that count channels or heads and must change with pruning."""
 
 from __future__ import annotations
 

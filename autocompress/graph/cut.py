@@ -15,7 +15,7 @@ ACTIVATION_PREFIX = "nn."
 
 
 class Shortcut(nn.Sequential):
-    """What is left of a residual block that is called with more than its stream (a mask, say), or returns more.
+    """Replaces a residual block that is called with more than its stream (such as a mask), or returns more.
 
     The block's caller is the user's own code, whatever it hands over, so that any further argument is accepted.
 
@@ -37,7 +37,7 @@ class Shortcut(nn.Sequential):
 
 
 class Skipped(nn.Module):
-    """Stands for a module whose result is no longer added to a stream: gives its first tensor unchanged, or zeros.
+    """Replaces a module whose result is no longer added to a stream: gives its first tensor unchanged, or zeros.
 
     Args:
         stub: says which.

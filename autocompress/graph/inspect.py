@@ -1,4 +1,4 @@
-"""Puts the graph of a model together: trace, labels, groups, layers, and the check of every group."""
+"""Builds the graph of a model: trace, labels, groups, layers, and the check of every group."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from autocompress.graph.size_constrained_groups import find_size_constrained_gro
 from autocompress.graph.trace import ExampleInputs, Trace, UntraceableError, share_parameters, trace_model
 from autocompress.graph.untraced import untraced_graph
 from autocompress.graph.verify import PruningVerifier, join_groups, partition, resolve_attributes, verified_cuts
+from autocompress.settings_schema import require_kind
 
 
 def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, verify: bool = True) -> ModelGraph:
@@ -34,6 +35,7 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
     Raises:
         InputError: the model does not run on its own example inputs.
     """
+    require_kind("model", model, "an nn.Module", nn.Module)
     probe = share_parameters(model)
     try:
         trace = trace_model(probe, example_inputs)

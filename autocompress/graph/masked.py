@@ -1,4 +1,4 @@
-"""Runs a trace of the original model with channels masked at every point: the reference for a pruned copy."""
+"""Runs a trace of the original model with masked channels: the reference for a pruned copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is made of, as data: layers, channel groups, residual branches, and what is frozen and why."""
+"""The graph of a model as data: layers, channel groups, residual branches, and frozen parts with reasons."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SizeAttribute:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that only make sense together: removing channel i removes slot i of every coupling.
+    """Channels that must be removed together: removing channel i removes slot i of every coupling.
 
     Attributes:
         name: path of the root layer, the first in network order that produces these channels.
@@ -86,7 +86,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Stub:
-    """What stands in place of a module that a dropped branch ran through.
+    """The replacement of a module that a dropped branch ran through.
 
     Attributes:
         path: of the module.
@@ -210,7 +210,7 @@ class IntegerOp:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Something that is left as it is, with the reason that a user reads.
+    """A part that cannot be compressed, with the reason for the user.
 
     Attributes:
         name: path of a layer, parameter or would-be channel group.

@@ -1,4 +1,4 @@
-"""A model as arrays: what a candidate makes of the size, rank and bits of each layer, for many candidates at once."""
+"""A model as arrays: the size, rank and bits of each layer under many candidates at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PRECISION_NUMBERS = {precision: i for i, precision in enumerate(PRECISIONS)}
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What the latency of a layer depends on.
+    """The properties of a layer on which its latency depends.
 
     Attributes:
         path, kind: as in `Layer`.
@@ -157,7 +157,7 @@ def _side(kind: str, tensor: str, dim: int) -> int | None:
 
 @dataclass(frozen=True)
 class LayerStates:
-    """What candidates make of the layers; each array has the shape (n_candidates, n_layers).
+    """The layers under each candidate; each array has the shape (n_candidates, n_layers).
 
     Attributes:
         alive: not part of a dropped branch.
@@ -224,7 +224,7 @@ def _table(
     missing: float,
     numbers: Mapping[Any, float] | None = None,
 ) -> Floats:
-    """A row for each mapping, a column for each name; `numbers` says what a value that is no number stands for."""
+    """A row for each mapping, a column for each name; `numbers` maps values that are no numbers to numbers."""
     table = np.full((len(values), len(columns)), missing, np.float64)
     sizes = list(map(len, values))
     n_entries = sum(sizes)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import read_yaml_mapping
 from autocompress.errors import InputError
-from autocompress.settings_schema import refuse_unknown_keys
+from autocompress.settings_schema import refuse_unknown_keys, shown
 from autocompress.space.candidate import FULL_BITS, Precision, bits_number
+from autocompress.yaml_files import read_yaml_mapping
 
 _FOLDER = Path(__file__).parent / "hardware"
 _COMPUTED = (32, 16, 8)
@@ -46,8 +47,9 @@ class Hardware:
             value = getattr(self, item.name)
             values = list(value.values()) if isinstance(value, Mapping) else [value]
             for number in values:
-                if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
-                    raise InputError(f"`{item.name} > 0` must hold in a device's description, but got {number!r}")
+                known = isinstance(number, int | float) and not isinstance(number, bool)
+                if not known or not 0 < number < math.inf:
+                    raise InputError(f"`{item.name} > 0` must hold in a device's description, but got {shown(number)}")
         if FULL_BITS not in self.giga_macs or set(self.giga_macs) - set(_COMPUTED):
             raise InputError(f"`giga_macs` must have 32 and may have 16 and 8 bits, but has {sorted(self.giga_macs)}")
 

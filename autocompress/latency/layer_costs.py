@@ -1,4 +1,4 @@
-"""Counts what a layer of a candidate computes and moves: multiply-accumulates, weights and activations."""
+"""Counts the multiply-accumulates, weights and activations of a candidate's layers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LayerCost:
 def layer_cost(
     layer: LayerShape, n_out: int, n_in: int, rank: tuple[float | str | None, int], bits: Precision
 ) -> LayerCost:
-    """What is left of a layer.
+    """Cost of a compressed layer.
 
     Args:
         layer: uncompressed.

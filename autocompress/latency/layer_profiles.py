@@ -1,4 +1,4 @@
-"""Reads what the latency of a model's layers depends on, and makes compressed models fast, without data."""
+"""Describes a model's layers for the latency model, and makes compressed models quickly, without data."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _layer_inputs(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> dict[s
 
 
 def _signature(model: nn.Module, layer: Layer, x: Tensor) -> str:
-    """Everything but the channels that the time of a layer depends on."""
+    """A text of all that a layer's time depends on, except its channels."""
     module: Any = model.get_submodule(layer.path)
     words = [layer.kind]
     if layer.kind.startswith("conv"):

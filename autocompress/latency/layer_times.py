@@ -8,7 +8,6 @@ itself: the excess of their sum over the latency of an unprofiled run is subtrac
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.latency.measurement_lock import MeasurementLock
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.results.node_times import LayerTimes, NodeTime
 from autocompress.runtimes import runtime_named
 from autocompress.runtimes.node_names import module_of, modules_of_values
@@ -68,8 +68,8 @@ def _profile_onnxruntime(
 
     options = session_options(n_threads)
     options.enable_profiling = True
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
+    with LockedTempDir() as scratch:
+        options.profile_file_prefix = str(scratch.path / "profile")
         providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
         session = ort.InferenceSession(str(file), options, providers=providers)
         feed = CpuSession(session).prepare(inputs)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from autocompress.errors import InputError
 from autocompress.latency.clock import PairedTiming, time_pair, timer_of
 from autocompress.latency.measurement_lock import MeasurementLock
 from autocompress.runtimes import Session, runtime_named
+from autocompress.settings_schema import require_count, require_kind
 from autocompress.task import Inputs, as_inputs
 
 _BUSY = 1.1  # the reference may be this much slower than on the idle machine
@@ -64,10 +66,16 @@ def measure_paired(
 
     Raises:
         ExportError: the runtime refuses a file.
-        InputError: the inputs are not of the files' shapes.
+        InputError: a file is missing, or the inputs are not of the files' shapes.
     """
+    require_count("n_threads", n_threads)
+    require_count("n_rounds", n_rounds)
     inputs = as_inputs(example_inputs)
     target = runtime_named(runtime)
+    for path in (file, reference):
+        require_kind("a file", path, "a path", str, Path)
+        if not Path(path).exists():
+            raise InputError(f"the exported file must exist, but there is no {path}")
     loaded = [target.load(Path(path), n_threads) for path in (file, reference)]
     return time_sessions(loaded[0], loaded[1], inputs, n_rounds)
 

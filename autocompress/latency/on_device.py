@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,18 +24,17 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingExtraError
-from autocompress.files import read_json, write_atomically
+from autocompress.files import write_atomically
 from autocompress.latency.clock import PairedTiming, Run, time_pair
+from autocompress.latency.device_files import read_plan, read_results
 from autocompress.machine import describe_machine
 
 PLAN, MEASURED = "plan.json", "measured.json"
-SCHEMA_VERSION = 1
-WEIGHTS_SEED = 0
+SCHEMA_VERSION, WEIGHTS_SEED = 1, 0
 PRECISION_NOTE = "autocompress.inference_precision"  # metadata: what a file's float layers compute in
 _MAX_SPREAD = 0.08  # an idle machine stays below, also with the bfloat16 units' clocks
 _BUSY = 1.06  # the reference may be this much slower than on the idle machine
-_MAX_REPEATS = 4
-_IDLE_ATTEMPTS = 5
+_MAX_REPEATS, _IDLE_ATTEMPTS = 4, 5
 _MAX_NOISY_SHARE = 0.2
 _SAVE_SECONDS = 5.0
 _WORTH_MENTIONING = 0.1
@@ -43,14 +43,28 @@ Opener = Callable[[Path], Run]
 Listener = Callable[[int, int, float], None]
 
 
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How files are timed.
+
+    Attributes:
+        n_passes: how often each file is measured, apart in time; the differences show how repeatable that is.
+        n_rounds: of one measurement, see `time_pair`.
+        seconds: no file is begun after this time; None is no limit.
+        force: measure on a noisy machine too.
+    """
+
+    n_passes: int = 1
+    n_rounds: int = 9
+    seconds: float | None = None
+    force: bool = False
+
+
 def measure_folder(
     folder: Path,
     output: Path,
+    settings: MeasureSettings = MeasureSettings(),
     *,
-    n_passes: int = 1,
-    n_rounds: int = 9,
-    seconds: float | None = None,
-    force: bool = False,
     opener: Opener | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
@@ -59,11 +73,7 @@ def measure_folder(
     Args:
         folder: with a `plan.json`.
         output: JSON file of the measurements; an existing one is resumed.
-        n_passes: how often each file is measured; passes are apart in time, so their differences show how
-            repeatable a measurement is.
-        n_rounds: of one measurement, see `time_pair`.
-        seconds: no file is begun after this time; None is no limit.
-        force: measure on a noisy machine too.
+        settings: how files are timed.
         opener: loads a file and returns its run; None is the runtime that the plan names.
         listener: called with the files done, all files, and the seconds left.
 
@@ -74,35 +84,33 @@ def measure_folder(
         MeasurementError: the machine is too noisy; says how noisy.
         InputError: the folder has no plan, or the output is of another plan, runtime version or device.
     """
-    plan = read_json(folder / PLAN)
+    plan = read_plan(folder / PLAN)
     write_weights(folder, plan)
     runtime, version = plan["runtime"], runtime_version(plan["runtime"])
     open_file = opener or (lambda file: open_session(runtime, file, plan["n_threads"]))
     results = _begin(plan, version, output)
     reference = open_file(folder / plan["reference"])
-    _check_idle(reference, results, force)
+    _check_idle(reference, results, settings.force)
     begin = saved = time.monotonic()
     out_of_time = False
-    for n_wanted in range(1, n_passes + 1):
+    for n_wanted in range(1, settings.n_passes + 1):
         for attempt in range(_MAX_REPEATS):
             waiting = _waiting(plan["files"], results, n_wanted)
             for i, name in enumerate(waiting):
-                out_of_time = seconds is not None and time.monotonic() - begin > seconds
+                out_of_time = settings.seconds is not None and time.monotonic() - begin > settings.seconds
                 if out_of_time:
                     break
-                _note(results, name, time_pair(open_file(folder / name), reference, n_rounds))
+                _note(results, name, time_pair(open_file(folder / name), reference, settings.n_rounds))
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     write_json(output, results)
                     saved = time.monotonic()
                 if listener is not None and attempt == 0:
-                    done = len(waiting) * (n_wanted - 1) + i + 1
-                    n_all = len(waiting) * n_passes
+                    done, n_all = len(waiting) * (n_wanted - 1) + i + 1, len(waiting) * settings.n_passes
                     listener(done, n_all, (time.monotonic() - begin) / done * (n_all - done))
-    results["finished"] = _now()
-    results["complete"] = not out_of_time
+    results |= {"finished": _now(), "complete": not out_of_time}
     write_json(output, results)
     if results["complete"]:
-        _check_undisturbed(results, force)
+        _check_undisturbed(results, settings.force)
     return results
 
 
@@ -155,7 +163,7 @@ def _begin(plan: Mapping[str, Any], version: str, output: Path) -> dict[str, Any
     }
     if not output.is_file():
         return {**head, "started": _now(), "reference_ms": [], "measured": {}}
-    results = read_json(output)
+    results = read_results(output)
     for key, value in head.items():
         if results.get(key) != value:
             raise InputError(f"{output} has {key} {results.get(key)!r}, but here it is {value!r}; name another file")
@@ -343,9 +351,6 @@ def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
-# -------------------------------------------------------------------------------------------------------------- script
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The script of a bundle; returns the exit code."""
     parser = argparse.ArgumentParser(description="Times the files of this folder on this device.")
@@ -358,9 +363,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     output = args.output or args.folder / MEASURED
     try:
-        results = measure_folder(
-            args.folder, output, n_passes=args.passes, seconds=args.seconds, force=args.force, listener=show_progress
-        )
+        settings = MeasureSettings(args.passes, seconds=args.seconds, force=args.force)
+        results = measure_folder(args.folder, output, settings, listener=show_progress)
     except AutocompressError as error:
         print(f"\nprofile: {error}", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ import onnx
 from onnx import TensorProto
 from torch import nn
 
+from autocompress.declared_types import require_types
 from autocompress.errors import InputError
-from autocompress.files import digest_of, read_json
+from autocompress.files import digest_of, path_inside, read_json
 from autocompress.graph import ModelGraph, inspect_model
 from autocompress.latency.candidate_encoder import ModelShape
 from autocompress.latency.layer_extraction import LayerExtractor
 from autocompress.latency.layer_profiles import covering, describe_model, layer_keys, quick_student
 from autocompress.latency.on_device import PLAN, write_json
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.runtimes import Runtime, runtime_named
 from autocompress.space.candidate import INT8_BITS, Candidate
 from autocompress.space.search_space import Knob, SearchSpace
@@ -34,16 +36,31 @@ _MOST_DROPPED = 0.7
 Listener = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a device is to be profiled.
+
+    Attributes:
+        runtime: whose files are written.
+        n_threads: threads of the runtime.
+        n_candidates: whole candidates to calibrate on.
+        batch: samples in one inference; None is the batch of the task's example inputs.
+        seed: of the candidates.
+    """
+
+    runtime: str = "onnxruntime"
+    n_threads: int = 1
+    n_candidates: int = N_CANDIDATES
+    batch: int | None = None
+    seed: int = 0
+
+
 def write_plan(
     task: Task,
     space: str | SearchSpace,
     folder: Path,
+    settings: PlanSettings = PlanSettings(),
     *,
-    runtime: str = "onnxruntime",
-    n_threads: int = 1,
-    n_candidates: int = N_CANDIDATES,
-    batch: int | None = None,
-    seed: int = 0,
     known: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
@@ -53,11 +70,7 @@ def write_plan(
         task: gives the model.
         space: that candidates are drawn from.
         folder: made if missing.
-        runtime: whose files are written.
-        n_threads: that the runtime is to use.
-        n_candidates: whole candidates to calibrate on.
-        batch: samples in one inference; None is the batch of the task's example inputs.
-        seed: of the candidates.
+        settings: how the device is to be profiled.
         known: keys of layers that need not be timed again; those of the uncompressed model are timed all the same, and
             show how fast the device is now.
         listener: called with the number of candidates written, and of all.
@@ -65,13 +78,13 @@ def write_plan(
     Returns:
         The plan, which is also in `plan.json`.
     """
-    target, model, inputs = runtime_named(runtime), task.build_model().eval(), as_inputs(task.example_inputs())
-    inputs = inputs if batch is None else _repeated(inputs, batch)
+    target, model, inputs = runtime_named(settings.runtime), task.build_model().eval(), as_inputs(task.example_inputs())
+    inputs = inputs if settings.batch is None else _repeated(inputs, settings.batch)
     graph = inspect_model(model, inputs)
     if isinstance(space, str):
         space = SearchSpace.load(space, graph)
     shape = describe_model(model, graph, inputs)
-    candidates = draw_candidates(space, n_candidates, seed)
+    candidates = draw_candidates(space, settings.n_candidates, settings.seed)
     known = sorted(set(known) - set(layer_keys(shape, [Candidate()])[0]))
     extra = _covering(shape, space, candidates, set(known))
     writer = _Writer(target, folder, shape, graph)
@@ -87,10 +100,10 @@ def write_plan(
             listener(i + 1, len(candidates) + len(extra))
     pieces = {key: file for key, file in writer.pieces().items() if key not in known}
     plan = {
-        "digest": _digest([runtime, n_threads, sorted(pieces), sorted(wholes)]),
+        "digest": _digest([settings.runtime, settings.n_threads, sorted(pieces), sorted(wholes)]),
         "task": str(getattr(task, "name", type(task).__name__)),
-        "runtime": runtime,
-        "n_threads": n_threads,
+        "runtime": settings.runtime,
+        "n_threads": settings.n_threads,
         "batch": batch_size(inputs),
         "reference": reference,
         "weights": {"file": WEIGHTS_FILE, "n_bytes": writer.n_bytes},
@@ -148,7 +161,7 @@ class _Writer:
         folder.mkdir(parents=True, exist_ok=True)
         self._target, self._folder, self._shape, self._graph = target, folder, shape, graph
         self._index = folder / _WRITTEN
-        self._sizes: dict[str, Any] = read_json(self._index) if self._index.is_file() else {}
+        self._sizes: dict[str, Any] = _written(self._index) if self._index.is_file() else {}
 
     @property
     def n_bytes(self) -> int:
@@ -171,8 +184,8 @@ class _Writer:
             InputError: the runtime's files are not ONNX files, which alone can be cut.
         """
         if not self.has(name):
-            with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
-                made = self._target.export(student, inputs, Path(scratch))
+            with LockedTempDir(self._folder) as scratch:
+                made = self._target.export(student, inputs, scratch.path)
                 if made.suffix != ".onnx":
                     raise InputError(f"a profile is made of ONNX files, but {self._target.name} writes {made.suffix}")
                 model = onnx.load(made)
@@ -195,6 +208,20 @@ class _Writer:
                 pieces[key] = f"layer_{_digest(key)}.onnx"
                 write_shared(part, self._folder / pieces[key])
         return pieces
+
+
+def _written(index: Path) -> dict[str, Any]:
+    """What an earlier call wrote: name -> bytes of weights, and the layers that were cut out."""
+    entries = read_json(index, "index of a profile")
+    try:
+        for entry in entries.values():
+            require_types(entry["n_bytes"], int)
+            require_types(entry["pieces"], Mapping[str, str])
+            for file in entry["pieces"].values():
+                path_inside(index.parent, file)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{index} is damaged: {error}; remove the folder") from error
+    return entries
 
 
 def _repeated(inputs: Inputs, batch: int) -> Inputs:

@@ -189,6 +189,8 @@ class Estimate:
                 check_type(kind, data.get(key), (key,))
             for key in ("n_threads", "batch"):
                 check_positive(data[key], (key,))
+            check_type(ModelShape, data.get("shape"), ("shape",))
+            check_type(Mapping[str, Any], data.get("estimate"), ("estimate",))
             shape = shape_of(data["shape"])
             updates = measured_pairs(shape, "updates", data.get("updates", []))
         except DamageError as damage:

@@ -12,7 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from autocompress.errors import InputError
+from autocompress.settings_schema import shown
 
+_MAX_TEXT = 2**19
 Place = tuple[str | int, ...]
 """Keys and indices that lead from the top of a JSON document to a value."""
 
@@ -99,13 +101,17 @@ def _check_plain(kind: type, value: object, place: Place) -> None:
 
 def _require(holds: bool, rule: str, value: object, place: Place) -> None:
     if not holds:
-        shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
-        raise DamageError(place, f"must be {rule}, but is {shown}")
+        raise DamageError(place, f"must be {rule}, but is {shown(value)}")
 
 
 def _line(text: str, place: Place) -> int:
-    """The line of a value, from 1: JSON is YAML, whose reader keeps the lines."""
-    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    """The line of a value, from 1: JSON is YAML, whose reader keeps the lines; 1 where it cannot tell."""
+    if len(text) > _MAX_TEXT:
+        return 1  # it would take minutes
+    try:
+        node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):  # JSON may hold characters that YAML does not
+        return 1
     for step in place:
         if isinstance(node, yaml.MappingNode):
             inner = next((value for key, value in node.value if key.value == str(step)), None)

@@ -1,4 +1,4 @@
-"""A profile as data: what was measured on which device, and the JSON file that holds it."""
+"""The measurements of a device profile, and the JSON file that holds them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PIECE_KEY = re.compile(r".+\|\d+>\d+ r\S+ b\d+w?")
 
 @dataclass(frozen=True)
 class Table:
-    """What a profile measured.
+    """The measurements of a profile.
 
     Attributes:
         head: where and how: task, runtime and its version, n_threads, batch, device, date, repeatability, clock_drift.
@@ -83,7 +83,7 @@ def read_table(path: Path) -> tuple[Table, list[tuple[Candidate, float]]]:
     """The table and the updates of a file.
 
     Raises:
-        InputError: the file is missing, cut off, or not what a profile writes; names the line.
+        InputError: the file is missing, cut off, or no profile; names the line.
     """
     data = read_json(path)
     try:
@@ -132,7 +132,7 @@ def shape_of(data: Mapping[str, Any]) -> ModelShape:
     """A model's shape, whose indices are checked.
 
     Raises:
-        DamageError: one leads nowhere.
+        DamageError: one is out of range.
     """
     shape = ModelShape.from_dict(data)
     limits = {"layers": len(shape.layers), "branches": len(shape.branches)}

@@ -1,1 +1,1 @@
-"""Writes what leaves a search: compressed models, the front's folders, a runner beside each."""
+"""Writes the results of a search: compressed models, and the folders of the front's points with a runner in each."""

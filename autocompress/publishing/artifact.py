@@ -15,13 +15,25 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from autocompress.compression import Recipe, rebuild
+from autocompress.declared_types import require_types
 from autocompress.errors import CompressionError, InputError
-from autocompress.files import digest_of, read_json, write_atomically
+from autocompress.files import digest_of_file, read_json, write_atomically
 from autocompress.graph import ModelGraph, inspect_model
-from autocompress.results.records import TrialRecord
+from autocompress.results.records import FileNumbers, TrialRecord
+from autocompress.settings_schema import require_kind
 from autocompress.task import Task, as_inputs
 
 SCHEMA_VERSION = 1
+_DIGEST = "weights_digest"
+_KINDS: dict[str, Any] = {
+    "task": str,
+    "uncompressed": Mapping[str, Any],
+    "recipe": Mapping[str, Any],
+    "numbers": Mapping[str, Any] | None,
+    "files": Mapping[str, str],
+    "runtime_file": str,
+    "trial": int,
+}
 MANIFEST, RECIPE, WEIGHTS = "manifest.json", "recipe.json", "weights.safetensors"
 
 
@@ -35,12 +47,16 @@ def model_digest(model: nn.Module) -> str:
 
 
 def save_student(folder: Path, student: nn.Module, recipe: Recipe) -> None:
-    """Writes `weights.safetensors` and `recipe.json` into `folder` (made if missing); whole files or none."""
+    """Writes `weights.safetensors` and `recipe.json` into `folder` (made if missing); whole files or none.
+
+    The recipe holds the digest of the weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{WEIGHTS}.tmp"
     save_model(student, str(weights))
+    digest = digest_of_file(weights)
     weights.replace(folder / WEIGHTS)
-    write_atomically(folder / RECIPE, json.dumps(recipe.to_dict(), indent=1))
+    write_atomically(folder / RECIPE, json.dumps({**recipe.to_dict(), _DIGEST: digest}, indent=1))
 
 
 def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.Module, Recipe]:
@@ -54,8 +70,7 @@ def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.
     Raises:
         InputError: a file is missing or damaged, or is not of this model.
     """
-    manifest = folder / MANIFEST
-    recipe_data = read_manifest(folder)["recipe"] if manifest.is_file() else read_json(folder / RECIPE)
+    recipe_data, digest = _recipe_and_digest(folder)
     try:
         recipe = Recipe.from_dict(recipe_data)
         student = rebuild(model, graph, recipe)
@@ -64,6 +79,8 @@ def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise InputError(f"a compressed model's folder holds {WEIGHTS}, but {folder} does not")
+    if digest is not None and digest_of_file(weights) != digest:
+        raise InputError(f"{weights} differs from the digest that was written with it; put the file back")
     try:
         load_model(student, str(weights))
     except (SafetensorError, RuntimeError) as error:
@@ -71,6 +88,15 @@ def load_student(folder: Path, model: nn.Module, graph: ModelGraph) -> tuple[nn.
             f"{weights} must hold the weights of this model, compressed by its recipe, but: {error}"
         ) from error
     return student.eval(), recipe
+
+
+def _recipe_and_digest(folder: Path) -> tuple[Any, str | None]:
+    """What is known of a folder's weights; runs of earlier versions have no digest beside a recipe."""
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        return manifest["recipe"], manifest["files"].get(WEIGHTS)
+    recipe = read_json(folder / RECIPE, "recipe")
+    return recipe, recipe.pop(_DIGEST, None)
 
 
 def load(folder: str | Path, task: Task) -> nn.Module:
@@ -83,6 +109,7 @@ def load(folder: str | Path, task: Task) -> nn.Module:
     Raises:
         InputError: not such a folder, damaged, or of another model.
     """
+    require_kind("folder", folder, "a path", str, Path)
     path = Path(folder)
     manifest = read_manifest(path)
     model = task.build_model()
@@ -105,6 +132,8 @@ def write_manifest(
 ) -> None:
     """Writes `manifest.json`: what was done, what was measured from which file, and where it came from.
 
+    It has the digests of all files in the folder.
+
     Args:
         folder: of the front point.
         record: with the numbers of its file.
@@ -112,18 +141,19 @@ def write_manifest(
         file: the runtime's file, in `folder`.
         facts: of the run: task, runtime, n_threads, uncompressed model, versions, machine.
     """
+    manifest = folder / MANIFEST
     data = {
         "schema": SCHEMA_VERSION,
         **facts,
         "trial": record.number,
         "candidate": record.candidate.to_dict(),
         "recipe": recipe.to_dict(),
-        "files": {name.name: digest_of((name).read_bytes()) for name in (file, folder / WEIGHTS)},
+        "files": {path.name: digest_of_file(path) for path in sorted(folder.iterdir()) if path != manifest},
         "runtime_file": file.name,
         "numbers": asdict(record.file) if record.file is not None else None,
         "search": {"metrics": dict(record.metrics), "latency": asdict(record.latency) if record.latency else None},
     }
-    write_atomically(folder / MANIFEST, json.dumps(data, indent=1))
+    write_atomically(manifest, json.dumps(data, indent=1))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -140,7 +170,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     data = read_json(manifest)
     if data.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{manifest} has schema {data.get('schema')!r}, but this version reads {SCHEMA_VERSION}")
-    missing = [key for key in ("task", "uncompressed", "recipe", "numbers") if key not in data]
+    missing = [key for key in _KINDS if key not in data]
     if missing:
         raise InputError(f"{manifest} is damaged: it has no {', '.join(missing)}")
+    for key, kind in _KINDS.items():
+        try:
+            require_types(data[key], kind)
+            if key == "uncompressed":
+                require_types(data[key].get("n_params"), int)
+            if key == "numbers" and data[key] is not None:
+                FileNumbers.from_dict(data[key])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{manifest} is damaged: {key}: {error}") from error
     return data

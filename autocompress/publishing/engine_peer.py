@@ -1,4 +1,4 @@
-"""Makes and measures the 8-bit file of the runtime's own tool, so that a front is seen beside it."""
+"""Makes and measures the 8-bit file of the runtime's own tool, to compare the front with it."""
 
 from __future__ import annotations
 

@@ -1,18 +1,25 @@
-"""Turns the front into files: exports each point, times it with the workers idle, judges the file on every split."""
+"""Exports the front: writes each point's file, times it with the workers idle, and judges it on every split."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, StorageError
 from autocompress.latency.target_device import TargetDevice
-from autocompress.publishing.artifact import MANIFEST, load_student, read_manifest
+from autocompress.locked_temp_dir import LockedTempDir
+from autocompress.publishing.artifact import load_student, read_manifest
 from autocompress.publishing.export_point import ExportTarget, export_point
 from autocompress.publishing.model_card import UNKNOWN_LICENSE, write_card
+from autocompress.publishing.point_folder import (
+    is_point_of,
+    remove_point,
+    replace_point,
+    require_as_measured,
+    require_own_place,
+)
 from autocompress.report.files import write_front_table, write_report_page
 from autocompress.results.pareto import ParetoFront, front_of
 from autocompress.results.records import FileNumbers, TrialRecord, write_records
@@ -20,7 +27,7 @@ from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.search_context import SearchContext
 from autocompress.task import Task
 
-_POINT = re.compile(r"\.?trial_\d{4,}")
+_POINT = re.compile(r"\.?trial_(\d{4,})")
 
 
 def export_front(
@@ -65,7 +72,7 @@ def measure_front(
 ) -> tuple[list[TrialRecord], ParetoFront]:
     """Gives every front point, and the uncompressed model, numbers measured from its file.
 
-    A point that turns out slower than the budget, or beyond that of size or memory, leaves the front and its successor
+    A point whose file is slower than the budget, or beyond that of size or memory, leaves the front and its successor
     is measured, until all points of the front have files.
 
     Args:
@@ -79,7 +86,8 @@ def measure_front(
     Returns:
         All records, those with files updated, and the front.
     """
-    by_number = {record.number: _with_known_file(record, folder) for record in records}
+    model_digest = facts["uncompressed"]["digest"]
+    by_number = {record.number: _with_known_file(record, folder, model_digest) for record in records}
     while True:
         front = front_of(list(by_number.values()), context.objectives)
         wanted = [*front.points, *([front.baseline] if front.baseline is not None else [])]
@@ -91,24 +99,40 @@ def measure_front(
             on_point(n_measured, len(wanted))
     for record in wanted:
         write_card(folder.point(record.name), None if front.baseline is None else front.baseline.file)
-    _remove_others(folder, {record.name for record in wanted})
+    _remove_others(folder, {record.name for record in wanted}, facts["uncompressed"]["digest"])
     return list(by_number.values()), front
 
 
-def _remove_others(folder: RunFolder, kept: Collection[str]) -> None:
+def check_points(folder: RunFolder, model_digest: str) -> None:
+    """Checks what an earlier start of the run measured: that the files are still those, and the places free.
+
+    Raises:
+        InputError: a file differs from its digest, or something that the run did not write is in a point's place.
+    """
+    for path in folder.front.iterdir() if folder.front.is_dir() else ():
+        match = _POINT.fullmatch(path.name)
+        if match is None:
+            continue
+        require_own_place(path)
+        if is_point_of(path, int(match[1]), model_digest):
+            require_as_measured(path)
+
+
+def _remove_others(folder: RunFolder, kept: Collection[str], model_digest: str) -> None:
     """Removes points that left the front; what this run did not write there stays."""
     for path in folder.front.iterdir() if folder.front.is_dir() else ():
-        if path.name not in kept and _POINT.fullmatch(path.name) and (path / MANIFEST).is_file():
-            shutil.rmtree(path)
+        match = _POINT.fullmatch(path.name)
+        if match and path.name not in kept and is_point_of(path, int(match[1]), model_digest):
+            remove_point(path)
 
 
-def _with_known_file(record: TrialRecord, folder: RunFolder) -> TrialRecord:
+def _with_known_file(record: TrialRecord, folder: RunFolder, model_digest: str) -> TrialRecord:
     """Takes numbers that an earlier start of this run measured from a file that is still there."""
     point = folder.point(record.name)
-    if record.file is not None or not (point / "manifest.json").is_file():
+    if record.file is not None or not is_point_of(point, record.number, model_digest):
         return record
     manifest = read_manifest(point)
-    if "examples" not in manifest:  # written by an earlier version, without what a folder holds now
+    if "examples" not in manifest or manifest["numbers"] is None:  # of an earlier version
         return record
     return record.with_file(FileNumbers.from_dict(manifest["numbers"]))
 
@@ -120,10 +144,13 @@ def _measure(
     facts: Mapping[str, Any],
     target_device: TargetDevice | None,
 ) -> TrialRecord:
+    require_own_place(folder.point(record.name))
     try:
         return _measured(record, context, folder, facts, target_device)
     except AutocompressError as error:
-        # the trial's weights or its file are unusable: it leaves the front with the reason, the search goes on
+        if not folder.info.is_file():
+            raise StorageError(f"the run's folder {folder.path} was removed; the search ends here") from error
+        # the trial's weights or its file are unusable: it leaves the front with the reason, the search continues
         return replace(record, state="failed", error=f"while its file was measured: {error}")
 
 
@@ -135,11 +162,12 @@ def _measured(
     target_device: TargetDevice | None,
 ) -> TrialRecord:
     student, recipe = load_student(folder.trial(record.name), context.model, context.graph)
-    partial = folder.front / f".{record.name}"
-    shutil.rmtree(partial, ignore_errors=True)
     settings, reference_ms = context.settings, context.objectives.reference_ms
-    target = ExportTarget(settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device)
-    measured = export_point(partial, record, student, recipe, context.task, target, facts)
-    shutil.rmtree(folder.point(record.name), ignore_errors=True)
-    partial.rename(folder.point(record.name))
+    target = ExportTarget(
+        context.task, settings.runtime, settings.n_threads, folder.reference, reference_ms, target_device
+    )
+    with LockedTempDir(folder.made(folder.front)) as scratch:
+        draft = scratch.path / record.name
+        measured = export_point(draft, record, student, recipe, target, facts)
+        replace_point(draft, folder.point(record.name))
     return measured

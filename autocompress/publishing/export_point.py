@@ -28,9 +28,10 @@ _BYTES_PER_MIB = 2**20
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """What a point is written for and timed against.
+    """What a point is written for, judged by and timed against.
 
     Attributes:
+        task: judges the file on every split.
         runtime: name of the runtime.
         n_threads: threads that it may use.
         reference: the uncompressed model's file for it.
@@ -38,6 +39,7 @@ class ExportTarget:
         target_device: the machine that the model is for, when it is another one than this.
     """
 
+    task: Task
     runtime: str
     n_threads: int
     reference: Path
@@ -55,7 +57,6 @@ def export_point(
     record: TrialRecord,
     student: nn.Module,
     recipe: Recipe,
-    task: Task,
     target: ExportTarget,
     facts: Mapping[str, Any],
 ) -> TrialRecord:
@@ -66,8 +67,7 @@ def export_point(
         record: of the trial.
         student: the compressed model, with its weights.
         recipe: of the student.
-        task: judges the file on every split.
-        target: the runtime.
+        target: what it is written for.
         facts: for the manifest.
 
     Returns:
@@ -76,6 +76,7 @@ def export_point(
     Raises:
         ExportError: the student cannot be written, or the file gives something else; names the layer where they part.
     """
+    task = target.task
     save_student(folder, student, recipe)
     (folder / RECIPE).unlink()  # the manifest holds it
     inputs = as_inputs(task.example_inputs())
@@ -99,9 +100,9 @@ def export_point(
         agreement=parity.agreement,
     )
     measured = record.with_file(numbers)
-    write_manifest(folder, measured, recipe, file, facts)
     if target.runtime in RUNNABLE:
         write_runner(folder)
+    write_manifest(folder, measured, recipe, file, facts)
     if not target.device.is_here:
         return measured  # layer times and memory would be this machine's
     layer_times = measure_layer_times(file, inputs, target.runtime, target.n_threads)
@@ -109,7 +110,7 @@ def export_point(
         layer_times.write(folder / LAYER_TIMES)
     if target.runtime in RUNNABLE:
         measured = record.with_file(replace(numbers, memory_mib=measure_memory(folder)))
-        write_manifest(folder, measured, recipe, file, facts)
+    write_manifest(folder, measured, recipe, file, facts)
     return measured
 
 
@@ -119,11 +120,16 @@ def _time(session: Session, target: ExportTarget, inputs: Inputs) -> Latency:
     return Latency(timing.ratio, timing.spread, timing.ratio * target.reference_ms, timing.n_rounds)
 
 
+def splits_of(task: Task) -> tuple[str, ...]:
+    """The splits that a point's file is judged on, selection first."""
+    return (*SPLITS, *getattr(task, "further_splits", ()))
+
+
 def _judge(session: Session, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Metrics of the file on every split, and how many samples it was asked for."""
     metrics: dict[str, dict[str, float]] = {}
     counted: Counter[str] = Counter()
-    for split in (*SPLITS, *getattr(task, "further_splits", ())):
+    for split in splits_of(task):
 
         def predict(inputs: Inputs, split: str = split) -> Tensor:
             outputs = session.predict(inputs)

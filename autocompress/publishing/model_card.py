@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from autocompress.errors import InputError
+from autocompress.files import write_atomically
 from autocompress.publishing.artifact import read_manifest
 from autocompress.publishing.runner import EXAMPLES, RUNNABLE
 from autocompress.report.interval import interval_of
@@ -18,6 +21,8 @@ from autocompress.space.candidate import Candidate
 CARD = "README.md"
 UNKNOWN_LICENSE = "unknown"
 _MARKUP = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_{}[]<>#|&"})
+_IN_CODE = str.maketrans({"`": "'", "<": "‹", ">": "›", "[": "(", "]": ")"})
+_NAME = re.compile(r"[\w-]+")
 Row = tuple[str, ...]
 
 
@@ -27,15 +32,28 @@ def write_card(folder: Path, uncompressed: FileNumbers | None) -> None:
     Args:
         folder: of the point.
         uncompressed: numbers of the uncompressed model's file, or None where it was not measured.
+
+    Raises:
+        InputError: the manifest is damaged.
     """
-    (folder / CARD).write_text("\n".join(_lines(read_manifest(folder), uncompressed)) + "\n", encoding="utf-8")
+    manifest = read_manifest(folder)
+    try:
+        text = "\n".join(_lines(manifest, uncompressed)) + "\n"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # parts that only the card reads
+        raise InputError(f"the manifest in {folder} is damaged: {error!r}") from error
+    write_atomically(folder / CARD, text)
 
 
 def _lines(manifest: Mapping[str, Any], uncompressed: FileNumbers | None) -> Iterator[str]:
     license_name = manifest.get("license", UNKNOWN_LICENSE)
     runtime = str(manifest["runtime"])
     candidate = Candidate.from_dict(manifest["candidate"])
-    yield from ("---", f"license: {json.dumps(license_name)}", f"library_name: {runtime}")
+    metric = _plain(manifest["metric"])
+    yield from (
+        "---",
+        f"license: {json.dumps(license_name)}",
+        f"library_name: {runtime if _NAME.fullmatch(runtime) else json.dumps(runtime)}",
+    )
     yield from ("tags: [autocompress, compressed]", "---", "")
     yield from (f"# {_plain(manifest['task'])}, trial {manifest['trial']}", "")
     yield from ("## Run it", "", *_how_to_run(manifest, runtime), "")
@@ -45,17 +63,17 @@ def _lines(manifest: Mapping[str, Any], uncompressed: FileNumbers | None) -> Ite
     yield from ("", *_what_was_done(manifest["recipe"]), "")
     yield from ("## Numbers", "")
     numbers = FileNumbers.from_dict(manifest["numbers"])
-    yield from _table(("", "this model", "uncompressed"), _numbers(numbers, uncompressed, manifest["metric"]))
+    yield from _table(("", "this model", "uncompressed"), _numbers(numbers, uncompressed, str(manifest["metric"])))
     machine, versions = manifest["machine"], manifest["versions"]
     yield from (
         "",
-        f"Measured from `{manifest['runtime_file']}` by {runtime} {versions.get(runtime, '')} with "
-        f"{manifest['n_threads']} thread(s) on {_plain(machine.get('cpu', 'an unknown CPU'))}. The latency ratio is "
-        "paired with the uncompressed model, run by run; ± is half the distance between the quartiles.",
+        f"Measured from {_code(manifest['runtime_file'])} by {_plain(runtime)} {_plain(versions.get(runtime, ''))} "
+        f"with {manifest['n_threads']} thread(s) on {_plain(machine.get('cpu', 'an unknown CPU'))}. The latency ratio "
+        "is paired with the uncompressed model, run by run; ± is half the distance between the quartiles.",
         "",
         "## Data",
         "",
-        f"The task `{_plain(manifest['task'])}` names the data. The search compared candidates on the selection split "
+        f"The task {_code(manifest['task'])} names the data. The search compared candidates on the selection split "
         "only; the test split was looked at once, for this table.",
         f"`{EXAMPLES}` holds {len(example_answers(manifest))} samples of the calibration data: remove "
         "them before you pass the folder on, if the data may not be passed on.",
@@ -65,7 +83,7 @@ def _lines(manifest: Mapping[str, Any], uncompressed: FileNumbers | None) -> Ite
         "- The figures hold for this machine, runtime version and number of threads; elsewhere time it with "
         "`python run.py --time`.",
         "- The file takes inputs of the shapes that it was exported with.",
-        f"- Only {manifest['metric']} was kept in view. Compression can cost more on rare classes or groups than on "
+        f"- Only {metric} was kept in view. Compression can cost more on rare classes or groups than on "
         "average; check those that matter to you.",
         "",
         "## Licence",
@@ -80,7 +98,7 @@ def _how_to_run(manifest: Mapping[str, Any], runtime: str) -> Iterator[str]:
         yield from ("```", f"pip install {runtime} numpy", "python run.py", "```", "")
         yield "`python run.py --help` tells how to give it your own inputs, and how to time it."
     else:
-        yield f"`{manifest['runtime_file']}` is a file for {runtime}."
+        yield f"{_code(manifest['runtime_file'])} is a file for {_plain(runtime)}."
 
 
 def _what_was_done(recipe: Mapping[str, Any]) -> Iterator[str]:
@@ -108,7 +126,10 @@ def _numbers(numbers: FileNumbers, uncompressed: FileNumbers | None, metric: str
     both = (numbers, uncompressed)
     for split in numbers.metrics:
         n_samples = numbers.n_samples.get(split, 0)
-        yield (f"{metric}, {split}, {n_samples:,} samples", *(_share(file, split, metric) for file in both))
+        yield (
+            f"{_plain(metric)}, {_plain(split)}, {n_samples:,} samples",
+            *(_share(file, split, metric) for file in both),
+        )
     yield ("latency", *("" if f is None else f"{f.latency.ratio:.3f}× ± {f.latency.spread:.3f}" for f in both))
     yield ("latency, ms", *("" if f is None else f"{f.latency.ms:.3g}" for f in both))
     yield ("file, MiB", *("" if f is None else f"{f.size_mib:.3g}" for f in both))
@@ -132,6 +153,11 @@ def _figure(value: float | None) -> str:
 def _table(head: Row, rows: Iterator[Row]) -> Iterator[str]:
     for row in (head, ("---",) * len(head), *rows):
         yield f"| {' | '.join(row)} |"
+
+
+def _code(text: object) -> str:
+    """Text as code on one line, without what would end it or be read as HTML."""
+    return f"`{' '.join(str(text).split()).translate(_IN_CODE)}`"
 
 
 def _plain(text: object) -> str:

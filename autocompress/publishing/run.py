@@ -9,6 +9,7 @@ python run.py --memory                MiB that loading and running the model add
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import operator
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+MANIFEST = "manifest.json"
 Arrays = dict[str, Any]
 
 
@@ -165,6 +167,31 @@ OPENERS: dict[str, Callable[[Path, int], Model]] = {
 }
 
 
+def checked_file(manifest: dict[str, Any]) -> Path:
+    """The model's file, after all files that the manifest names were compared with their digests."""
+    for name, digest in manifest["files"].items():
+        if Path(name).name != name or (HERE / name).is_symlink():
+            raise SystemExit(f"{name!r} is no file of this folder: {MANIFEST} was edited")
+        if not (HERE / name).is_file():
+            raise SystemExit(f"{name} is missing: this folder is not as it was measured")
+        if sha256_of(HERE / name) != digest:
+            raise SystemExit(f"{name} differs from its digest in {MANIFEST}: it is not the file that was measured")
+    if manifest["runtime_file"] not in manifest["files"]:
+        raise SystemExit(f"{manifest['runtime_file']!r} is no file of this folder: {MANIFEST} was edited")
+    if manifest["runtime"] not in OPENERS:
+        raise SystemExit(f"the runtime must be one of {', '.join(OPENERS)}, but is {manifest['runtime']!r}")
+    return HERE / str(manifest["runtime_file"])
+
+
+def sha256_of(file: Path) -> str:
+    """Read in parts: --memory looks at the most that this process ever held."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def example_inputs(names: list[str]) -> Arrays:
     """The arrays of `examples.npz`, which are named as the file's inputs or numbered in their order."""
     with np.load(HERE / "examples.npz", allow_pickle=False) as stored:
@@ -194,9 +221,10 @@ def memory_mib(key: str) -> float:
 
 def report_lines(args: argparse.Namespace, manifest: dict[str, Any]) -> Iterator[str]:
     """Does what the arguments ask for; yields what there is to print."""
+    file = checked_file(manifest)
     __import__(manifest["runtime"])  # so that --memory counts the model without its runtime
     before = memory_mib("VmRSS") if args.memory else 0.0
-    model = OPENERS[manifest["runtime"]](HERE / manifest["runtime_file"], args.threads or manifest["n_threads"])
+    model = OPENERS[manifest["runtime"]](file, args.threads or manifest["n_threads"])
     if args.inputs:
         outputs = model.predict(dict(zip(model.names, map(np.load, args.inputs), strict=True)))
         if args.output:
@@ -236,7 +264,7 @@ def main() -> None:
     parser.add_argument("--time", action="store_true", help="time one run")
     parser.add_argument("--memory", action="store_true", help="measure the memory that the model adds")
     args = parser.parse_args()
-    for line in report_lines(args, json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))):
+    for line in report_lines(args, json.loads((HERE / MANIFEST).read_text(encoding="utf-8"))):
         print(line)
 
 

@@ -1,4 +1,4 @@
-"""What makes a front point's folder enough by itself: `run.py`, a few example inputs, and the memory it takes."""
+"""Makes a front point's folder self-contained: `run.py`, a few example inputs, and the memory that the model takes."""
 
 from __future__ import annotations
 

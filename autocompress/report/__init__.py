@@ -1,1 +1,1 @@
-"""The front as a page, a table and files: what a reader sees of a run; nothing is recomputed."""
+"""Shows a run: the front as a page, a table and files. Nothing is recomputed."""

@@ -1,11 +1,17 @@
-"""What to type to load, run, take, refine or make again a point; paths are quoted for Python and for a shell."""
+"""The commands that load, run, copy, refine or rebuild a point; paths are quoted for Python or for a shell."""
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to go on with a run, in backticks."""
+    return f"`autocompress resume {shlex.quote(str(folder))}`"
 
 
 def commands(record: TrialRecord, run: Run) -> dict[str, str]:

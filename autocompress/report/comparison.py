@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from autocompress.errors import InputError
 from autocompress.report.interval import interval_of
 from autocompress.report.point_files import PointFiles, read_point_files
 from autocompress.report.why import why_not_faster
-from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text
+from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text, plain_text
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import Run
 from autocompress.space.candidate import Candidate
@@ -29,7 +28,7 @@ def comparison(run: Run, numbers: Sequence[int]) -> Iterator[Table]:
     by_number = {record.number: record for record in run.records}
     missing = [number for number in numbers if number not in by_number]
     if missing:
-        raise InputError(f"trials of this run have the numbers 0 to {max(by_number, default=-1)}, but got {missing[0]}")
+        raise InputError(f"this run has the trials {_ranges(by_number)}, but got {missing[0]}")
     shown = [by_number[number] for number in numbers]
     yield _figures(run, shown)
     layers = _layers(run, shown)
@@ -38,6 +37,17 @@ def comparison(run: Run, numbers: Sequence[int]) -> Iterator[Table]:
     findings = _findings(run, shown)
     if findings.row_count:
         yield findings
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0 to 4, 7`, of numbers in any order; `none` of none."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges) or "none"
 
 
 def _figures(run: Run, shown: Sequence[TrialRecord]) -> Table:
@@ -56,7 +66,7 @@ def _figures(run: Run, shown: Sequence[TrialRecord]) -> Table:
         ("multiply-accumulates", lambda record: f"{record.n_macs:,}"),
     ]
     for name, cell in rows:
-        table.add_row(Text(name), *(Text(cell(record)) for record in shown))
+        table.add_row(plain_text(name), *(plain_text(cell(record)) for record in shown))
     return table
 
 
@@ -79,12 +89,12 @@ def _mib(value: float | None) -> str:
 
 
 def _layers(run: Run, shown: Sequence[TrialRecord]) -> Table:
-    """Layers to which different things were done."""
+    """The layers that the trials compress in different ways."""
     table = _table("layers that differ", *(f"trial {record.number}" for record in shown))
     for layer in run.info.layers:
         cells = [_choices(record.candidate, layer) for record in shown]
         if len(set(cells)) > 1:
-            table.add_row(Text(str(layer["path"])), *map(Text, cells))
+            table.add_row(plain_text(str(layer["path"])), *map(plain_text, cells))
     return table
 
 
@@ -113,12 +123,12 @@ def _findings(run: Run, shown: Sequence[TrialRecord]) -> Table:
     for record in shown:
         after = read_point_files(run.folder.point(record.name), paths)
         for finding in () if record is baseline else why_not_faster(record.candidate, before, after, paths):
-            table.add_row(Text(str(record.number)), Text(f"{finding.share:.0%}"), Text(finding.text))
+            table.add_row(plain_text(str(record.number)), plain_text(f"{finding.share:.0%}"), plain_text(finding.text))
     return table
 
 
 def _table(title: str, *heads: str, first: str = "") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=plain_text(title) if title else None, title_justify="left", pad_edge=False)
     for head in (first, *heads):
-        table.add_column(Text(head), overflow="fold")
+        table.add_column(plain_text(head), overflow="fold")
     return table

@@ -2,23 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autocompress.report.commands import commands
-from autocompress.report.history import hypervolume_history
 from autocompress.report.interval import interval_of
-from autocompress.report.point_files import PointFiles, read_point_files
-from autocompress.report.sensitivity import sensitivity_map
-from autocompress.report.time_shares import time_shares
+from autocompress.report.point_files import PointFiles, read_point_files, time_shares
 from autocompress.report.why import why_not_faster
 from autocompress.report.wording import candidate_text, is_number, is_share, likeness_text, reason_text, stopped_text
-from autocompress.results.objectives import ratio, score
+from autocompress.results.objectives import Objectives, ratio, score
+from autocompress.results.pareto import hypervolume
 from autocompress.results.peer import peer_text, read_peer
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.results.run_folder import Run, RunInfo
 from autocompress.space.candidate import FULL_BITS, Candidate
+
+
+def hypervolume_history(records: Iterable[TrialRecord], objectives: Objectives) -> list[tuple[int, float, float]]:
+    """(trials ended, seconds since the start, hypervolume) after each trial that ended.
+
+    From the search's own numbers: the exported files' exist for the last front only, and one curve needs one clock.
+    The reference point is that of `ParetoFront.hypervolume`.
+    """
+    front = np.empty((0, 2))
+    area, history = 0.0, []
+    for n_ended, record in enumerate(sorted(records, key=lambda record: record.ended), start=1):
+        cost = _search_cost(record, objectives)
+        if cost is not None and not (front <= cost).all(axis=1).any():
+            front = np.vstack([front[~(front >= cost).all(axis=1)], cost])
+            area = hypervolume(front, objectives.reference_point)
+        history.append((n_ended, record.ended, area))
+    return history
+
+
+def _search_cost(record: TrialRecord, objectives: Objectives) -> tuple[float, float] | None:
+    """(latency ratio, minus the gain) of a point within the budget."""
+    value = record.metrics.get(objectives.metric)
+    if record.latency is None or not record.is_point or value is None or not is_number(value):
+        return None
+    latency = record.latency.ratio
+    within = objectives.budget is None or latency <= objectives.budget
+    return (latency, -objectives.gain(value)) if within else None
+
+
+SCHEMA_VERSION = 1
+
+
+def sensitivity_map(file: Path, order: Sequence[str]) -> dict[str, Any] | None:
+    """Rows in network order, a column for each knob and value; None where the search measured nothing of the kind.
+
+    A damaged file is left out with a warning: the page does not depend on it.
+
+    Args:
+        file: `sensitivity.json`.
+        order: layer paths in network order; other names follow.
+
+    Returns:
+        `unit`, `baseline_loss`, `columns` as [knob, value], and `rows` as [name, [increase of the loss or None, ...]].
+    """
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA_VERSION:
+            raise ValueError(f"schema {data['schema']!r}, but this version reads {SCHEMA_VERSION}")
+        found = {
+            (str(choice["name"]), str(choice["knob"]), _text(choice["value"])): _loss(choice["loss_increase"])
+            for choice in data["choices"]
+        }
+        unit, baseline = str(data.get("unit", "")), float(data["baseline_loss"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        warnings.warn(f"{file} cannot be read and is left out: {error!r}", stacklevel=2)
+        return None
+    return {"unit": unit, "baseline_loss": baseline if math.isfinite(baseline) else None, **_laid_out(found, order)}
+
+
+def _laid_out(found: Mapping[tuple[str, str, str], float], order: Sequence[str]) -> dict[str, Any]:
+    place = {name: i for i, name in enumerate(order)}
+    names = sorted({name for name, _, _ in found}, key=lambda name: (place.get(name, len(place)), name))
+    columns = sorted({(knob, value) for _, knob, value in found}, key=lambda column: (column[0], _by_size(column[1])))
+    cells = [[found.get((name, knob, value)) for knob, value in columns] for name in names]
+    rows = [
+        [name, [c if c is not None and math.isfinite(c) else None for c in row]]
+        for name, row in zip(names, cells, strict=True)
+    ]
+    return {"columns": [list(column) for column in columns], "rows": rows}
+
+
+def _loss(value: float | None) -> float:
+    """JSON has no NaN: a loss that is null was one."""
+    return math.nan if value is None else float(value)
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _by_size(text: str) -> tuple[float, str]:
+    """Sorts numbers by size, and text such as "2:4" after them."""
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text
+
 
 Json = dict[str, Any]
 
@@ -53,7 +146,7 @@ def _peer(run: Run) -> str | None:
 
 
 def _points(run: Run, paths: list[str]) -> Json:
-    """What lies beside each exported point, by trial number; lists are in the order of `paths`."""
+    """The files of each exported point, by trial number; lists are in the order of `paths`."""
     exported = [record for record in run.records if record.file is not None]
     files = {record.number: read_point_files(run.folder.point(record.name), paths) for record in exported}
     whole = PointFiles() if run.front.baseline is None else files.get(run.front.baseline.number, PointFiles())

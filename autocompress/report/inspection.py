@@ -1,4 +1,4 @@
-"""What a model is made of, as tables for a terminal."""
+"""A model's layers, channel groups and branches as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from autocompress.graph import ModelGraph
+from autocompress.report.wording import plain_text
 from autocompress.runtimes import Runtime, saturates
 from autocompress.space.candidate import PRECISIONS
 from autocompress.space.search_space import Choice, Knob, SearchSpace
@@ -42,7 +42,7 @@ def space_table(space: SearchSpace) -> Table:
 
 
 def capability_table(runtime: Runtime, graph: ModelGraph) -> Table:
-    """What the runtime executes at each precision, for the kinds of layers that the model has."""
+    """The kinds of layers that the runtime executes at each precision, of those in the model."""
     kinds = list(dict.fromkeys(layer.kind for layer in graph.layers))
     kernels = {item.precision: item.kernels for item in runtime.capabilities()}
     table = _table(f"what {runtime.name} executes here", "weight_bits", *kinds)
@@ -71,7 +71,7 @@ def _table(title: str, *heads: str) -> Table:
 
 
 def _row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(cell) for cell in cells))
+    table.add_row(*(plain_text(cell) for cell in cells))
 
 
 def _names(names: tuple[str, ...], limit: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""How sure a share of right answers is, given how many samples it was counted on."""
+"""Confidence intervals of a share of right answers."""
 
 from __future__ import annotations
 

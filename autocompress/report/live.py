@@ -1,15 +1,21 @@
-"""Shows a running search in a browser: a page that loads itself again when the run goes on. Loopback, read only."""
+"""Serves the report of a running search on the loopback address, read only; the page reloads when the run changes."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from autocompress.errors import AutocompressError
 from autocompress.report.page import page
 from autocompress.results.run_folder import RunFolder
 
 HOST = "127.0.0.1"
+_ERROR_PAGE = """<!doctype html>
+<meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>autocompress: the run cannot be read</title>
+<h1>The run cannot be read</h1><p>{error}</p><p>This page tries again every five seconds.</p>
+"""
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -28,23 +34,23 @@ class LiveServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The page's address."""
         return f"http://{HOST}:{self.server_port}/"
 
     @property
     def hosts(self) -> tuple[str, str]:
-        """Names under which a browser may ask; another name is another site that was pointed here."""
+        """Host names that a request may have; any other is refused, as another site could point its name here."""
         return f"{HOST}:{self.server_port}", f"localhost:{self.server_port}"
 
     def stamp(self) -> str:
-        """Text that changes when the run went on."""
+        """Text that changes when the run changes."""
         files = (self.folder.info, self.folder.records, self.folder.table, self.folder.sensitivity)
         stats = [file.stat() for file in files if file.exists()]
         return "-".join(f"{stat.st_mtime_ns}.{stat.st_size}" for stat in stats)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET of the page and of its stamp, and nothing else."""
+    """Answers only GET of the page and of its stamp."""
 
     server: LiveServer
 
@@ -58,8 +64,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path not in answers:
             return self.send_error(HTTPStatus.NOT_FOUND)
         kind, answer = answers[self.path]
-        content = answer().encode()
-        self.send_response(HTTPStatus.OK)
+        status = HTTPStatus.OK
+        try:
+            text = answer()
+        except (AutocompressError, OSError) as error:  # a damaged run: it may be whole again a moment later
+            status, text = HTTPStatus.INTERNAL_SERVER_ERROR, _ERROR_PAGE.format(error=html.escape(str(error)))
+        content = text.encode(errors="replace")
+        self.send_response(status)
         for name, value in (
             ("Content-Type", f"{kind}; charset=utf-8"),
             ("Content-Length", str(len(content))),

@@ -1,4 +1,4 @@
-"""Reads what lies beside a point of the front: the shapes of its weights, its layer times, its example answers."""
+"""Reads the files of a front point's folder: the shapes of its weights, its layer times, its example answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PointFiles:
-    """What is known of a point beyond its record.
+    """Facts of a point that are not in its record.
 
     Attributes:
         shapes: layer path -> shapes of its weights; two or more where it was split into factors.
@@ -37,7 +38,7 @@ class PointFiles:
 
 
 def read_point_files(folder: Path, layers: Iterable[str]) -> PointFiles:
-    """Reads a point's folder; what is missing stays empty, what is damaged stays empty with a warning.
+    """Reads a point's folder; a missing file leaves its field empty, a damaged one also gives a warning.
 
     Args:
         folder: of the point.
@@ -46,7 +47,16 @@ def read_point_files(folder: Path, layers: Iterable[str]) -> PointFiles:
     try:
         times = LayerTimes.read(folder / LAYER_TIMES) if (folder / LAYER_TIMES).is_file() else None
         return PointFiles(_shapes(folder / WEIGHTS, set(layers)), times, _answers(folder / MANIFEST))
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (
+        InputError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ) as error:
         warnings.warn(f"the files in {folder} cannot be read and are left out: {error}", stacklevel=2)
         return PointFiles()
 
@@ -76,8 +86,72 @@ def _answers(file: Path) -> tuple[float, ...]:
 
 
 def example_answers(manifest: Mapping[str, Any]) -> tuple[float, ...]:
-    """What the file gives for the examples beside it: numbers, or positions of the largest output; () if not known."""
+    """The file's outputs for its examples: numbers, or positions of the largest output; () if not known."""
     said = manifest.get("examples", {})
     if "output" in said:
         return tuple(float(value) for value in said["output"])
     return tuple(int(i) for i in said.get("largest_output", ()))
+
+
+_CONVERSIONS = frozenset(
+    ("Cast", "Convert", "DequantizeLinear", "DynamicQuantizeLinear", "FakeQuantize", "QuantizeLinear")
+)
+_LAYOUT = frozenset(("Reorder", "ReorderInput", "ReorderOutput", "Transpose"))
+
+
+@dataclass(frozen=True)
+class TimeShares:
+    """The milliseconds of one run, by part.
+
+    Attributes:
+        layers: layer path -> its milliseconds, without dropped layers.
+        conversions_ms, n_conversions: between 8-bit and float numbers.
+        layout_ms, n_layout: between memory layouts.
+        other_ms, n_other: everything else, such as additions, activations and pooling.
+    """
+
+    layers: Mapping[str, float]
+    conversions_ms: float
+    n_conversions: int
+    layout_ms: float
+    n_layout: int
+    other_ms: float
+    n_other: int
+
+    @property
+    def total_ms(self) -> float:
+        """Of one run."""
+        return sum(self.layers.values()) + self.conversions_ms + self.layout_ms + self.other_ms
+
+
+def time_shares(times: LayerTimes, layers: Iterable[str]) -> TimeShares:
+    """Sums the nodes by layer; a conversion is never counted as part of a layer.
+
+    Args:
+        times: of one file.
+        layers: paths of the model's layers.
+    """
+    known = set(layers)
+    by_layer: dict[str, float] = defaultdict(float)
+    rest: dict[str, list[float]] = {"conversions": [], "layout": [], "other": []}
+    for node in times.nodes:
+        owner = _owner(node.path, known)
+        if node.op in _CONVERSIONS:
+            rest["conversions"].append(node.ms)
+        elif node.op in _LAYOUT:
+            rest["layout"].append(node.ms)
+        elif owner is not None:
+            by_layer[owner] += node.ms
+        else:
+            rest["other"].append(node.ms)
+    counted = [figure for values in rest.values() for figure in (sum(values), len(values))]
+    return TimeShares(by_layer, *counted)  # type: ignore[arg-type]
+
+
+def _owner(path: str, layers: set[str]) -> str | None:
+    """The layer at this path or around it."""
+    while path:
+        if path in layers:
+            return path
+        path = path.rpartition(".")[0]
+    return None

@@ -1,4 +1,4 @@
-"""How a run stands, read from its files while another process may be writing them."""
+"""The state of a run, read from its files while another process may be writing them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 from autocompress.config import ALL_THAT_FIT
 from autocompress.errors import InputError
+from autocompress.files import printable
+from autocompress.report.commands import resume_command
 from autocompress.results.run_folder import Run, RunFolder
+from autocompress.settings_schema import shown
 
 _ENDS = {"complete", "stopped", "failed", "unusable"}
 _MAX_SHOWN = 8
@@ -17,7 +20,7 @@ _RECENT = 20  # trials whose rate tells the time left
 
 
 def status_lines(folder: RunFolder, now: datetime | None = None) -> list[str]:
-    """What `autocompress status` prints: who runs it, trials, front, time left, what runs, the last trouble.
+    """The lines of `autocompress status`: driver, trials, front, time left, running trials, the last failure.
 
     Args:
         folder: of the run.
@@ -41,7 +44,7 @@ def status_lines(folder: RunFolder, now: datetime | None = None) -> list[str]:
         lines.append(
             f"trouble  {len(troubles)} in all; last: trial {last['trial']} {last['event']}, {last.get('reason')}"
         )
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _state(run: Run, driver: str | None) -> str:
@@ -50,7 +53,7 @@ def _state(run: Run, driver: str | None) -> str:
         return f"{'searching' if n_done < n_trials else 'polishing or measuring the front'} ({driver})"
     if n_done >= n_trials and run.folder.report.is_file():
         return "done"
-    return f"not running; `autocompress resume {run.folder.path}` continues it"
+    return f"not running; {resume_command(run.folder.path)} continues it"
 
 
 def _trials(run: Run) -> str:
@@ -109,13 +112,30 @@ def events_of(folder: RunFolder) -> Iterator[dict[str, Any]]:
     """The log's lines; a last one that is being written is left out."""
     if not folder.events.is_file():
         return
-    lines = folder.events.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = folder.events.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder.events} must be readable UTF-8 text, but: {error}") from error
     for i, line in enumerate(lines):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
+            event = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if i < len(lines) - 1:
                 raise InputError(f"{folder.events}, line {i + 1} is not JSON: {error}") from error
+            return
+        if not _is_event(event):
+            raise InputError(f"{folder.events}, line {i + 1} is no event: {shown(event)}; remove the line")
+        yield event
+
+
+def _is_event(event: object) -> bool:
+    """Whether it has what every event has: a name, a trial and a time with its zone."""
+    if not isinstance(event, dict) or type(event.get("event")) is not str or type(event.get("trial")) is not int:
+        return False
+    try:
+        return datetime.fromisoformat(event["time"]).tzinfo is not None
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.report.wording import NOTHING, budget_text, candidate_text, is_number, likeness_text, metric_text
+from autocompress.report.wording import (
+    NOTHING,
+    budget_text,
+    candidate_text,
+    is_number,
+    likeness_text,
+    metric_text,
+    plain_text,
+)
 from autocompress.results.objectives import score
 from autocompress.results.peer import Peer, peer_text, read_peer
 from autocompress.results.records import TrialRecord
@@ -36,7 +44,7 @@ def front_table(run: Run) -> Table:
         "size\nMiB",
     )
     for head in heads:
-        table.add_column(Text(head), justify="right", no_wrap=True)
+        table.add_column(plain_text(head), justify="right", no_wrap=True)
     table.add_column("what was done")
     baseline = run.front.baseline
     if baseline is not None:
@@ -67,7 +75,7 @@ def _peer_cells(peer: Peer, run: Run) -> list[Text]:
 def _title(run: Run) -> Text:
     n_failed = sum(record.state == "failed" for record in run.records)
     failed = f" ({n_failed} failed)" if n_failed else ""
-    return Text(f"{run.info.task}: {len(run.front.points)} on the front of {len(run.records)} trials{failed}")
+    return plain_text(f"{run.info.task}: {len(run.front.points)} on the front of {len(run.records)} trials{failed}")
 
 
 def _caption(run: Run) -> Text:
@@ -84,7 +92,7 @@ def _caption(run: Run) -> Text:
     peer = read_peer(run.folder.peer)
     if peer is not None and run.front.points:
         lines.append(peer_text(peer, run.front))
-    return Text("\n".join(lines))
+    return plain_text("\n".join(lines))
 
 
 def _cells(record: TrialRecord, run: Run) -> list[Text]:
@@ -103,4 +111,4 @@ def _cells(record: TrialRecord, run: Run) -> list[Text]:
         f"{size:.3f}" if is_number(size) else NOTHING,
         candidate_text(record.candidate, len(run.info.layers)),
     ]
-    return [Text(cell) for cell in cells]
+    return [plain_text(cell) for cell in cells]

@@ -1,4 +1,4 @@
-"""Why a compressed model is not faster, in words: what its layer times say beside those of the uncompressed model."""
+"""Why a compressed model is not faster, in words: compares its layer times with the uncompressed model's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from autocompress.report.point_files import PointFiles
-from autocompress.report.time_shares import TimeShares, time_shares
+from autocompress.report.point_files import PointFiles, TimeShares, time_shares
 from autocompress.space.candidate import FULL_BITS, Candidate
 
 _NAMED = 4
@@ -38,7 +37,7 @@ class Finding:
 
 
 def why_not_faster(candidate: Candidate, before: PointFiles, after: PointFiles, layers: Sequence[str]) -> list[Finding]:
-    """What holds a point back, the largest share first; empty where nothing does, or no layer times are known.
+    """The causes that limit a point's speed, the largest share first; empty without layer times.
 
     Args:
         candidate: of the point.
@@ -62,7 +61,7 @@ def _layer_causes(
     times: tuple[TimeShares, TimeShares],
     layers: Sequence[str],
 ) -> dict[str, str]:
-    """Layer -> why it gained nothing, for layers that have less to do or fewer bits, and hardly less time."""
+    """Layer -> why it gained nothing, for layers with less work or fewer bits but hardly less time."""
     causes = {}
     for path in layers:
         ms_before, ms_after = (part.layers.get(path, 0.0) for part in times)
@@ -128,7 +127,7 @@ def _borders(candidate: Candidate, shares: TimeShares, layers: Sequence[str]) ->
 def _untouched(
     candidate: Candidate, before: PointFiles, after: PointFiles, shares: TimeShares, layers: Sequence[str]
 ) -> Iterator[Finding]:
-    """Layers that are as they were."""
+    """Layers that were not compressed."""
     paths = tuple(
         path
         for path in layers

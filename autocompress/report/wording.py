@@ -6,6 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
+from rich.text import Text
+
+from autocompress.files import printable
 from autocompress.results.objectives import Objectives, ratio
 from autocompress.results.records import TrialRecord
 from autocompress.space.candidate import Candidate, bits_number
@@ -22,6 +25,11 @@ def likeness_text(metric: str) -> str | None:
     if metric not in LIKENESS:
         return None
     return f"{metric} says how like the uncompressed model each model is; it is not accuracy, which needs labels"
+
+
+def plain_text(text: str) -> Text:
+    """For a terminal: square brackets are no markup, and nothing changes the terminal."""
+    return Text(printable(text))
 
 
 def is_share(metric: str) -> bool:

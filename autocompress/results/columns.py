@@ -1,4 +1,4 @@
-"""The columns of a front as a table: names that stay, each with its unit and meaning."""
+"""The columns of a front's table: stable names, each with its unit and meaning."""
 
 from __future__ import annotations
 

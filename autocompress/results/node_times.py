@@ -1,4 +1,4 @@
-"""Where the time of one run goes, node by node, as data: one JSON file beside each point of the front."""
+"""Times of a file's nodes in one run, as data: one JSON file in the folder of each front point."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -144,6 +145,8 @@ class ParetoFront:
         Raises:
             InputError: no point fits; names the nearest.
         """
+        if min_accuracy is not None and not math.isfinite(min_accuracy):
+            raise InputError(f"min_accuracy must be a finite number, but got {min_accuracy}")
         if knee:
             if (latency_budget, min_accuracy, trial) != (None, None, None):
                 raise InputError("knee stands alone: the knee does not depend on a budget, an accuracy or a trial")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from autocompress.declared_types import require_types
 from autocompress.errors import InputError
-from autocompress.files import read_json, write_atomically
+from autocompress.files import digest_of_file, path_inside, read_json, write_atomically
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
 from autocompress.results.records import Latency
@@ -22,10 +23,11 @@ class Peer:
 
     Attributes:
         name: for tables, such as "int8 by quantize_static".
-        file: name of the file beside `peer.json`.
+        file: name of the file in the folder of `peer.json`.
         metrics: of each split.
         latency: of the file.
         size_mib: of the file.
+        digests: of the files in the folder, by their names; empty in peers of earlier versions.
     """
 
     name: str
@@ -33,10 +35,12 @@ class Peer:
     metrics: Mapping[str, Mapping[str, float]]
     latency: Latency
     size_mib: float
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Writes `peer.json`."""
-        write_atomically(folder / FILE_NAME, json.dumps(asdict(self), indent=1))
+        """Writes `peer.json`, with the digests of the files that are there."""
+        digests = {path.name: digest_of_file(path) for path in sorted(folder.iterdir()) if path.name != FILE_NAME}
+        write_atomically(folder / FILE_NAME, json.dumps({**asdict(self), "digests": digests}, indent=1))
 
 
 def read_peer(folder: Path) -> Peer | None:
@@ -50,9 +54,12 @@ def read_peer(folder: Path) -> Peer | None:
         return None
     try:
         data = read_json(path, "a peer")
-        return Peer(**{**data, "latency": Latency(**data["latency"])})
+        peer = Peer(**{**data, "latency": Latency(**data["latency"])})
+        require_types(peer, Peer)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error}; remove the folder, and `resume` measures it again") from error
+    path_inside(folder, peer.file)
+    return peer
 
 
 def peer_text(peer: Peer, front: ParetoFront) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from autocompress.declared_types import require_types
 from autocompress.errors import InputError
 from autocompress.files import write_atomically
+from autocompress.settings_schema import shown
 from autocompress.space.candidate import Candidate
 
 State = Literal["complete", "stopped", "failed"]
@@ -23,7 +26,7 @@ class Latency:
     """A latency measured in rounds that alternate with the uncompressed model.
 
     Attributes:
-        ratio: candidate time / uncompressed time, timed in turns; 1.0 is the uncompressed model's speed.
+        ratio: candidate time / uncompressed time, timed in alternation; 1.0 is the uncompressed model's speed.
         spread: half the distance between the quartiles of the rounds' ratios.
         ms: milliseconds, `ratio` times the run's reference latency of the uncompressed model.
         n_rounds: how many paired rounds.
@@ -37,7 +40,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Rung:
-    """The metrics after so many fine-tune steps, on the selection split."""
+    """The metrics after a number of fine-tune steps, on the selection split."""
 
     steps: int
     metrics: Mapping[str, float]
@@ -73,9 +76,15 @@ class FileNumbers:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FileNumbers:
-        """From the JSON values of a record or a manifest; KeyError or TypeError when they are not."""
+        """From the JSON values of a record or a manifest.
+
+        Raises:
+            KeyError, TypeError, AttributeError: they are none.
+        """
         metrics = {split: _with_nan(values) for split, values in data["metrics"].items()}
-        return cls(**{**data, "metrics": metrics, "latency": Latency(**_with_nan(data["latency"]))})
+        numbers = cls(**{**data, "metrics": metrics, "latency": Latency(**_with_nan(data["latency"]))})
+        require_types(numbers, cls)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,8 @@ class TrialRecord:
         Raises:
             InputError: written by another schema version, or a key is missing or unknown.
         """
+        if not isinstance(data, Mapping):
+            raise InputError(f"a trial record is a JSON object, but got {shown(data)}")
         values = dict(data)
         schema = values.pop("schema", None)
         if schema != SCHEMA_VERSION:
@@ -181,14 +192,18 @@ class TrialRecord:
         try:
             values["candidate"] = Candidate.from_dict(values["candidate"])
             values["metrics"] = _with_nan(values["metrics"])
-            values["latency"] = Latency(**_with_nan(values["latency"])) if values["latency"] else None
+            values["latency"] = Latency(**_with_nan(values["latency"])) if values["latency"] is not None else None
             values["rungs"] = tuple(Rung(rung["steps"], _with_nan(rung["metrics"])) for rung in values["rungs"])
             values["size_mib"] = math.nan if values["size_mib"] is None else values["size_mib"]
-            values["file"] = FileNumbers.from_dict(values["file"]) if values["file"] else None
-            values["predicted"] = Predicted(**values["predicted"]) if values.get("predicted") else None
-            return cls(**values)
-        except (KeyError, TypeError) as error:
+            values["file"] = FileNumbers.from_dict(values["file"]) if values["file"] is not None else None
+            values["predicted"] = Predicted(**values["predicted"]) if values.get("predicted") is not None else None
+            record = cls(**values)
+            require_types(record, cls)
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"a trial record is damaged: {error}") from error
+        if record.number < 0:
+            raise InputError(f"a trial record is damaged: `number >= 0` must hold, but got {record.number}")
+        return record
 
 
 def _without_nan(value: Any) -> Any:
@@ -221,17 +236,47 @@ def read_records(path: Path) -> list[TrialRecord]:
     """All records of a `trials.jsonl`; a cut-off last line is skipped with a warning.
 
     Raises:
-        InputError: the file is missing, or a line other than the last is damaged.
+        InputError: the file is missing, a line other than the last is damaged, or a trial is in it twice.
     """
-    if not path.is_file():
-        raise InputError(f"a run folder holds trials.jsonl, but {path} does not exist; name the folder of a search")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
+    way_out = f"`autocompress resume {shlex.quote(str(path.parent))}` writes the file anew from the study"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise InputError(f"a run folder holds {path.name}, but {path} does not exist; {way_out}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be readable UTF-8 text, but: {error}; {way_out}") from error
+    if lines and not lines[-1]:
+        lines.pop()
+    records: dict[int, TrialRecord] = {}
     for i, line in enumerate(lines):
+        where = f"{path}, line {i + 1}"
         try:
-            records.append(TrialRecord.from_dict(json.loads(line)))
-        except json.JSONDecodeError as error:
+            record = TrialRecord.from_dict(json.loads(line))
+        except InputError as error:
+            raise InputError(f"{where}: {error}; {way_out}") from error
+        except (ValueError, RecursionError) as error:
             if i < len(lines) - 1:
-                raise InputError(f"{path}, line {i + 1} is not JSON: {error}") from error
+                raise InputError(f"{where} is not JSON: {error}; {way_out}") from error
             warnings.warn(f"{path}: the last line is cut off and was skipped", stacklevel=2)
-    return records
+            continue
+        if record.number in records:
+            raise InputError(f"{where}: trial {record.number} is in the file twice; {way_out}")
+        records[record.number] = record
+    return list(records.values())
+
+
+def numbers_in(path: Path) -> set[int]:
+    """The trials that a `trials.jsonl` names, however damaged the rest of it is."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    numbers = set()
+    for line in lines:
+        try:
+            number = json.loads(line)["number"]
+        except (ValueError, RecursionError, TypeError, KeyError):
+            continue
+        if type(number) is int:
+            numbers.add(number)
+    return numbers

@@ -3,7 +3,7 @@
 run.json          RunInfo: settings, task, machine, versions, reference latency
 study.journal     the study, the one source of truth
 trials.jsonl      a TrialRecord per line, rewritten from the study on resume
-states/           from which cut-off trials go on, by candidate; empty when the search is done
+states/           checkpoints of interrupted trials, by candidate; empty when the search is done
 events.jsonl      what happened to each trial: a line per start, rung, restart and end
 trials/           trial_0042/weights.safetensors and recipe.json of each trial that did not fail
 front.csv         the front as a table
@@ -18,20 +18,24 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from autocompress.config import SearchSettings
+from autocompress.declared_types import require_types
 from autocompress.errors import InputError
-from autocompress.files import read_json, write_atomically
+from autocompress.files import check_new_folder, read_json, write_atomically
 from autocompress.results.objectives import Objectives, budget_ratios
 from autocompress.results.pareto import ParetoFront, front_of
 from autocompress.results.records import TrialRecord, read_records
+from autocompress.settings_schema import shown
 from autocompress.space.rank_choice import RANK_GRID
 
 SCHEMA_VERSION = 1
@@ -59,6 +63,8 @@ class RunInfo:
         n_selection: samples of the selection split.
         baseline_part: the uncompressed model's metrics on the part of the selection split that new candidates are
             judged on; empty where that is all of it.
+        reference_digest: of `reference.file`; "" in runs of earlier versions.
+        signature: see `provenance.signature_of`; "" in runs of earlier versions.
     """
 
     task: str
@@ -78,6 +84,8 @@ class RunInfo:
     half_range_weights: bool = False
     n_selection: int = 0
     baseline_part: Mapping[str, float] = field(default_factory=dict)
+    reference_digest: str = ""
+    signature: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ class RunFolder:
 
     @property
     def states(self) -> Path:
-        """States from which cut-off trials go on."""
+        """Checkpoints of interrupted trials."""
         return self.path / "states"
 
     @property
@@ -169,6 +177,17 @@ class RunFolder:
     def trial(self, name: str) -> Path:
         """Where the weights of a trial lie that did not fail."""
         return self.path / "trials" / name
+
+    def made(self, path: Path) -> Path:
+        """A folder inside the run's, which is made if missing; the run's own folder is not.
+
+        Raises:
+            FileNotFoundError: the run's folder is gone.
+        """
+        inside = path.relative_to(self.path)
+        for part in (*reversed(inside.parents[:-1]), inside):
+            (self.path / part).mkdir(exist_ok=True)
+        return path
 
     def point(self, name: str) -> Path:
         """Where a front point's artifact lies."""
@@ -222,17 +241,23 @@ class RunFolder:
         """
         if not self.info.is_file():
             raise InputError(f"a run folder holds run.json, but {self.path} does not; name the folder of a search")
+        data = read_json(self.info, "run")
+        if data.pop("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
+            raise InputError(f"{self.info} was written by another version; use that version to read it")
         try:
-            data = read_json(self.info, "run")
-            if data.pop("schema") != SCHEMA_VERSION:
-                raise InputError(f"{self.info} was written by another version; use that version to read it")
-            data["settings"] = SearchSettings.from_dict(data["settings"])
+            data["settings"] = _settings_from_dict(data["settings"])
             data["objectives"] = _objectives_from_dict(data, data["settings"])
             for key in ("layers", "knobs", "frozen"):
                 data[key] = tuple(data[key])
-            return RunInfo(**data)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            info = RunInfo(**data)
+            require_types(info, RunInfo)
+            if info.started and datetime.fromisoformat(info.started).tzinfo is None:
+                raise ValueError(f"the time of its start must have a zone, but is {shown(info.started)}")
+        except InputError as error:
+            raise InputError(f"{self.info}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{self.info} is damaged: {error}") from error
+        return info
 
     def read(self) -> Run:
         """The whole run as data.
@@ -241,8 +266,39 @@ class RunFolder:
             InputError: not a run folder, or a damaged file.
         """
         info = self.read_info()
-        records = read_records(self.records) if self.records.exists() else []
+        records = read_records(self.records)
+        self._require_metric(info.objectives.metric, records)
         return Run(self, info, tuple(records), front_of(records, info.objectives))
+
+    def _require_metric(self, metric: str, records: list[TrialRecord]) -> None:
+        """Refuses a metric that no trial has: the front would be empty."""
+        points = [record for record in records if record.is_point]
+        if points and not any(metric in record.metrics for record in points):
+            known = sorted({name for record in points for name in record.metrics})
+            raise InputError(
+                f"{self.info} was edited: its metric {shown(metric)} is in no trial, they have {shown(known)}; "
+                "restore the file"
+            )
+
+
+def check_output(output: Path) -> None:
+    """Tries whether a model's folder can be made there.
+
+    Raises:
+        InputError: it exists, the system refuses it, or it would lie inside a run's own folder.
+    """
+    if output.exists():
+        raise InputError(f"-o must name a new folder, but {output} exists")
+    run = next((parent for parent in output.resolve().parents if (parent / "run.json").is_file()), None)
+    if run is not None:
+        raise InputError(f"-o must lie outside of runs, which keep their own files alone, but {output} is in {run}")
+    check_new_folder(output)
+
+
+def _settings_from_dict(data: object) -> SearchSettings:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"its settings must be a mapping, but are {shown(data)}")
+    return SearchSettings.from_dict(data)
 
 
 def _objectives_to_dict(objectives: Objectives) -> dict[str, Any]:
@@ -261,6 +317,8 @@ def _objectives_from_dict(data: dict[str, Any], settings: SearchSettings) -> Obj
     """Takes the objectives' keys out of `run.json`; runs from before metrics had a direction maximise."""
     reference_ms = data.pop("reference_ms")
     data.pop("budget_ratio")
+    if type(reference_ms) not in (int, float) or not 0 < reference_ms < math.inf:
+        raise ValueError(f"`0 < reference_ms` must hold and be finite, but got {shown(reference_ms)}")
     return Objectives(
         metric=data.pop("metric"),
         direction=data.pop("direction", "maximize"),

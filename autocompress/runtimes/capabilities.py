@@ -1,4 +1,4 @@
-"""What a runtime executes at each precision: the table behind "size-only"."""
+"""The precisions that a runtime executes; all others are size-only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autocompress.space.candidate import Precision
 
 @dataclass(frozen=True)
 class Capability:
-    """What a runtime does with layers of one precision.
+    """How a runtime handles layers of one precision.
 
     Attributes:
         precision: one of `PRECISIONS`.

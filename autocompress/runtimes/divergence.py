@@ -1,4 +1,4 @@
-"""Finds the op and the module at which tracing or writing a model failed, for the message."""
+"""Finds the op and the module where tracing or writing a model failed, for the error message."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _prepared(plain: Path, target: Path) -> Iterator[Path]:
-    """The float file after the tool's own pre-processing, beside the target while it is needed."""
+    """The float file after the tool's own pre-processing, next to the target while it is needed."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = target.with_name(f"prepared_{target.name}")

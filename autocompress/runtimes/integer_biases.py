@@ -56,7 +56,7 @@ def _quantize_bias(graph: ProtoGraph, node: onnx.NodeProto) -> None:
 def _with_room_for_bias(graph: ProtoGraph, dequantize: onnx.NodeProto, bias: _Array, prefix: str) -> _Array:
     """The weight's scales, coarser where a bias would not fit int32.
 
-    There the weights count for nothing beside the bias (a norm scale that has decayed to almost zero) or are all zero,
+    There the weights are negligible against the bias (a norm scale that has decayed to almost zero) or are all zero,
     so they become zero and the scale follows from the bias alone.
 
     Args:

@@ -118,7 +118,7 @@ def _kept(make: Callable[..., Any], **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Collects no garbage meanwhile: the exporter makes so many objects that it would take a fifth of the time."""
+    """Switches garbage collection off: with the exporter's many objects it would take a fifth of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -104,7 +104,7 @@ def _has_kernel_form(quantizer: WeightQuantizer, weight: Tensor) -> bool:
 
 
 def _row_factors(written: Tensor, rounded: Tensor) -> Array:
-    """What the exporter multiplied each row by when it folded a batch norm: 1 where a row is zero."""
+    """The factor by which the exporter scaled each row when it folded a batch norm: 1 where a row is zero."""
     a, b = written.double().flatten(1), rounded.double().flatten(1)
     power = b.square().sum(1)
     return torch.where(power > 0, (a * b).sum(1) / power.clamp(min=1e-300), torch.ones_like(power)).numpy()

@@ -27,7 +27,7 @@ class OpenVino:
     """See `Runtime`; CPU device, one stream.
 
     The engine has one precision for everything that is not integer. On CPUs that have bfloat16 a file computes in it if
-    all its layers are at 16 or 8 bits (embeddings at any); beside others, and on other CPUs, those at 16 are size-only.
+    all its layers are at 16 or 8 bits (embeddings at any); with others, and on other CPUs, those at 16 are size-only.
     Its own default, on CPUs that have bfloat16, is bfloat16.
     """
 
@@ -61,7 +61,7 @@ class OpenVino:
 
 
 def _float_precision(student: nn.Module) -> str:
-    """What float layers compute in: "bf16" where some are at 16 bits and no other is in float32."""
+    """The precision of float layers: "bf16" where some are at 16 bits and no other is in float32."""
     layers = [module for module in student.modules() if isinstance(module, tuple(LAYERS))]
     halves = {id(layer) for layer in layers if isinstance(layer, QuantizedLayer) and stored_bits(layer) == HALF_BITS}
     others = [layer for layer in layers if id(layer) not in halves and not isinstance(layer, nn.Embedding)]

@@ -1,8 +1,7 @@
-"""Checks that an exported file gives what the PyTorch student gives on real inputs, and finds where they part."""
+"""Checks that an exported file gives the PyTorch student's outputs on real inputs, and finds the layer that differs."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.compression.quantize import QuantizedLayer
 from autocompress.errors import ExportError
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.runtimes.node_names import module_of
 from autocompress.runtimes.registry import Session
 from autocompress.task import Inputs, call_model
@@ -123,7 +123,7 @@ def _layer_ends(student: nn.Module, model: onnx.ModelProto) -> dict[str, str]:
 def _outputs_of(
     student: nn.Module, ends: Mapping[str, str], inputs: Inputs
 ) -> dict[str, tuple[Tensor, nn.Module | None]]:
-    """What the file's values should be: outputs of layers, or of the batch norms that were folded into them.
+    """The expected values of the file: outputs of layers, or of the batch norms that were folded into them.
 
     With each the quantizer that the module ends with, which in the file comes behind the value.
     """
@@ -153,12 +153,12 @@ def _outputs_of(
 
 
 def _run_to(load: Callable[[Path], Session], model: onnx.ModelProto, value: str, inputs: Inputs) -> Tensor:
-    """What the runtime computes for one value of the graph."""
+    """The runtime's result for one value of the graph."""
     part = onnx.ModelProto()
     part.CopyFrom(model)
     del part.graph.output[:]
     part.graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
-    with tempfile.TemporaryDirectory(prefix="autocompress-") as name:
-        file = Path(name) / "part.onnx"
+    with LockedTempDir() as scratch:
+        file = scratch.path / "part.onnx"
         onnx.save(part, file)
         return load(file).predict(inputs)

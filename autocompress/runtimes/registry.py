@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from autocompress.errors import AutocompressError, InputError
 from autocompress.extensions import find_extension
 from autocompress.runtimes.capabilities import Capability
 from autocompress.task import Inputs
@@ -84,5 +85,14 @@ def runtime_named(name: str) -> Runtime:
         InputError: no such runtime.
         MissingExtraError: its library is not installed.
     """
-    runtime: Runtime = find_extension("runtime", name, RUNTIMES.get(name, name), RUNTIMES, EXTRAS.get(name))()
+    make = find_extension("runtime", name, RUNTIMES.get(name, name), RUNTIMES, EXTRAS.get(name))
+    try:
+        runtime: Runtime = make()
+    except AutocompressError:
+        raise
+    except Exception as error:
+        raise InputError(f"runtime {name!r} must be a class without arguments, but: {error}") from error
+    missing = [method for method in ("capabilities", "export", "load") if not callable(getattr(runtime, method, None))]
+    if missing:
+        raise InputError(f"runtime {name!r} must have the methods of a runtime, but lacks {', '.join(missing)}")
     return runtime

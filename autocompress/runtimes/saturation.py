@@ -7,7 +7,6 @@ inputs of 255 from weights of 65 on. Kernels differ by layer type, so a product 
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.compression.quantize import calibrate_, quantize_
 from autocompress.graph import inspect_model
+from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.runtimes.capabilities import is_executed
 from autocompress.runtimes.registry import Runtime, Session
 from autocompress.space.candidate import INT8_BITS
@@ -43,8 +43,8 @@ def saturating_kinds(runtime: Runtime, load: Callable[[Path], Session]) -> tuple
     found = []
     for kind in executed:
         student, x = _extreme(*_PROBES[kind]())
-        with tempfile.TemporaryDirectory(prefix="autocompress-") as folder, torch.no_grad():
-            given = load(runtime.export(student, (x,), Path(folder))).predict((x,))
+        with LockedTempDir() as scratch, torch.no_grad():
+            given = load(runtime.export(student, (x,), scratch.path)).predict((x,))
             exact = student(x)
         if float((given - exact).abs().max()) > _TOLERANCE * float(exact.abs().max()):
             found.append(kind)

@@ -119,7 +119,7 @@ class AtenSession:
 
 @contextmanager
 def _threads(n_threads: int) -> Iterator[None]:
-    """The thread count is one for the whole process; training beside the session keeps its own."""
+    """Sets the process-wide thread count for the session's run; training in the same process keeps its own."""
     before = torch.get_num_threads()
     if before == n_threads:
         yield

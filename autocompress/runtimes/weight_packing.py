@@ -1,4 +1,4 @@
-"""How one rounded weight is written: constants, and the nodes that give its values back.
+"""Writes one rounded weight: constants, and the nodes that decode them.
 
 Where a runtime has kernels for the form it reads DequantizeLinear; everywhere else plain arithmetic on constants, which
 runtimes fold when they load the file, so that the layer runs at the speed of float weights.
@@ -106,7 +106,7 @@ def integer_form(
 
 
 def kernel_form(writer: Writer, quantizer: WeightQuantizer, weight: Tensor) -> str:
-    """What weight-only kernels read: the matrix (n_inputs, n_outputs), by column or in groups of its rows."""
+    """The form of weight-only kernels: the matrix (n_inputs, n_outputs), by column or in groups of its rows."""
     if isinstance(quantizer, PerChannelInt8Quantizer):
         return integer_form(writer, quantizer, weight, np.ones(len(weight)), transposed=True)
     assert isinstance(quantizer, GroupwiseInt4Quantizer)

@@ -1,4 +1,4 @@
-"""Which trials are worth the next rung: MO-ASHA, and what a stopped one would probably have reached."""
+"""Early stopping of trials by Pareto rank (MO-ASHA), and of a search whose hypervolume has stopped growing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.results.objectives import Floats, Objectives, ratio, score
+from autocompress.results.pareto import hypervolume
 from autocompress.results.records import TrialRecord
 
 KEEP_FRACTION = 0.45
-"""Share of the trials at a rung that go on to the next one."""
+"""Share of the trials at a rung that train to the next one."""
 
 _MIN_PAIRS = 5
 _N_WARMUP_TRIALS = 5
@@ -121,7 +122,7 @@ def _contributions(front: Floats) -> Floats:
 
 
 def expected_score(record: TrialRecord, others: Iterable[TrialRecord], objectives: Objectives) -> float:
-    """What a stopped trial would probably have reached: a line through the trials that went on from its last rung.
+    """Expected final metric of a stopped trial: a line through the trials that continued from its last rung.
 
     The line's slope is kept in [0, 1] (what is worse has more to gain), and its value between what was reached and the
     best that a trial reached: a line may point at scores that no model can have.
@@ -150,3 +151,36 @@ def final_score(at: float, pairs: Sequence[tuple[float, float]]) -> float:
     variance = float(np.var(early))
     slope = float(np.clip(np.cov(early, final, bias=True)[0, 1] / variance, 0.0, 1.0)) if variance > 0 else 1.0
     return float(final.mean() + slope * (at - early.mean()))
+
+
+_LEAST_GAIN = 1e-3  # of the hypervolume: less is noise of the measurements
+
+
+class Patience:
+    """Counts the trials since the hypervolume last grew by a thousandth of itself.
+
+    Args:
+        n_trials: trials without growth after which the search ends.
+        objectives: of the search.
+    """
+
+    def __init__(self, n_trials: int, objectives: Objectives) -> None:
+        self._n_trials, self._objectives = n_trials, objectives
+        self._corner = (objectives.budget or 1.0, -(objectives.gain_limit or 0.0))
+        self._points: list[tuple[float, float]] = []
+        self._area, self._n_since = 0.0, 0
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to end."""
+        return self._n_since >= self._n_trials
+
+    def update(self, record: TrialRecord) -> None:
+        """Counts one finished trial."""
+        self._n_since += 1
+        if not record.is_point or not record.feasible:
+            return
+        self._points.append((ratio(record), -self._objectives.gain_of(record)))
+        area = hypervolume(np.array(self._points), self._corner)
+        if area > self._area * (1 + _LEAST_GAIN):
+            self._area, self._n_since = area, 0

@@ -16,6 +16,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from autocompress.errors import InputError, StorageError
+
 _OPEN = {TrialState.RUNNING, TrialState.WAITING}
 
 
@@ -38,6 +40,7 @@ class StudyJournal(BaseJournalBackend):
         self._first: int | None = None  # number of the first of `_new`; None before the file was read
         self._pending: list[bytes] = []
         self._n_batches = 0  # open ones, one inside the other
+        self._size = path.stat().st_size
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -65,23 +68,36 @@ class StudyJournal(BaseJournalBackend):
             with self._path.open("rb") as file:
                 for line in file:
                     self._first += 1
-                    entry = _entry(line)
+                    entry = self._entry(line)
                     yield entry
                     self.applied(entry)
         del self._new[: max(0, log_number_from - self._first)]
         self._first = max(self._first, log_number_from)
         for line in list(self._new):
-            entry = _entry(line)
+            entry = _decoded(line)
             yield entry
             self.applied(entry)
+
+    def _entry(self, line: bytes) -> dict[str, Any]:
+        try:
+            return _decoded(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"line {self._first} is not JSON") from error
 
     def _write(self) -> None:
         if not self._pending:
             return
-        with self._path.open("ab") as file:
-            file.write(b"".join(line + b"\n" for line in self._pending))
+        content = b"".join(line + b"\n" for line in self._pending)
+        with self._path.open("r+b") as file:  # it fails where the file is gone, and makes no new one
+            end = file.seek(0, os.SEEK_END)
+            if end < self._size:
+                raise StorageError(
+                    f"{self._path} was shortened by another program while the search wrote it; put it back, then resume"
+                )
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        self._size = end + len(content)
         self._pending = []
 
 
@@ -142,7 +158,7 @@ class StudyStorage(JournalStorage):
         self._open = {number for number in self._open if self._all[number].state in _OPEN}
 
 
-def _entry(line: bytes) -> dict[str, Any]:
+def _decoded(line: bytes) -> dict[str, Any]:
     """One entry; texts are shared, as most (names of knobs, keys of records) are the same in every trial."""
 
     def shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

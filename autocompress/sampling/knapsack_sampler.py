@@ -1,9 +1,9 @@
-"""The default sampler: solves the knapsack for weights drawn from what the trials so far say of each block.
+"""The default sampler: solves the knapsack with block weights drawn from their posterior given the trials so far.
 
 Each proposal draws weights of the sensitivities from their posterior (Thompson sampling), solves the knapsack with
 them along the whole front, adds mutants of the front's points that swap latency between blocks, predicts all of them
 whole, and takes the one that adds most hypervolume. It is SPDY's learning of per-layer weights (Frantar & Alistarh
-2022) with the search's own trials as evidence, and EvoPress' swaps (Sieberling et al. 2024) where sums mislead.
+2022) from the search's own trials, and EvoPress' swaps (Sieberling et al. 2024) where sums mislead.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.results.objectives import Floats, Objectives
 from autocompress.results.pareto import added_hypervolume, non_dominated
-from autocompress.sampling.knapsack import OptionIndices, Predict, Solver, knapsack, thinned
-from autocompress.sampling.knob_blocks import KnobBlock, blocks_of
+from autocompress.sampling.knapsack import KnobBlock, OptionIndices, Predict, Solver, blocks_of, knapsack, thinned
 from autocompress.sampling.reseeded_sampler import BestAndRecentView
 from autocompress.sampling.surrogate import CostTable, Surrogate
 from autocompress.space.search_space import Choice, SearchSpace
@@ -31,18 +30,18 @@ _N_BUCKETS = 200
 _N_SOLVED = 12  # points of each knapsack's front
 _N_MUTANTS = 32
 _N_DRAWS = 8  # of the weights, over which a candidate's gain is averaged
-_N_SOLVES = 2  # knapsacks are solved with so many of them
+_N_SOLVES = 2  # draws with which the knapsack is solved
 
 
 @dataclass(frozen=True)
 class SamplerContext:
-    """What a search plans with.
+    """The data that the default sampler plans with.
 
     Attributes:
         space: of the search.
         increases: loss increase of every choice of every knob.
         predict: latency ratios of candidates; may change as trials end.
-        settled: the model that latencies are linearised with: another object once enough was measured to do it again.
+        settled: gives the model for linearising latencies; a new object after enough further measurements.
         objectives: of the search.
     """
 
@@ -57,7 +56,7 @@ class Planner:
     """Proposes the candidate that is predicted to add most to the front of the trials so far.
 
     Args:
-        knowledge: what it plans with.
+        knowledge: the data to plan with.
 
     Attributes:
         given: the candidates that need no second trial.
@@ -169,7 +168,7 @@ class Planner:
 
 
 class ProposedCandidates:
-    """Digests of all candidates that were given out; each finished trial is looked at once.
+    """Digests of all candidates that were given out; each finished trial is read once.
 
     Attributes:
         digests: of them.
@@ -194,7 +193,7 @@ class KnapsackSampler(BaseSampler):
 
     Args:
         seed: of the draws.
-        planner: of the search; None draws at random for ever.
+        planner: of the search; None draws at random.
     """
 
     def __init__(self, seed: int, planner: Planner | None = None) -> None:

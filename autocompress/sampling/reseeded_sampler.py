@@ -1,4 +1,4 @@
-"""Samplers whose proposals depend on the seed, the proposals' count and what was told alone, at a bounded cost."""
+"""Samplers whose proposals depend only on the seed, the number of proposals and the trials told; at a bounded cost."""
 
 from __future__ import annotations
 

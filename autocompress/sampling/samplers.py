@@ -1,4 +1,4 @@
-"""Who proposes candidates: samplers by name."""
+"""Samplers by name."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def sampler_named(name: str, seed: int) -> BaseSampler:
     make = SAMPLERS[name] if name in SAMPLERS else find_extension("sampler", name, name, SAMPLERS)
     try:
         sampler = make(seed)
-    except TypeError as error:
+    except Exception as error:  # whatever the user's function raises
         raise InputError(f"sampler {name!r} must be a function of a seed, but: {error}") from error
     if not isinstance(sampler, BaseSampler):
         raise InputError(f"sampler {name!r} must make an optuna sampler, but made a {type(sampler).__name__}")

@@ -1,4 +1,4 @@
-"""The study on the driver's disk, the one source of truth: who is asked, what was told, what must run again."""
+"""The study on the driver's disk, the one source of truth: proposals, results, and trials that must run again."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SearchStudy:
         space: of the search.
         sampler: who proposes.
         objectives: of the search.
-        predict: the predicted latency ratio of a candidate; one whose prediction misses the budget is told to the
+        predict: the predicted latency ratio of a candidate; one whose prediction misses the budget is reported to the
             sampler as infeasible by as much, and never given out. None gives out whatever is proposed.
     """
 
@@ -115,7 +115,7 @@ class SearchStudy:
         return [self._records[number] for number in sorted(self._records)]
 
     def _slim(self, trial: FrozenTrial) -> None:
-        """Takes the record out of a trial that has ended, and what nobody reads any more; the journal has all of it."""
+        """Drops the record and other unread data of an ended trial from memory; the journal has all of it."""
         if "record" in trial.user_attrs and trial.number not in self._records:
             self._note(TrialRecord.from_dict(trial.user_attrs["record"]))
         trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != "record"}
@@ -175,6 +175,16 @@ class SearchStudy:
             trial = self._begin(record.candidate, {"origin": record.origin})
             self._open[trial.number] = trial, record.candidate.digest
             self.tell(record)
+
+    def add_known(self, record: TrialRecord) -> None:
+        """Adds a record of an earlier study under its own number; numbers that no record has are failed trials."""
+        with self._written_at_once():
+            while self.next_number < record.number:
+                self._study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+            if record.origin == REFINED:
+                self.add_refined(record)
+            else:
+                self.add(record)
 
     def _begin(self, candidate: Candidate, attrs: dict[str, Any]) -> optuna.Trial:
         """A running trial of that candidate; whatever is queued stays queued."""
@@ -277,7 +287,7 @@ class SearchStudy:
         return trial, self.space.candidate(choices)
 
     def _written_at_once(self) -> AbstractContextManager[None]:
-        """What happens inside reaches the disk in one write."""
+        """Collects the writes of a block into one."""
         return nullcontext() if self._journal is None else self._journal.batch()
 
     def _predicted_excess(self, candidate: Candidate) -> float:
@@ -299,12 +309,12 @@ class SearchStudy:
             self._known[record.candidate.digest] = record
 
     def judged(self, record: TrialRecord) -> TrialRecord:
-        """The record of a trial that ended with `feasible` set, by what it has reached."""
+        """The record of an ended trial with `feasible` set."""
         excesses = self.objectives.excesses(record)
         return replace(record, feasible=all(excess <= 0 for excess in excesses.values()))
 
     def _expected(self, record: TrialRecord) -> float:
-        """The metric that the sampler is told: of a trial that was stopped early, what it would have reached."""
+        """The metric that is told to the sampler: for a trial that was stopped early, its expected final value."""
         first = record.number - _LEARNT_FROM
         others = (other for other in self.explored() if other.number >= first)
         return expected_score(record, others, self.objectives)

@@ -1,4 +1,4 @@
-"""How much each choice costs, learned from the trials: sensitivities with Bayesian weights by kind and by block."""
+"""Predicts a candidate's metric: sensitivities with weights by kind and by block, learned from the trials."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from autocompress.results.objectives import Floats
-from autocompress.sampling.knapsack import OptionIndices
-from autocompress.sampling.knob_blocks import KnobBlock, Option
+from autocompress.sampling.knapsack import KnobBlock, Option, OptionIndices
 from autocompress.space.search_space import Choice
 
 _KIND_SPREAD = 0.5  # prior standard deviation of a kind's weight, around 1
@@ -86,7 +85,7 @@ class CostTable:
 
 
 def _kind(name: str, choice: Choice) -> str:
-    """What has a weight of its own: the kind of a knob, and each choice of a setting of the fine-tune."""
+    """The group that shares a weight: the kind of a knob, or a single choice of a fine-tune setting."""
     return f"{name}={choice}" if name.startswith(_SETTING) else name.partition(":")[0]
 
 
@@ -147,7 +146,7 @@ class Surrogate:
         return self._mean + np.linalg.solve(self._factor.T, noise)
 
     def scores(self, features: Floats, weights: Floats) -> Floats:
-        """The metric that these weights predict, shape (n,); beyond the best and the worst seen it goes on straight."""
+        """The metric that these weights predict, shape (n,); linear beyond the best and the worst seen."""
         losses = features @ (weights[:-1] * self._unit) + weights[-1]
         inside = np.interp(losses, self._losses, self._scores)
         span = float(self._scores[0] - self._scores[-1]) / max(float(self._losses[-1] - self._losses[0]), 1e-9)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.settings_schema import require_kind, shown
 from autocompress.space.rank_choice import RANK_GRID, RANK_RULE, is_rank, parse_rank
 
 FULL_BITS, HALF_BITS, INT8_BITS = 32, 16, 8
@@ -131,14 +132,16 @@ class Candidate:
     rank_grid: int = RANK_GRID
 
     def __post_init__(self) -> None:
+        for kind in ("prune_ratio", "rank_ratio", "weight_bits", "sparsity", "fine_tune"):
+            require_kind(kind, getattr(self, kind), "a mapping of names", Mapping)
         for name, ratio in self.prune_ratio.items():
-            if not 0.0 <= ratio < 1.0:
-                raise InputError(f"`0 <= prune_ratio < 1` must hold, but {name!r} has {ratio}")
+            if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0.0 <= ratio < 1.0:
+                raise InputError(f"`0 <= prune_ratio < 1` must hold, but {name!r} has {shown(ratio)}")
         for name, share in self.rank_ratio.items():
             if share is not None and not is_rank(share):
                 raise InputError(f"{RANK_RULE} must hold, but {name!r} has {share!r}")
         for name, bits in self.weight_bits.items():
-            if isinstance(bits, bool) or bits not in PRECISIONS:
+            if isinstance(bits, bool) or not isinstance(bits, int | str) or bits not in PRECISIONS:
                 raise InputError(f"`weight_bits` in {list(PRECISIONS)} must hold, but {name!r} has {bits!r}")
         for name, level in self.sparsity.items():
             if not is_sparsity(level):
@@ -178,15 +181,23 @@ class Candidate:
         """The inverse of `to_dict`.
 
         Raises:
-            InputError: an unknown key.
+            InputError: an unknown key, a value of another type, or one outside its range.
         """
+        if not isinstance(data, Mapping):
+            raise InputError(f"a candidate is a mapping, but got {shown(data)}")
         known = ("drop", "prune_ratio", "rank_ratio", "weight_bits", "sparsity", "fine_tune", "rank_grid")
         unknown = set(data) - set(known)
         if unknown:
-            raise InputError(f"a candidate has the keys {', '.join(known)}, but got {sorted(unknown)}")
+            raise InputError(f"a candidate has the keys {', '.join(known)}, but got {shown(sorted(map(str, unknown)))}")
+        for key in set(data) - {"drop", "rank_grid"}:
+            if not isinstance(data[key], Mapping) or not all(isinstance(name, str) for name in data[key]):
+                raise InputError(f"a candidate's {key} is a mapping of names, but got {shown(data[key])}")
+        dropped = data.get("drop", ())
+        if not isinstance(dropped, list | tuple) or not all(isinstance(name, str) for name in dropped):
+            raise InputError(f"a candidate's drop is a list of names, but got {shown(dropped)}")
         return cls(
             prune_ratio=data.get("prune_ratio", {}),
-            drop=frozenset(data.get("drop", ())),
+            drop=frozenset(dropped),
             rank_ratio=data.get("rank_ratio", {}),
             weight_bits=data.get("weight_bits", {}),
             sparsity=data.get("sparsity", {}),

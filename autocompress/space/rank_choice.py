@@ -1,4 +1,4 @@
-"""What can be asked of a layer's rank: the scheme, how much is kept, and what stands beside the factors."""
+"""A choice of a layer's rank: the scheme, how much is kept, and the residual that is added to the factors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RankChoice:
         scheme: one of `SCHEMES`.
         ratio: rank as a share of the (pruned) layer's largest rank, in (0, 1].
         energy: share of the output's energy on the calibration data that the smallest sufficient rank keeps, (0, 1].
-        residual: beside the factors, or None.
+        residual: added to the factors, or None.
     """
 
     scheme: str = SCHEMES[0]

@@ -71,7 +71,7 @@ def reason_against(layer: Layer, scheme: str, residual: Residual | None = None) 
     if layer.own_forward:
         return "its class has a forward of its own, or computes its weight"
     if residual is not None and layer.kind in ("embedding", "lstm", "gru"):
-        return f"a residual stands beside linear layers and convolutions, not {layer.kind}"
+        return f"a residual is offered for linear layers and convolutions, not {layer.kind}"
     if scheme == "recurrent" and layer.kind != "lstm":
         return f"hidden weights are split of an LSTM, by its projection, not of {layer.kind}"
     if scheme == "recurrent" and layer.input_shapes[0][0] != layer.weight_shape[0]:

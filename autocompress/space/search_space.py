@@ -9,15 +9,14 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import read_yaml_mapping
 from autocompress.errors import InputError
 from autocompress.graph import ChannelGroup, Layer, ModelGraph
-from autocompress.settings_schema import refuse_unknown_keys
+from autocompress.settings_schema import refuse_unknown_keys, require_kind, shown
 from autocompress.space.candidate import (
     FULL_BITS,
     HALF_BITS,
@@ -35,6 +34,7 @@ from autocompress.space.candidate import (
 )
 from autocompress.space.rank_choice import RANK_GRID, RANK_RULE, is_rank, parse_rank, rank_distance
 from autocompress.space.ranks import size_only_ranks, useful_ranks
+from autocompress.yaml_files import read_yaml_mapping
 
 Choice = float | int | bool | str | None
 Rule = Mapping[str, Any]
@@ -116,11 +116,13 @@ class SearchSpace:
         knobs: network order, each with at least two choices.
         name: of the file it came from, or "rules".
         rank_grid: the ranks of its candidates are multiples of it.
+        notes: what the user should know of the rules, a line each.
     """
 
     knobs: tuple[Knob, ...]
     name: str = "rules"
     rank_grid: int = RANK_GRID
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def from_rules(
@@ -149,7 +151,11 @@ class SearchSpace:
             InputError: an unknown key, a choice or a grid out of range, a list without the choice that changes nothing,
                 or a rule that matches no name of the model.
         """
+        require_kind("graph", graph, "what inspect_model gives", ModelGraph)
+        require_kind("rules", rules, "a list of mappings", list, tuple)
         check_rank_grid(rank_grid, f"the search space {name!r}")
+        if isinstance(channel_grid, bool) or not isinstance(channel_grid, int) or channel_grid < 1:
+            raise InputError(f"`channel_grid >= 1` must hold and be whole, but got {shown(channel_grid)}")
         for rule in rules:
             _check_rule(rule)
         _check_matches(graph, rules)
@@ -171,7 +177,7 @@ class SearchSpace:
                     by_runtime = kind == "weight_bits" and _rule_value(rules, layer.path, kind) == BY_RUNTIME
                     knobs.append(Knob(kind, layer.path, choices, branch, size_only, by_runtime))
         knobs += [_fine_tune_knob(setting, choices) for setting, choices in (fine_tune or {}).items()]
-        return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name, rank_grid)
+        return cls(tuple(knob for knob in knobs if len(knob.choices) > 1), name, rank_grid, _hidden(graph, rules))
 
     @classmethod
     def load(cls, name: str, graph: ModelGraph) -> SearchSpace:
@@ -180,19 +186,18 @@ class SearchSpace:
         Raises:
             InputError: no such file (lists the names that exist), or what `from_rules` raises.
         """
+        require_kind("a search space", name, "a name or a path", str)
         path = find_space(name)
         data = read_yaml_mapping(path, "a search space")
         known = ["description", "channel_grid", "rank_grid", "rules", "fine_tune"]
         refuse_unknown_keys(f"the search space {path.name}", data, known)
         rules = data.get("rules")
         if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-            raise InputError(f"a search space has a list of `rules`, each a mapping, but {path} has {rules!r}")
+            raise InputError(f"a search space has a list of `rules`, each a mapping, but {path} has {shown(rules)}")
         grid = data.get("channel_grid", DEFAULT_GRID)
-        if not isinstance(grid, int) or grid < 1:
-            raise InputError(f"`channel_grid >= 1` must hold and be whole, but {path} has {grid!r}")
         fine_tune = data.get("fine_tune") or {}
         if not isinstance(fine_tune, dict):
-            raise InputError(f"`fine_tune` has a list of choices for each setting, but {path} has {fine_tune!r}")
+            raise InputError(f"`fine_tune` has a list of choices for each setting, but {path} has {shown(fine_tune)}")
         rank_grid = data.get("rank_grid", RANK_GRID)
         return cls.from_rules(graph, rules, channel_grid=grid, rank_grid=rank_grid, name=path.stem, fine_tune=fine_tune)
 
@@ -307,7 +312,11 @@ class SearchSpace:
         weight_bits: Precision = FULL_BITS,
         sparsity: float | str = 0.0,
     ) -> Candidate:
-        """The nearest offered choice everywhere; branches stay."""
+        """The nearest offered choice everywhere; branches stay.
+
+        Raises:
+            InputError: a value that no rule may offer.
+        """
         wanted: dict[str, Choice] = {
             "prune_ratio": prune_ratio,
             "drop": False,
@@ -315,6 +324,9 @@ class SearchSpace:
             "weight_bits": weight_bits,
             "sparsity": sparsity,
         }
+        for kind, value in wanted.items():
+            if not _valid(kind, value):
+                raise InputError(f"{_RANGES[kind]} must hold, but got {shown(value)}")
         knobs = [knob for knob in self.knobs if knob.kind in wanted]
         return self.candidate({knob.name: knob.nearest(wanted[knob.kind]) for knob in knobs})
 
@@ -368,22 +380,27 @@ def _rule_value(rules: Sequence[Rule], name: str, kind: str) -> Any:
 def _fine_tune_knob(setting: str, choices: Any) -> Knob:
     """Raises InputError: no such setting, a choice out of range, or a list without null."""
     if not isinstance(choices, list | tuple) or None not in choices:
-        raise InputError(f"fine_tune is for lists that hold null (the search's own), but {setting} has {choices!r}")
+        raise InputError(
+            f"fine_tune is for lists that hold null (the search's own), but {setting} has {shown(choices)}"
+        )
     for choice in choices:
         check_fine_tune(setting, choice)
     return Knob("fine_tune", setting, tuple(dict.fromkeys(None if c is None else float(c) for c in choices)))
 
 
 def _check_rule(rule: Rule) -> None:
+    require_kind("a rule", rule, "a mapping", Mapping)
     refuse_unknown_keys("a rule", rule, ["match", *_RANGES])
     pattern = rule.get("match")
     if not isinstance(pattern, str):
-        raise InputError(f"a rule has a `match`: a layer's path or `re:` and a pattern, but got {pattern!r}")
+        raise InputError(f"a rule has a `match`: a layer's path or `re:` and a pattern, but got {shown(pattern)}")
     if pattern.startswith("re:"):
         try:
             re.compile(pattern[3:])
-        except re.error as error:
-            raise InputError(f"`match` must be a valid pattern after `re:`, but {pattern!r} is not: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InputError(
+                f"`match` must be a valid pattern after `re:`, but {shown(pattern)} is not: {error}"
+            ) from error
     for kind in _RANGES:
         if kind not in rule:
             continue
@@ -392,11 +409,13 @@ def _check_rule(rule: Rule) -> None:
         if kind == "weight_bits" and choices == BY_RUNTIME:
             continue
         if not isinstance(choices, list | tuple) or as_it_is not in choices:
-            shown = json.dumps(as_it_is)
-            raise InputError(f"{kind} is a list that holds {shown} (as it is), but rule {pattern!r} has {choices!r}")
+            held = json.dumps(as_it_is)
+            raise InputError(
+                f"{kind} is a list that holds {held} (as it is), but rule {pattern!r} has {shown(choices)}"
+            )
         for choice in choices:
             if not _valid(kind, choice):
-                raise InputError(f"{_RANGES[kind]} must hold, but rule {pattern!r} offers {choice!r}")
+                raise InputError(f"{_RANGES[kind]} must hold, but rule {pattern!r} offers {shown(choice)}")
 
 
 _RANGES = {
@@ -416,13 +435,29 @@ def _valid(kind: str, choice: Any) -> bool:
     if kind == "rank_ratio":
         return choice is None or is_rank(choice)
     if kind == "weight_bits":
-        return not isinstance(choice, bool) and choice in PRECISIONS
+        return isinstance(choice, int | str) and not isinstance(choice, bool) and choice in PRECISIONS
     return not isinstance(choice, bool) and isinstance(choice, int | float) and 0 <= choice < 1
 
 
-def _check_matches(graph: ModelGraph, rules: Sequence[Rule]) -> None:
+def _names(graph: ModelGraph) -> list[str]:
+    """What a rule can match."""
     names = [layer.path for layer in graph.layers] + [branch.name for branch in graph.branches]
-    names += [group.name.partition("#")[0] for group in graph.groups] + [item.name for item in graph.frozen]
+    return names + [group.name.partition("#")[0] for group in graph.groups] + [item.name for item in graph.frozen]
+
+
+def _hidden(graph: ModelGraph, rules: Sequence[Rule]) -> tuple[str, ...]:
+    """A note for each rule that is the first match of no name."""
+    names = _names(graph)
+    used = {next((i for i, rule in enumerate(rules) if _matches(rule, name)), None) for name in names}
+    return tuple(
+        f"the rule {rule['match']!r} has no effect: earlier rules match everything that it matches"
+        for i, rule in enumerate(rules)
+        if i not in used
+    )
+
+
+def _check_matches(graph: ModelGraph, rules: Sequence[Rule]) -> None:
+    names = _names(graph)
     for rule in rules:
         if not any(_matches(rule, name) for name in names):
             pattern = rule["match"].removeprefix("re:")

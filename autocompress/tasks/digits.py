@@ -201,7 +201,7 @@ def weights_path(recipe: Recipe = RECIPE) -> Path:
 
 
 def _save_atomically(model: nn.Module, path: Path) -> None:
-    """Writes beside the path and renames, so that a second process never reads half a file."""
+    """Writes a temporary file and renames it, so that a second process never reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name

@@ -1,4 +1,4 @@
-"""Tasks of models by id: the model's config says what it does, the user's files are the data."""
+"""Tasks of models by id: the model's config names its kind, the user's files are the data."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class IdTask:
 
     @property
     def has_data(self) -> bool:
-        """Whether there is something to train and to judge on; without, the model can only be looked at."""
+        """Whether there is data; without it the model can only be inspected."""
         return self._id.data is not None or self._id.inputs is not None
 
     @property
     def teacher_loss(self) -> str:
-        """How a student is taught by its teacher's outputs: "kl", "mse", "cosine" or "none"."""
+        """The distillation loss: "kl", "mse", "cosine" or "none"."""
         return self._id.teacher_loss or open_source(self._id).kind.teacher_loss
 
     @property
@@ -56,7 +56,7 @@ class IdTask:
         return found | ({self._likeness: _LIKENESS[self._likeness][1]} if self._has_unlabelled else {})
 
     def notes(self) -> list[str]:
-        """What was found and chosen, a line each."""
+        """Lines that say which data was found and which options were chosen."""
         source = open_source(self._id)
         classes = f", {source.n_outputs} classes" if source.classes else ""
         lines = [f"{self.name}: {source.kind.name} by {source.title}{classes}"]

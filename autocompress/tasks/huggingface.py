@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, MissingExtraError
+from autocompress.files import read_json
 from autocompress.tasks.identifiers import TaskId
-from autocompress.tasks.model_source import KINDS, Kind, ModelSource
-from autocompress.tasks.pretrained import model_folder, read_config
+from autocompress.tasks.model_source import KINDS, Kind, ModelSource, model_folder, read_config
 from autocompress.tasks.samples import Content
 
 _ENDINGS = {
@@ -118,7 +117,7 @@ def _kind_of(config: Mapping[str, Any], folder: Path) -> Kind:
 
 
 class HubModel:
-    """What all sources of a Hugging Face folder share: the config and the weights."""
+    """Base of all sources of a Hugging Face folder: the config and the weights."""
 
     def __init__(self, folder: Path, kind: Kind, task_id: TaskId) -> None:
         import transformers
@@ -292,6 +291,6 @@ def _pair(content: Content) -> tuple[str, str | None]:
 
 
 def _takes_first_token(folder: Path) -> bool:
-    """What sentence-transformers wrote beside the model; the mean where it wrote nothing."""
+    """The pooling that sentence-transformers wrote into the model's folder; the mean where it wrote none."""
     file = folder / "1_Pooling" / "config.json"
-    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("pooling_mode_cls_token"))
+    return file.is_file() and bool(read_json(file, "pooling's config").get("pooling_mode_cls_token"))

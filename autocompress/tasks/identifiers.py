@@ -28,7 +28,7 @@ _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 
 @dataclass(frozen=True)
 class TaskId:
-    """A model by id, and what is done with it; hashable, so that what is read of it is kept once a process.
+    """A model by id with its options; hashable, so that its files are read once a process.
 
     Attributes:
         source: one of `SOURCES`.

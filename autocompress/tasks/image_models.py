@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,53 @@ from torch import Tensor, nn
 from autocompress.errors import InputError, MissingExtraError
 from autocompress.tasks.huggingface import HubModel, OneOutput
 from autocompress.tasks.identifiers import TaskId
-from autocompress.tasks.image_files import open_image, unreadable_images
-from autocompress.tasks.model_source import KINDS, Kind, ModelSource
-from autocompress.tasks.pretrained import model_folder
+from autocompress.tasks.model_source import KINDS, Kind, ModelSource, model_folder
 from autocompress.tasks.samples import Content
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_DRAFT = ("RGB", (32, 32))
+
+
+def open_image(path: Content) -> Image:
+    """The image in RGB.
+
+    Raises:
+        MissingExtraError: pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("images are read by pillow; run: pip install 'autocompress[timm]'") from error
+    with Image.open(str(path)) as image:
+        return image.convert("RGB")
+
+
+def unreadable_images(contents: Sequence[Content]) -> dict[int, str]:
+    """Places of the images that cannot be decoded to their end, each with the reason."""
+    paths = [Path(str(content)) for content in contents]
+    reasons = ((place, _reason(path, path.stat().st_mtime_ns)) for place, path in enumerate(paths))
+    return {place: reason for place, reason in reasons if reason is not None}
+
+
+@functools.lru_cache(maxsize=100_000)
+def _reason(path: Path, changed_ns: int) -> str | None:
+    """Why the file, as it was changed last at that time, does not decode; None where it does."""
+    try:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            image.draft(
+                *_DRAFT
+            )  # JPEGs are decoded at an eighth of their size, which reads the whole file all the same
+            image.load()
+    except ImportError as error:
+        raise MissingExtraError("images are read by pillow; run: pip install 'autocompress[timm]'") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what pillow raises for files that are cut off or no images
+        return f"{path.parent.name}/{path.name} ({str(error).splitlines()[0] if str(error) else 'no image'})"
+    return None
+
 
 _IMAGES = KINDS["image-classification"]
 
@@ -137,7 +181,7 @@ def open_timm(task_id: TaskId) -> ModelSource:
     def build() -> nn.Module:
         if folder.is_absolute():
             return timm.create_model(f"local-dir:{folder}", pretrained=True)  # type: ignore[no-any-return]
-        # not by timm itself, which would go on to pickled weights where there are no others
+        # not by timm itself, which would load pickled weights where there are no others
         file = Path(task_id.weights) if task_id.weights else _timm_hub_folder(timm, task_id.name) / "model.safetensors"
         return _with_state(timm.create_model, task_id.name, read_state(file))
 

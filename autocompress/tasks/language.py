@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.task import Batch, Inputs, Predict
+from autocompress.tasks.dataset import SELECTION_SHARE, TEST_SHARE
 from autocompress.tasks.huggingface import DecoderModel
 from autocompress.tasks.identifiers import TaskId
 from autocompress.tasks.samples import read_texts
-from autocompress.tasks.splits import SELECTION_SHARE, TEST_SHARE
 
 _BATCH_SIZE, _N_CALIBRATION = 8, 8
 
@@ -37,7 +37,7 @@ class Corpus:
 class LanguageTask:
     """A decoder by id with plain text: each split is a part of the text of its own, in blocks of `max_length` tokens.
 
-    Every text teaches its own next tokens, so that there are no labels, and `data` and `inputs` are the same.
+    The targets are the text's own next tokens, so that there are no labels, and `data` and `inputs` are the same.
     """
 
     objectives = {"perplexity": "minimize", "loss": "minimize"}  # noqa: RUF012
@@ -53,16 +53,16 @@ class LanguageTask:
 
     @property
     def has_data(self) -> bool:
-        """Whether there is text; without, the model can only be looked at."""
+        """Whether there is text; without it the model can only be inspected."""
         return self._id.data is not None or self._id.inputs is not None
 
     @property
     def teacher_loss(self) -> str:
-        """How a student is taught by its teacher's outputs."""
+        """The distillation loss."""
         return self._id.teacher_loss or "kl"
 
     def notes(self) -> list[str]:
-        """What was found and chosen, a line each."""
+        """Lines that say which data was found and which options were chosen."""
         lines = [f"{self.name}: causal-lm by {open_decoder(self._id).title}"]
         if not self.has_data:
             return lines

@@ -1,4 +1,4 @@
-"""Reads what a user has on disk as samples: tables, text files, and folders of images or sounds."""
+"""Reads a user's files as samples: tables, text files, and folders of images or sounds."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def _label_column(table: pd.DataFrame, given: str | None, texts: Sequence[str], 
     if len(rest) == 1 or named:
         return (named or rest)[0]
     raise InputError(
-        f"{source} must have one column of labels, but has {rest or 'none'} beside {list(texts)}; "
+        f"{source} must have one column of labels, but has {rest or 'none'} besides {list(texts)}; "
         "name it with --label-column, or give texts without labels as inputs (--inputs)"
     )
 

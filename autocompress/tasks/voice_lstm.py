@@ -1,4 +1,4 @@
-"""The task "voice_lstm": a three-layer LSTM that hears which digit was spoken."""
+"""The task "voice_lstm": a three-layer LSTM that classifies spoken digits."""
 
 from __future__ import annotations
 

@@ -43,10 +43,10 @@ class Evaluation:
 
 
 class EarlyStopping(Protocol):
-    """Who decides after each rung whether a trial goes on; see `ParetoEarlyStopping`."""
+    """Decides after each rung whether a trial continues; see `ParetoEarlyStopping`."""
 
     def should_continue(self, trial: str, steps: int, score: float, ratio: float) -> bool:
-        """Whether the trial, which has just been judged after so many steps of fine-tuning, is worth the next rung."""
+        """Whether the trial, which was just judged after `steps` fine-tune steps, gets the next rung."""
 
 
 def replay(

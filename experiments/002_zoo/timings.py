@@ -131,7 +131,7 @@ def main() -> None:
 
 def _measured(how: str, name: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, __file__, how, name], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

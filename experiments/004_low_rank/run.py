@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from autocompress.compression import CalibrationStats, compress, rebuild, resolve
+from autocompress.compression import CalibrationStats, RebuildOptions, compress, rebuild, resolve
 from autocompress.compression.low_rank.decomposition import compose
 from autocompress.compression.low_rank.matrices import matrices_of
 from autocompress.compression.low_rank.moments import collect_moments, windows
@@ -38,6 +38,7 @@ from autocompress.space.ranks import Split, cost, largest_ranks, reason_against
 from autocompress.task import Inputs, as_inputs, call_model, load_task
 
 HERE = Path(__file__).parent
+REFITTED = RebuildOptions(reconstruct=True)
 MODELS = {"resnet56": "cifar10:resnet56", "minilm": "sst2:minilm"}
 N_CALIBRATION = {"resnet56": 1024, "resnet20": 512, "minilm": 256}
 SCHEMES = ("channel", "spatial", "tucker")
@@ -59,8 +60,7 @@ class Case:
         """The first samples of the calibration order, in batches of 64, not augmented."""
         generator = torch.Generator().manual_seed(0)
         if self.name != "minilm":
-            from autocompress.tasks.cifar10 import _to_inputs
-            from autocompress.tasks.cifar10_data import load_images
+            from autocompress.tasks.cifar10 import _to_inputs, load_images
 
             images, labels = load_images("train")
             for part in torch.randperm(len(images), generator=generator)[:n_samples].split(64):
@@ -93,8 +93,7 @@ class Case:
 
             ids, mask, labels = load_sentences("test")
             return (ids[:n_samples], mask[:n_samples]), labels[:n_samples]
-        from autocompress.tasks.cifar10 import _to_inputs
-        from autocompress.tasks.cifar10_data import load_images, split_indices
+        from autocompress.tasks.cifar10 import _to_inputs, load_images, split_indices
 
         images, labels = load_images("test")
         members = split_indices("test")[:n_samples]
@@ -196,8 +195,8 @@ def models() -> None:
                     case.graph,
                     Recipe(ranks=splits),
                     case.calibration[:4],  # for the norms' statistics
-                    calibration_stats=calibration_stats,
-                    activation_aware=aware,
+                    RebuildOptions(activation_aware=aware),
+                    calibration_stats,
                 )
                 record_model(case, scheme, HALF, aware, student)
 
@@ -233,7 +232,7 @@ def inputs() -> None:
         groups = [group for group in case.graph.groups if group.name.endswith("conv1") and group.name != "conv1"]
         candidate = Candidate(prune_ratio={group.name: prune_ratio for group in groups})
         pruned = resolve(case.model, case.graph, candidate, calibration_stats=calibration_stats)
-        bare = rebuild(case.model, case.graph, pruned, case.calibration[:4], reconstruct=True)
+        bare = rebuild(case.model, case.graph, pruned, case.calibration[:4], REFITTED)
         ranks = {layer.path: "spatial:0.25" for layer in case.layers()}
         both = Candidate(prune_ratio=candidate.prune_ratio, rank_ratio=ranks)
         recipe = resolve(case.model, case.graph, both, calibration_stats=calibration_stats)
@@ -260,16 +259,16 @@ def _with_source(case: Case, recipe: Recipe, source: LowRankSource, pruned_input
     calibration_stats = CalibrationStats(case.model, case.graph, case.calibration)
     calibration_stats.__dict__["low_rank"] = source
     if not pruned_inputs:
-        return rebuild(case.model, case.graph, recipe, case.calibration[:4], True, calibration_stats)
+        return rebuild(case.model, case.graph, recipe, case.calibration[:4], REFITTED, calibration_stats)
     from autocompress.compression.low_rank import matrices
     from autocompress.compression.low_rank import source as module
 
     whole = matrices.second_moments_of
-    setattr(module, "seconds_of", lambda moments, layer, scheme, gone: [moments[layer.path]])  # noqa: B010
+    setattr(module, "second_moments_of", lambda moments, layer, scheme, gone: [moments[layer.path]])  # noqa: B010
     try:
-        return rebuild(case.model, case.graph, recipe, case.calibration[:4], True, calibration_stats)
+        return rebuild(case.model, case.graph, recipe, case.calibration[:4], REFITTED, calibration_stats)
     finally:
-        setattr(module, "seconds_of", whole)  # noqa: B010
+        setattr(module, "second_moments_of", whole)  # noqa: B010
 
 
 def shows() -> None:
@@ -283,7 +282,7 @@ def shows() -> None:
     )
     calibration_stats = CalibrationStats(case.model, case.graph, case.calibration)
     recipe = resolve(case.model, case.graph, candidate, calibration_stats=calibration_stats)
-    student = rebuild(case.model, case.graph, recipe, case.calibration[:4], True, calibration_stats)
+    student = rebuild(case.model, case.graph, recipe, case.calibration[:4], REFITTED, calibration_stats)
     runtime = runtime_named("onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         session = runtime.load(runtime.export(student, as_inputs(case.task.example_inputs()), Path(folder)))

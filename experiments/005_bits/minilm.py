@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import onnxruntime as ort
 import torch
@@ -39,6 +40,7 @@ N_TOKENS, BATCH_SIZE = 64, 16
 N_TRAINING, N_CALIBRATION, N_PAIRS = 960, 32, 100
 STEPS = 40
 RUNTIMES = ("onnxruntime", "openvino")
+Ids: TypeAlias = tuple[Tensor, Tensor]  # token ids and mask
 
 
 class SentenceEncoder(nn.Module):
@@ -63,7 +65,7 @@ class SentenceEncoder(nn.Module):
         return F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=1)
 
 
-def tokens(sentences: list[str]) -> Inputs:
+def tokens(sentences: list[str]) -> Ids:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(data_folder() / "minilm" / "tokenizer.json"))
@@ -90,7 +92,7 @@ class EmbeddingTask:
         self._ids, self._mask = tokens(sentences)
         self._teacher = Teacher(model)
 
-    def example_inputs(self) -> Inputs:
+    def example_inputs(self) -> Ids:
         return torch.ones(1, N_TOKENS, dtype=torch.long), torch.ones(1, N_TOKENS, dtype=torch.long)
 
     def train_batches(self, seed: int) -> Iterator[Batch]:
@@ -112,12 +114,12 @@ class EmbeddingTask:
         raise NotImplementedError("embeddings are judged below")
 
 
-def embeddings(model: nn.Module, inputs: Inputs) -> Tensor:
+def embeddings(model: nn.Module, inputs: Ids) -> Tensor:
     with torch.no_grad():
         return torch.cat([call_model(model, part) for part in zip(*(x.split(50) for x in inputs), strict=True)])
 
 
-def kernels(runtime: str, file: Path, inputs: Inputs) -> dict[str, int]:
+def kernels(runtime: str, file: Path, inputs: Ids) -> dict[str, int]:
     """The matrix products that the runtime says it ran, by kernel: its own profile of one run."""
     if runtime == "openvino":
         ops = compile_file(file, 1).get_runtime_model().get_ordered_ops()
@@ -177,13 +179,14 @@ def _row(
     runtime: Runtime,
     folder: Path,
     student: nn.Module,
-    test: Inputs,
+    test: Ids,
     expected: Tensor,
     sizes: dict[str, int],
     scores: list[float],
 ) -> dict[str, object]:
     file = folder / "model.onnx"
-    check = tuple(x[:64] for x in test)
+    ids, mask = test
+    check = (ids[:64], mask[:64])
     found = runtime.load(file).predict(test)
     cosines = F.cosine_similarity(found, expected)
     return {
@@ -194,7 +197,7 @@ def _row(
         "cosine_lowest": float(cosines.min()),
         "spearman": spearman(found, scores),
         "relative_error_to_student": check_parity(student, runtime.load, file, check).relative_error,
-        "kernels": kernels(runtime.name, file, tuple(x[:1] for x in test)),
+        "kernels": kernels(runtime.name, file, (ids[:1], mask[:1])),
     }
 
 
@@ -204,7 +207,7 @@ def spearman(vectors: Tensor, scores: list[float]) -> float:
     return float(spearmanr(similar.numpy(), scores).statistic)
 
 
-def batch_of(n: int) -> Inputs:
+def batch_of(n: int) -> Ids:
     return torch.ones(n, N_TOKENS, dtype=torch.long), torch.ones(n, N_TOKENS, dtype=torch.long)
 
 
@@ -215,8 +218,8 @@ def speed(folder: Path, results: Results) -> None:
             if results.has("minilm speed", key):
                 continue
             load = runtime_named(name).load
-            sessions = [load(folder / f"minilm_{name}_{bits}_{n}" / "model.onnx") for bits in ("4w", "32")]
-            timing = time_sessions(*sessions, batch_of(n), n_rounds)
+            small, whole = (load(folder / f"minilm_{name}_{bits}_{n}" / "model.onnx") for bits in ("4w", "32"))
+            timing = time_sessions(small, whole, batch_of(n), n_rounds)
             row = {"ratio": timing.ratio, "spread": timing.spread}
             results.add("minilm speed", key, {**row, "ms": timing.candidate_ms, "reference_ms": timing.reference_ms})
 

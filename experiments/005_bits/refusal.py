@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from autocompress.compression import compress
 from autocompress.errors import ExportError
@@ -20,13 +21,18 @@ graph = inspect_model(model, inputs)
 bits = {layer.path: 8 for layer in graph.layers}
 student = compress(model, Candidate(weight_bits=bits), inputs, calibration, graph=graph)
 runtime = runtime_named("onnxruntime")
+samples = calibration[0]
+assert isinstance(samples, tuple)
+checked = (samples[0][:16],)
 with tempfile.TemporaryDirectory() as folder:
     file = runtime.export(student, inputs, Path(folder))
-    print("as it is:", check_parity(student, runtime.load, file, (calibration[0][0][:16],)))
+    print("as it is:", check_parity(student, runtime.load, file, checked))
     with torch.no_grad():
-        student.layer2[1].conv2.weight.neg_()
+        layer = student.get_submodule("layer2.1.conv2")
+        assert isinstance(layer, nn.Conv2d)
+        layer.weight.neg_()
     student.train().eval()
     try:
-        check_parity(student, runtime.load, file, (calibration[0][0][:16],))
+        check_parity(student, runtime.load, file, checked)
     except ExportError as error:
         print(f"layer2.1.conv2 negated: {type(error).__name__}: {error}")

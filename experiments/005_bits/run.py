@@ -51,7 +51,7 @@ class Results:
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
-        return json.loads(self._file.read_text()) if self._file.is_file() else {}  # type: ignore[no-any-return]
+        return json.loads(self._file.read_text()) if self._file.is_file() else {}
 
     def has(self, section: str, name: str) -> bool:
         return name in self.rows.get(section, {})
@@ -177,7 +177,7 @@ class Hinted:
     def __init__(self, file: Path, hint: str) -> None:
         from openvino import Core
 
-        settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+        settings: dict[str, object] = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         core = Core()
         self._request = core.compile_model(core.read_model(file), "CPU", settings).create_infer_request()
@@ -209,8 +209,7 @@ def _static(folder: Path, name: str, n: int) -> Session:
 
 def test_images(n: int = 10_000) -> tuple[Inputs, Tensor]:
     """The first test images as the models take them, and their labels."""
-    from autocompress.tasks.cifar10 import _to_inputs
-    from autocompress.tasks.cifar10_data import load_images
+    from autocompress.tasks.cifar10 import _to_inputs, load_images
 
     images, labels = load_images("test")
     return _to_inputs(images[:n]), labels[:n]
@@ -243,9 +242,9 @@ def accuracy(folder: Path, results: Results) -> None:
                 row = {"student": share(expected, labels), "file": share(found, labels)}
                 results.add("accuracy", f"{name} {runtime} {bits}", {**row, "agreement": share(found, expected)})
         others: dict[str, Callable[[], Session]] = {
-            "quantize_static": lambda name=name: _static(folder, name, 64),
-            "nncf.quantize": lambda name=name: Hinted(folder / f"{name}_nncf_64.xml", "f32"),
-            "bf16 hint": lambda name=name: Hinted(folder / f"{name}_openvino_32_64" / "model.onnx", "bf16"),
+            "quantize_static": partial(_static, folder, name, 64),
+            "nncf.quantize": partial(Hinted, folder / f"{name}_nncf_64.xml", "f32"),
+            "bf16 hint": partial(Hinted, folder / f"{name}_openvino_32_64" / "model.onnx", "bf16"),
         }
         for label, load in others.items():
             if not results.has("accuracy", f"{name} {label}"):

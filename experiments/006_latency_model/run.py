@@ -22,8 +22,24 @@ from autocompress.files import read_json
 from autocompress.graph import inspect_model
 from autocompress.latency.layer_profiles import quick_student
 from autocompress.latency.model import LatencyModel
-from autocompress.latency.on_device import measure_folder, repeatability, settled, show_progress, summary, write_json
-from autocompress.latency.plan import N_CANDIDATES, WEIGHTS_FILE, batch_size, draw_candidates, write_plan, write_shared
+from autocompress.latency.on_device import (
+    MeasureSettings,
+    converged,
+    measure_folder,
+    repeatability,
+    show_progress,
+    summary,
+    write_json,
+)
+from autocompress.latency.plan import (
+    N_CANDIDATES,
+    WEIGHTS_FILE,
+    PlanSettings,
+    batch_size,
+    draw_candidates,
+    write_plan,
+    write_shared,
+)
 from autocompress.latency.profiling import model_of
 from autocompress.latency.validation import check_by_leaving_out, check_on
 from autocompress.machine import describe_versions
@@ -44,8 +60,7 @@ def build_profile(task_name: str, space_name: str, folder: Path, n_candidates: i
         load_task(task_name),
         space_name,
         folder / "profile",
-        n_candidates=n_candidates,
-        seed=CALIBRATION_SEED,
+        PlanSettings(n_candidates=n_candidates, seed=CALIBRATION_SEED),
         listener=lambda n_done, n_all: print(f"{n_done}/{n_all}", flush=True),
     )
     spent = {"wall": time.perf_counter() - begin, "cpu": time.process_time() - begin_cpu}
@@ -97,7 +112,7 @@ def measure(folder: Path, part: str, runtime: str, n_passes: int, n_rounds: int,
     output = folder / part / f"{runtime}.json"
     begin = time.perf_counter()
     results = measure_folder(
-        folder / part, output, n_passes=n_passes, n_rounds=n_rounds, seconds=seconds, listener=show_progress
+        folder / part, output, MeasureSettings(n_passes, n_rounds, seconds), listener=show_progress
     )
     results["seconds"] = results.get("seconds", 0.0) + time.perf_counter() - begin
     write_json(output, results)
@@ -150,7 +165,7 @@ def held_out_ratios(folder: Path, runtime: str, model: LatencyModel) -> list[tup
         return []
     asked = read_json(folder / "held_out" / "plan.json")["candidates"]
     known = {candidate.digest for candidate, _ in model.measured}
-    pairs = [(Candidate.from_dict(asked[name]), ratio) for name, ratio in settled(read_json(file)).items()]
+    pairs = [(Candidate.from_dict(asked[name]), ratio) for name, ratio in converged(read_json(file)).items()]
     return [(candidate, ratio) for candidate, ratio in pairs if candidate.digest not in known]
 
 

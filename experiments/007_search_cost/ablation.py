@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from optuna.samplers import BaseSampler
 
 from autocompress.execution.planning import (
     enqueue_knapsack_front,
@@ -14,8 +17,7 @@ from autocompress.execution.planning import (
 )
 from autocompress.execution.sensitivity import Sensitivity
 from autocompress.graph import ModelGraph
-from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.results.objectives import Objectives, ratio
 from autocompress.results.pareto import hypervolume
 from autocompress.results.records import Latency, TrialRecord
@@ -27,6 +29,7 @@ from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.testing.replay import EarlyStopping, Evaluation, replay
 
+Floats = NDArray[np.float64]
 STOCK = ("tpe", "nsga2", "random")
 SAMPLERS = ("solver", "solver only", "random", "nsga2", "uniform", "tpe")
 
@@ -82,16 +85,16 @@ class Learning(SearchStudy):
     """A study in memory whose latency model learns from each trial, as the driver's does."""
 
     def __init__(
-        self, space: SearchSpace, sampler, floor: float, latency_predictor: OnlineLatencyPredictor | None
+        self, space: SearchSpace, sampler: BaseSampler, floor: float, latency_predictor: OnlineLatencyPredictor | None
     ) -> None:
         predict = None if latency_predictor is None else latency_predictor.screening_ratio
-        super().__init__(None, space, sampler, "accuracy", None, floor, predict=predict)
-        self._foresight = latency_predictor
+        super().__init__(None, space, sampler, Objectives("accuracy", metric_limit=floor), predict)
+        self._latency_predictor = latency_predictor
 
     def tell(self, record: TrialRecord) -> None:
         super().tell(record)
-        if self._foresight is not None:
-            self._foresight.learn(record)
+        if self._latency_predictor is not None:
+            self._latency_predictor.learn(record)
 
 
 def baseline_record(problem: Problem) -> TrialRecord:
@@ -100,7 +103,7 @@ def baseline_record(problem: Problem) -> TrialRecord:
     return TrialRecord(0, "complete", "baseline", Candidate(), metrics, Latency(1.0, 0, 1.0, 0), rungs=known.rungs)
 
 
-def curve(problem: Problem, records: list[TrialRecord], n: int) -> np.ndarray:
+def curve(problem: Problem, records: list[TrialRecord], n: int) -> Floats:
     """Hypervolume after 1 to n trials, in the order in which they ended; failed ones add nothing."""
     corner = (problem.corner[0], -problem.corner[1])
     points = [[1.0, -baseline_record(problem).metrics["accuracy"]]]
@@ -112,13 +115,15 @@ def curve(problem: Problem, records: list[TrialRecord], n: int) -> np.ndarray:
     return np.array(areas + areas[-1:] * (n - len(areas)))[:n]
 
 
-def saved_and_kept(orders: Sequence[Sequence[Evaluation]], corner: tuple[float, float], keep_fraction: float) -> dict:
+def saved_and_kept(
+    orders: Sequence[Sequence[Evaluation]], corner: tuple[float, float], keep_fraction: float
+) -> dict[str, Any]:
     """What early stopping does to trials in these orders, against finishing all of them.
 
     Args:
         orders: evaluations with all their rungs, one order for each repeat.
         corner: reference point (latency ratio, accuracy).
-        keep_fraction: share that goes on at each rung.
+        keep_fraction: share that continues at each rung.
     """
     savings, kept = [], []
     for order in orders:
@@ -142,7 +147,7 @@ def saved_and_kept(orders: Sequence[Sequence[Evaluation]], corner: tuple[float, 
     }
 
 
-def first_at(curve_: np.ndarray, level: float) -> float:
+def first_at(curve_: Floats, level: float) -> float:
     """Trials until the curve reaches a level; infinite if it never does."""
     reached = np.flatnonzero(curve_ >= level - 1e-12)
     return float(reached[0] + 1) if len(reached) else float("inf")

@@ -13,6 +13,7 @@ import json
 import random
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from ablation import Problem, curve, saved_and_kept, search
@@ -45,7 +46,7 @@ def record(folder: Path, seeds: int, n_trials: int) -> None:
 def stop(folder: Path, seeds: int, n_trials: int) -> None:
     """Compute and hypervolume: of the recorded trials as they came and shuffled, and of searches that stop."""
     problem, evaluator = problem_of(folder)
-    result: dict = {"command": f"python ladder.py stop FOLDER --seeds {seeds} --trials {n_trials}"}
+    result: dict[str, Any] = {"command": f"python ladder.py stop FOLDER --seeds {seeds} --trials {n_trials}"}
     finished = [search(problem, "solver", seed, n_trials) for seed in range(seeds)]
     orders = [[evaluator(record.candidate) for record in records] for records in finished]
     for keep_fraction in (0.6, KEEP_FRACTION, 0.3):
@@ -60,9 +61,8 @@ def stop(folder: Path, seeds: int, n_trials: int) -> None:
         steps = [sum(record.rungs[-1].steps for record in records) for records in (full, stopped)]
         curves = [curve(problem, records, len(records)) for records in (full, stopped)]
         areas = [float(areas[-1]) for areas in curves]
-        n_alike = max(
-            1, steps[1] // RUNGS[-1]
-        )  # so many trials to their end take as many steps as all that may be stopped
+        # finishing this number of trials takes as many steps as the search that stops
+        n_alike = max(1, steps[1] // RUNGS[-1])
         found = {
             "seed": seed,
             "steps": steps,

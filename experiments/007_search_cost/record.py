@@ -17,12 +17,13 @@ import random
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from autocompress.compression import CalibrationStats, rebuild, resolve
+from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.execution.trial import n_macs
@@ -31,9 +32,10 @@ from autocompress.latency.clock import time_pair
 from autocompress.runtimes import runtime_named
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Choice, SearchSpace
-from autocompress.task import Inputs, Task, as_inputs, load_task, predict_all
+from autocompress.task import Inputs, Task, as_inputs, call_model, load_task, predict_all
 
 HERE = Path(__file__).parent
+REFITTED = RebuildOptions(reconstruct=True)
 SPECS = {"digits": "digits", "resnet20": "cifar10:resnet20"}
 RUNGS = {"digits": (0, 5, 15, 45), "resnet20": (0,)}
 N_JUDGED = 1000  # images of ResNet-20's selection split; the digits' has 400
@@ -89,7 +91,8 @@ class Recorder:
     def judge(self, student: torch.nn.Module) -> dict[str, float]:
         def predict(inputs: Inputs) -> Tensor:
             with torch.no_grad():
-                return student(*inputs)
+                outputs: Tensor = call_model(student, inputs)
+            return outputs
 
         if self.name == "digits":
             return self.task.evaluate(predict, "selection")
@@ -106,7 +109,7 @@ class Recorder:
         torch.manual_seed(0)
         begin = time.process_time()
         recipe = resolve(self.model, self.graph, candidate, "l2", self.calibration_stats)
-        student = rebuild(self.model, self.graph, recipe, self.calibration, True)
+        student = rebuild(self.model, self.graph, recipe, self.calibration, REFITTED)
         tune = FineTune(student, self.teacher, self.task, DistillSettings(rungs=RUNGS[self.name]), 0)
         file = self.folder / "files" / f"{candidate.digest}.onnx"
         if self.name == "digits":
@@ -157,7 +160,7 @@ def time_files(folder: Path, n_passes: int = 2) -> None:
             for file in missing:
                 session = runtime.load(file, 1)
                 ours = session.prepare(inputs)
-                timing = time_pair(lambda s=session, o=ours: s.run(o), lambda: reference.run(fed), 2)
+                timing = time_pair(partial(session.run, ours), partial(reference.run, fed), 2)
                 out.write(json.dumps({"digest": file.stem, "ratio": timing.ratio, "ms": timing.reference_ms}) + "\n")
 
 

@@ -16,14 +16,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from ablation import SAMPLERS, Problem, curve, search
+from ablation import SAMPLERS, Floats, Problem, curve, search
 from torch import nn
 
-from autocompress.compression import CalibrationStats, rebuild, resolve
+from autocompress.compression import CalibrationStats, RebuildOptions, rebuild, resolve
 from autocompress.config import DistillSettings, SearchSettings
 from autocompress.distillation.fine_tune import FastMode, FineTune, Teacher
 from autocompress.errors import AutocompressError
@@ -36,10 +37,11 @@ from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import Batch, as_inputs, call_model, load_task
 from autocompress.tasks import cifar10
-from autocompress.tasks.cifar10_data import load_images, split_indices
+from autocompress.tasks.cifar10 import load_images, split_indices
 from autocompress.testing.replay import Evaluation, write_table
 
 HERE = Path(__file__).parent
+REFITTED = RebuildOptions(reconstruct=True)
 NAMES = ("resnet20", "resnet56")
 RUNGS, N_TRAINED = (0, 1), 64  # steps of the distillation, and images of a step
 N_JUDGED = 300  # images of the selection split
@@ -92,7 +94,7 @@ class Evaluator:
             self.n_new += 1
         return self.evaluation(self.known[digest])
 
-    def evaluation(self, item: dict) -> Evaluation:
+    def evaluation(self, item: dict[str, Any]) -> Evaluation:
         if "error" in item:
             raise KeyError(item["error"])
         candidate = Candidate.from_dict(item["candidate"])
@@ -107,8 +109,9 @@ class Short(cifar10.Cifar10Task):
     """The same task in smaller batches."""
 
     def train_batches(self, seed: int) -> Iterator[Batch]:
-        for (images,), labels in super().train_batches(seed):
-            yield (images[:N_TRAINED],), labels[:N_TRAINED]
+        for inputs, labels in super().train_batches(seed):
+            assert isinstance(inputs, tuple)
+            yield (inputs[0][:N_TRAINED],), labels[:N_TRAINED]
 
 
 class Tools:
@@ -124,14 +127,14 @@ class Tools:
         self._images = FAST.layout(cifar10._to_inputs(images[members]))
         self._labels = labels[members]
 
-    def judge(self, candidate: Candidate) -> dict:
+    def judge(self, candidate: Candidate) -> dict[str, Any]:
         """Compresses with closed-form repair, fine-tunes for a few steps, judges."""
         of = self._of
         torch.manual_seed(0)
         begin = time.process_time()
         try:
             recipe = resolve(of.model, of.graph, candidate, "l2", self._calibration_stats)
-            student = rebuild(of.model, of.graph, recipe, self._calibration, True, self._calibration_stats)
+            student = rebuild(of.model, of.graph, recipe, self._calibration, REFITTED, self._calibration_stats)
             tune = FineTune(student, self._teacher, Short(of.name), DistillSettings(rungs=of.rungs), 0)
             rungs = []
             for steps in of.rungs if of.rungs != RUNGS else RUNGS[1:]:
@@ -189,7 +192,7 @@ def run(evaluator: Evaluator, folder: Path, whom: list[str], seeds: int, n_trial
             print(who, seed, shown, f"{evaluator.n_new - before} new, {took:.0f} s of processor", flush=True)
 
 
-def add_curve(name: str, who: str, seed: int, records: list[TrialRecord], areas: np.ndarray) -> None:
+def add_curve(name: str, who: str, seed: int, records: list[TrialRecord], areas: Floats) -> None:
     """Adds one search to resnets_curves.csv, in the place of an earlier run of it: a line for each trial."""
     rows = pd.read_csv(CURVES) if CURVES.exists() else pd.DataFrame(columns=COLUMNS)
     same = (rows["network"] == name) & (rows["sampler"] == who) & (rows["seed"] == seed)
@@ -234,7 +237,7 @@ def panel(rows: pd.DataFrame, by: str, right: float, top: float, left: float) ->
             yield f'<text x="{left + 190}" y="{40 + 16 * place}" fill="{COLOURS[place]}">{label}</text>'
 
 
-def held(at: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def held(at: Floats, values: Floats, wanted: Floats) -> Floats:
     """A step curve at the wanted places: the last value so far, zero before the first."""
     place = np.searchsorted(at, wanted, side="right")
     return np.concatenate([[0.0], values])[place]

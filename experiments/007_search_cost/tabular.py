@@ -11,22 +11,24 @@ import json
 import random
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ablation import SAMPLERS, Problem, curve, first_at, saved_and_kept, search
 from scipy.stats import spearmanr
+from torch import nn
 
 from autocompress.config import SearchSettings
 from autocompress.execution.sensitivity import SensitivityProbe, measure_sensitivity
-from autocompress.graph import inspect_model
+from autocompress.graph import ModelGraph, inspect_model
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.results.objectives import Objectives
 from autocompress.results.pareto import hypervolume
-from autocompress.results.records import Latency, Rung, TrialRecord
+from autocompress.results.records import Latency, Rung, State, TrialRecord
 from autocompress.sampling.early_stopping import KEEP_FRACTION, ParetoEarlyStopping, expected_score
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import as_inputs, load_task
+from autocompress.task import Task, as_inputs, load_task
 from autocompress.testing.replay import Evaluation, read_table, write_table
 
 HERE = Path(__file__).parent
@@ -39,7 +41,8 @@ SPARE = 1.35  # proposals that were not recorded fail in the replay and are left
 def build(folder: Path) -> None:
     """One row for each candidate; its latency is the median over the passes of timing."""
     space, _ = problem_parts()
-    ratios, milliseconds = defaultdict(list), []
+    ratios: defaultdict[str, list[float]] = defaultdict(list)
+    milliseconds: list[float] = []
     for line in (folder / "timings.jsonl").read_text().splitlines():
         timing = json.loads(line)
         ratios[timing["digest"]].append(timing["ratio"])
@@ -75,7 +78,7 @@ def in_space(space: SearchSpace, candidate: Candidate) -> bool:
     return True
 
 
-def problem_parts() -> tuple[SearchSpace, tuple]:
+def problem_parts() -> tuple[SearchSpace, tuple[Task, nn.Module, ModelGraph]]:
     task = load_task("digits")
     model = task.build_model()
     graph = inspect_model(model, as_inputs(task.example_inputs()))
@@ -94,9 +97,10 @@ def true_area(table: dict[str, Evaluation]) -> float:
     return hypervolume(np.array(points), (CORNER[0], -CORNER[1]))
 
 
-def ablation(problem: Problem, area: float) -> tuple[dict, list]:
+def ablation(problem: Problem, area: float) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
     """For each sampler: share of the true front's hypervolume over trials, 5 seeds."""
-    result, rows = {}, []
+    result: dict[str, Any] = {}
+    rows: list[tuple[Any, ...]] = []
     for who in SAMPLERS:
         curves = []
         for seed in SEEDS:
@@ -119,7 +123,7 @@ def recorded(records: list[TrialRecord]) -> list[TrialRecord]:
     return [record for record in records if record.state != "failed"]
 
 
-def stopping(table: dict[str, Evaluation], area: float) -> dict:
+def stopping(table: dict[str, Evaluation], area: float) -> dict[str, Any]:
     """Candidates in a random order, each stopped or not: compute and hypervolume against finishing all of them."""
     return {
         f"{n} trials, {keep_fraction} go on": saved_and_kept(
@@ -132,11 +136,13 @@ def stopping(table: dict[str, Evaluation], area: float) -> dict:
     }
 
 
-def told(table: dict[str, Evaluation]) -> dict:
-    """Error of what a stopped trial is told as, against what it really reached, and of its value at the stop."""
-    errors, orders = defaultdict(list), defaultdict(list)
+def told(table: dict[str, Evaluation]) -> dict[str, Any]:
+    """Errors of the value told for a stopped trial, and of its value at the stop, against its real final value."""
+    errors: defaultdict[str, list[float]] = defaultdict(list)
+    orders: defaultdict[str, list[float]] = defaultdict(list)
     for seed in SEEDS:
-        rule, ended = ParetoEarlyStopping(Objectives("accuracy")), []
+        rule = ParetoEarlyStopping(Objectives("accuracy"))
+        ended: list[TrialRecord] = []
         order = sorted(table)
         random.Random(seed).shuffle(order)
         truth, ours, raw = [], [], []
@@ -151,7 +157,7 @@ def told(table: dict[str, Evaluation]) -> dict:
                 len(own.rungs),
             )
             best = max(own.rungs[:n], key=lambda rung: rung.metrics["accuracy"]).metrics
-            state = "complete" if n == len(own.rungs) else "stopped"
+            state: State = "complete" if n == len(own.rungs) else "stopped"
             record = TrialRecord(number, state, "x", own.candidate, best, own.latency, rungs=own.rungs[:n])
             if state == "stopped" and sum(r.state == "complete" for r in ended) >= 5:
                 truth.append(max(r.metrics["accuracy"] for r in own.rungs))
@@ -170,9 +176,9 @@ def told(table: dict[str, Evaluation]) -> dict:
     }
 
 
-def searches_with_stopping(problem: Problem, area: float) -> dict:
+def searches_with_stopping(problem: Problem, area: float) -> dict[str, Any]:
     """The default sampler with and without early stopping: hypervolume, worker-seconds and steps of 60 trials."""
-    result = {}
+    result: dict[str, Any] = {}
     for name, make in (
         ("all finish", lambda: None),
         ("early stopping", lambda: ParetoEarlyStopping(Objectives("accuracy"))),

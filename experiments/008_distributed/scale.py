@@ -28,24 +28,26 @@ from ray.tune.experiment import Experiment, Trial
 from ray.tune.registry import register_trainable
 from ray.tune.search import SearchGenerator
 
+from autocompress.compression.pipeline import UNCOMPRESSED
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.optuna_searcher import OptunaSearcher
 from autocompress.execution.planning import planner_of
 from autocompress.execution.progress import SearchProgress
 from autocompress.execution.retry_callback import RetryCallback
+from autocompress.execution.run_clock import RunClock
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.execution.trial import Outcome
+from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.worker import Worker
 from autocompress.graph import inspect_model
-from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.results.objectives import Objectives
 from autocompress.results.records import Latency, Rung, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.early_stopping import ParetoEarlyStopping
 from autocompress.sampling.samplers import PLANNED, planned, sampler_named
-from autocompress.sampling.study import SearchStudy
+from autocompress.sampling.study import Asked, SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.tasks.cifar10 import CifarResNet
@@ -146,23 +148,24 @@ def _name_of(trial: Trial) -> str:
 class Driver:
     """What `replay` asks and tells, the way Ray Tune asks and tells the searcher."""
 
-    metric = "accuracy"
+    objectives = Objectives("accuracy", latency_budgets=(BUDGET,))
 
     def __init__(self, world: World, folder: Path, sampler: str) -> None:
-        self._world, self._foresight = world, OnlineLatencyPredictor(LaunchLatencyModel(world.graph))
-        screening_ratio = self._foresight.screening_ratio
+        self._world, self._latency_predictor = world, OnlineLatencyPredictor(LaunchLatencyModel(world.graph))
+        screening_ratio = self._latency_predictor.screening_ratio
         first = sampler_named("random", 0)
-        self.study = SearchStudy(
-            folder / "study.journal",
-            world.space,
-            first,
-            Objectives("accuracy", latency_budgets=(BUDGET,)),
-            screening_ratio,
-        )
+        self.study = SearchStudy(folder / "study.journal", world.space, first, self.objectives, screening_ratio)
         self.use(sampler)
         self._progress = SearchProgress([], 10**6, None, Objectives("accuracy", "maximize", 2.0, (BUDGET,)), None)
-        searcher = OptunaSearcher(self.study, folder / "trials.jsonl", lambda: 0.0, self._finished)
-        self.tune = TuneTrials(searcher, folder)
+        queue = TrialQueue(
+            self.study,
+            folder / "trials.jsonl",
+            Limits(RunClock(None, 0.0)),
+            AbortStopper(),
+            run_seconds=lambda: 0.0,
+            listener=self._finished,
+        )
+        self.tune = TuneTrials(OptunaSearcher(queue), folder)
         self.judged = self.study.judged
         self.seconds: list[tuple[float, float]] = []
         self._asking: dict[int, float] = {}
@@ -170,25 +173,34 @@ class Driver:
     def use(self, sampler: str) -> None:
         """The default one gets its plan, as in a real search."""
         if sampler == PLANNED:
-            self.study.use(planned(planner_of(self.study, self._world.sensitivity(), self._foresight), 0))
+            self.study.use(planned(planner_of(self.study, self._world.sensitivity(), self._latency_predictor), 0))
         else:
             self.study.use(sampler_named(sampler, 1))
 
     def _finished(self, record: TrialRecord) -> None:
-        self._foresight.learn(record)
+        self._latency_predictor.learn(record)
         self._progress.finished(record)
 
-    def ask(self) -> tuple[int, Candidate, str] | None:
+    def ask(self) -> Asked | None:
         begin = time.perf_counter()
         config = self.tune.ask()
         if config is None:
             return None
         self._asking[config["number"]] = time.perf_counter() - begin
-        return config["number"], Candidate.from_dict(json.loads(config["candidate"])), "sampler"
+        return Asked(config["number"], Candidate.from_dict(json.loads(config["candidate"])), "sampler")
 
     def tell(self, record: TrialRecord) -> None:
         outcome = Outcome(
-            record.metrics, _some(record.latency), True, 100, 1000, 1.0, None, record.rungs, dict(record.seconds)
+            metrics=record.metrics,
+            latency=_some(record.latency),
+            fine_tuned=True,
+            n_params=100,
+            n_macs=1000,
+            size_mib=1.0,
+            sparse_size_mib=None,
+            rungs=record.rungs,
+            seconds=dict(record.seconds),
+            parent=UNCOMPRESSED,
         )
         text = json.dumps(asdict(outcome))
         begin = time.perf_counter()
@@ -209,7 +221,10 @@ def main() -> None:
     parser.add_argument("--sampler", default="solver")
     parser.add_argument("--early-stopping", action="store_true")
     args = parser.parse_args()
-    {"busy": busy, "cost": cost, "reopen": open_run, "plot": lambda _: plot()}[args.what](args)
+    if args.what == "plot":
+        plot()
+    else:
+        {"busy": busy, "cost": cost, "reopen": open_run}[args.what](args)
 
 
 def busy(args: argparse.Namespace) -> None:
@@ -341,12 +356,13 @@ def plot() -> None:
     (HERE / "scaling.svg").write_text("\n".join([*parts, "</svg>"]) + "\n")
 
 
-def record_of(world: World, asked: tuple[int, Candidate, str] | None) -> TrialRecord:
+def record_of(world: World, asked: Asked | None) -> TrialRecord:
     assert asked is not None
-    number, candidate, origin = asked
-    found = world.evaluate(candidate)
+    found = world.evaluate(asked.candidate)
     metrics = found.rungs[-1].metrics
-    return TrialRecord(number, "complete", origin, candidate, metrics, found.latency, rungs=found.rungs)
+    return TrialRecord(
+        asked.number, "complete", asked.origin, asked.candidate, metrics, found.latency, rungs=found.rungs
+    )
 
 
 def add(file: Path, row: dict[str, Any]) -> None:

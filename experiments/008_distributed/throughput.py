@@ -25,19 +25,19 @@ from typing import Any
 
 import psutil
 import torch
-import world
+import world  # type: ignore[import-not-found]  # tests/execution/chaos, by PYTHONPATH
 
 from autocompress.api import run_new
 from autocompress.config import SearchSettings
 from autocompress.execution.preparation import prepare
-from autocompress.execution.trial import Trial, WorkerContext
+from autocompress.execution.trial import Trial, TrialPlan, WorkerContext
 from autocompress.report.status import events_of
 from autocompress.results.records import read_records
 from autocompress.results.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 N_TRIALS, N_PLAIN = 25, 12
-STEPS = 1000  # of fine-tuning: 0.7 s on one core; the clocks are still, so that nothing waits for a turn
+STEPS = 1000  # of fine-tuning: 0.7 s on one core; the clocks are still, so that nothing waits for the lock
 
 
 def main() -> None:
@@ -139,7 +139,7 @@ def _in_turn(core: int, steps: int, begin: Any, ends: Any) -> None:
         if seed == 2:
             begin.wait()
             began = time.time()
-        trial = Trial(worker_context, space.sample(seed))
+        trial = Trial.begin(worker_context, TrialPlan(space.sample(seed)))
         while not trial.done:
             trial.step()
         trial.files()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,10 +16,13 @@ from autocompress.graph import inspect_model
 from autocompress.runtimes import runtime_named, saturates
 from autocompress.runtimes.engine_int8 import quantize_dynamic_with_engine, quantize_with_engine
 from autocompress.space.candidate import Candidate
+from autocompress.space.search_space import SearchSpace
 from autocompress.task import Inputs, Task, as_inputs, load_task
 
 N_CALIBRATION = 256
 _TIMED_STEPS = 5
+
+Way = Mapping[str, float]
 
 
 def precisions(name: str, model: nn.Module, task: Task, runtime: str, folder: Path) -> dict[str, Path]:
@@ -43,23 +46,23 @@ def precisions(name: str, model: nn.Module, task: Task, runtime: str, folder: Pa
     return files
 
 
-def depth_cut(task: Task, share: float, minutes: float, file: Path) -> nn.Module:
-    """The model without that share of its residual blocks, evenly spread, then distilled.
+def trained_peer(task: Task, way: Way, minutes: float, file: Path) -> nn.Module:
+    """The model made smaller in a simple way, then distilled.
 
     Args:
         task: of the model.
-        share: of the residual blocks that go.
+        way: see `smaller`.
         minutes: CPU time of one core.
         file: of the trained weights; kept, and read if it is there.
     """
     torch.set_num_threads(1)
     model = task.build_model().eval()
-    student = cut(model, task, share)
+    student = smaller(model, task, way)
     if file.exists():
         student.load_state_dict(torch.load(file, weights_only=True))
         return student.eval()
     begin = time.process_time()
-    trial = FineTune(cut(model, task, share), Teacher(model), task, DistillSettings(rungs=(0, 10_000)))
+    trial = FineTune(smaller(model, task, way), Teacher(model), task, DistillSettings(rungs=(0, 10_000)))
     trial.advance(_TIMED_STEPS)
     timed = time.process_time()
     trial.advance(2 * _TIMED_STEPS)
@@ -69,15 +72,26 @@ def depth_cut(task: Task, share: float, minutes: float, file: Path) -> nn.Module
     return student.eval()
 
 
-def cut(model: nn.Module, task: Task, share: float) -> nn.Module:
-    """A copy without that share of the residual blocks, evenly spread over the depth."""
+def smaller(model: nn.Module, task: Task, way: Way) -> nn.Module:
+    """A copy without a share of its residual blocks, evenly spread over the depth, or of the channels of each group.
+
+    Args:
+        model: not touched.
+        task: of the model.
+        way: `{"depth": 0.4}` drops 40 % of the blocks, `{"width": 0.5}` half of the channels of each group.
+    """
     inputs = as_inputs(task.example_inputs())
     graph = inspect_model(model, inputs)
-    names = [branch.name for branch in graph.branches]
-    n_gone = round(share * len(names))
-    gone = {names[int((i + 0.5) * len(names) / n_gone)] for i in range(n_gone)}
+    ((kind, share),) = way.items()
+    if kind == "depth":
+        names = [branch.name for branch in graph.branches]
+        n_gone = round(share * len(names))
+        candidate = Candidate(drop=frozenset(names[int((i + 0.5) * len(names) / n_gone)] for i in range(n_gone)))
+    else:
+        space = SearchSpace.from_rules(graph, [{"match": "re:.*", "prune_ratio": [0.0, share]}])
+        candidate = space.uniform(prune_ratio=share)
     calibration = [as_inputs(batch) for batch in task.calibration_batches()]
-    return compress(model, Candidate(drop=frozenset(gone)), inputs, calibration, graph=graph)
+    return compress(model, candidate, inputs, calibration, graph=graph)
 
 
 def sibling_of(spec: str) -> tuple[nn.Module, Task]:

@@ -70,7 +70,7 @@ def search(name: str, row: dict[str, Any], minutes: float, workers: int, seed: i
 
 
 def peers(name: str, row: dict[str, Any], minutes: float, workers: int, out: Path) -> dict[str, Path]:
-    """Makes the peers' files. The cuts share the search's worker-minutes."""
+    """Makes the peers' files. Those that are trained share the search's worker-minutes."""
     folder = out / name / "peers"
     folder.mkdir(parents=True, exist_ok=True)
     task = load_task(row["task"])
@@ -78,20 +78,14 @@ def peers(name: str, row: dict[str, Any], minutes: float, workers: int, out: Pat
     if row["sibling"]:
         model, own = peers_of.sibling_of(row["sibling"])
         files |= peers_of.precisions(row["sibling"], model, own, row["runtime"], folder)
-    cuts = row["cuts"]
-    each = minutes * workers / len(cuts)
+    ways = row["trained"]
+    names = [" ".join(f"{kind} cut by {share:.0%}" for kind, share in way.items()) for way in ways]
+    places = [folder / f"{name.replace(' ', '_').replace('%', '')}.pt" for name in names]
+    each = minutes * workers / max(1, len(ways))
     with ProcessPoolExecutor(workers) as pool:
-        trained = list(
-            pool.map(
-                peers_of.depth_cut,
-                [task] * len(cuts),
-                cuts,
-                [each] * len(cuts),
-                [folder / f"cut_{share}.pt" for share in cuts],
-            )
-        )
-    for share, model in zip(cuts, trained, strict=True):
-        files |= peers_of.precisions(f"{share:.0%} of blocks cut, distilled", model, task, row["runtime"], folder)
+        trained = list(pool.map(peers_of.trained_peer, [task] * len(ways), ways, [each] * len(ways), places))
+    for name_of, model in zip(names, trained, strict=True):
+        files |= peers_of.precisions(f"{name_of}, distilled", model, task, row["runtime"], folder)
     return files
 
 

@@ -71,7 +71,7 @@ def _small(entry: Mapping[str, Any]) -> tuple[nn.Module, Inputs, Any]:
 
 
 def _torchvision(entry: Mapping[str, Any]) -> tuple[nn.Module, Inputs, Any]:
-    import vision_ops
+    import vision_ops  # type: ignore[import-not-found]  # experiments/002_zoo, see sys.path above
 
     vision_ops.allow_import()
     import torchvision.models

@@ -49,7 +49,7 @@ class Rows:
         self._file = folder / "rows.json"
 
     def get(self) -> dict[str, dict[str, Any]]:
-        return json.loads(self._file.read_text()) if self._file.is_file() else {}  # type: ignore[no-any-return]
+        return json.loads(self._file.read_text()) if self._file.is_file() else {}
 
     def add(self, name: str, values: Mapping[str, Any]) -> None:
         print(name, dict(values), flush=True)
@@ -132,7 +132,7 @@ def _ours(model: Any, example: Any, samples: Any, target: Path, rows: Rows, name
         rounds = rounds_before_sums(engine)
         student = compress(model, Candidate(weight_bits=bits), example, samples, graph=graph, round_before_sums=rounds)
         written = engine.export(student, example, target).rename(target / file)
-        error = "over the tolerance"
+        error: float | str = "over the tolerance"
         try:
             error = check_parity(student, engine.load, written, samples[0]).relative_error
         finally:

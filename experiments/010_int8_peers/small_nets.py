@@ -42,7 +42,8 @@ class Inverted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes (n, n_in, h, w) -> (n, n_out, h / stride, w / stride)."""
         y = self.project(self.depthwise(self.expand(x)))
-        return x + y if self.skips else y
+        out: Tensor = x + y if self.skips else y
+        return out
 
 
 class Lite(nn.Module):
@@ -65,7 +66,8 @@ class Lite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes (n, 3, 32, 32) -> (n, n_classes)."""
         x = self.head(self.blocks(self.stem(x)))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        out: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return out
 
 
 class Plain(nn.Module):
@@ -95,7 +97,8 @@ class ResNet8(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes (n, 3, 32, 32) -> (n, n_classes)."""
         x = self.block3(self.block2(self.block1(F.relu(self.bn(self.conv(x))))))
-        return self.fc(F.avg_pool2d(x, 8).flatten(1))
+        out: Tensor = self.fc(F.avg_pool2d(x, 8).flatten(1))
+        return out
 
 
 def _branch(n_in: int, n_out: int, stride: int, depthwise_first: bool) -> list[nn.Module]:
@@ -144,7 +147,8 @@ class ShuffleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes (n, 3, 32, 32) -> (n, n_classes)."""
-        return self.fc(self.head(self.blocks(self.stem(x))).mean((2, 3)))
+        out: Tensor = self.fc(self.head(self.blocks(self.stem(x))).mean((2, 3)))
+        return out
 
 
 NETS: dict[str, Any] = {"resnet8": ResNet8, "shufflenet": ShuffleNet, "lite": Lite}

@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor, nn
 
 from autocompress.compression import CalibrationStats, resolve
-from autocompress.compression.starts import UNCOMPRESSED, Parent, Rebuilding, student_from
+from autocompress.compression.pipeline import UNCOMPRESSED, Parent, Rebuilding, student_from
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.graph import ModelGraph, inspect_model
@@ -45,18 +45,16 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=None, help="only so many runs of the part")
     asked = parser.parse_args()
     part = yaml.safe_load((HERE / "config.yaml").read_text())[asked.part]
-    worker_context = _Bench(load_task(part["task"]), asked.students / asked.part)
+    runner = _Runner(load_task(part["task"]), asked.students / asked.part)
     for run in part["runs"][: asked.first]:
         rungs = tuple(run.get("rungs", part["rungs"]))
         spec = {"start": UNCOMPRESSED, "seed": 0, **run, "part": asked.part, "n_steps": rungs[-1]}
         spec.pop("rungs", None)
         if not _is_done(spec):
-            worker_context.run(
-                spec, worker_context.candidate(part["candidates"][run["candidate"]]), rungs, part["candidates"]
-            )
+            runner.run(spec, runner.candidate(part["candidates"][run["candidate"]]), rungs)
 
 
-class _Bench:
+class _Runner:
     def __init__(self, task: Task, folder: Path) -> None:
         self.task, self.folder = task, folder
         self.model = task.build_model()
@@ -81,9 +79,9 @@ class _Bench:
             weight_bits={layer.path: asked.get("bits", 32) for layer in self.graph.layers},
         )
 
-    def run(self, spec: dict[str, Any], candidate: Candidate, rungs: tuple[int, ...], known: dict[str, Any]) -> None:
+    def run(self, spec: dict[str, Any], candidate: Candidate, rungs: tuple[int, ...]) -> None:
         start, _, judged_by = spec["start"].partition(":")
-        parent = self._parent(start, known)
+        parent = self._parent(start)
         calibration_stats = (
             CalibrationStats(parent.model, self.graph) if judged_by == "importance" else self.calibration_stats
         )
@@ -100,12 +98,12 @@ class _Bench:
         if spec["start"] == UNCOMPRESSED:
             save_student(self.folder / spec["candidate"], student, recipe)
 
-    def _parent(self, name: str, known: dict[str, Any]) -> Parent:
+    def _parent(self, name: str) -> Parent:
         whole = Parent(UNCOMPRESSED, self.model)
         if name == UNCOMPRESSED:
             return whole
         student, recipe = load_student(self.folder / name, self.model, self.graph)
-        return Parent.trained(name, student, self.candidate(known[name]), recipe, whole, self.graph)
+        return Parent.trained(name, student, recipe, whole, self.graph)
 
     def _figures(self, student: nn.Module) -> dict[str, float]:
         def predict(inputs: Inputs) -> Tensor:

@@ -165,7 +165,7 @@ def test_activation_and_entropy_of_what_producers_give() -> None:
         np.testing.assert_allclose(CRITERIA["entropy"](case.calibration_stats, group), entropies, rtol=1e-9)
 
 
-def test_every_producer_of_a_residual_group_has_an_equal_say() -> None:
+def test_every_producer_of_a_residual_group_weighs_the_same() -> None:
     case = Case(pad_resnet(), (3, 8, 8))
     group = case.graph.group("stem.0")
     assert {"stem.0", "blocks.0.conv2"} <= set(group.producers)
@@ -270,7 +270,7 @@ def test_a_criterion_of_ones_own() -> None:
         compress(case.model, candidate, x, graph=case.graph, importance=f"{__name__}:broken")
 
 
-def test_evidence_is_collected_once_and_leaves_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_are_collected_once_and_the_model_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     case = plain()
     before = copy.deepcopy(case.model.state_dict())
     n_calls = 0

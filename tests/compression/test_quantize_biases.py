@@ -69,7 +69,7 @@ def test_biases_are_whole_steps(path: str, grid: str, norm: str | None) -> None:
     model, x = net_and_input()
     student = eight_bit(model, x)
     steps = steps_of(student, path, grid, norm)
-    assert np.abs(steps).max() > 100, "the steps are small beside the biases"
+    assert np.abs(steps).max() > 100, "the steps are small against the biases"
     assert np.abs(steps - np.rint(steps)).max() < 0.01
     shifted = student.get_submodule(path).bias if norm is None else student.get_submodule(norm).running_mean
     with torch.no_grad():

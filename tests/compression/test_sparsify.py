@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from autocompress.compression import compress, rebuild, resolve, sparse_saving_bytes
+from autocompress.compression import RebuildOptions, compress, rebuild, resolve, sparse_saving_bytes
 from autocompress.compression.sparsify import magnitude_mask, weight_layers
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher, distill
@@ -133,7 +133,7 @@ def test_zeros_of_a_layer_that_was_not_made_sparse_are_trained(model: nn.Module,
 
 def test_saved_weights_and_recipe_give_the_student_back(model: nn.Module, graph: ModelGraph, tmp_path: Path) -> None:
     recipe = resolve(model, graph, SPARSE)
-    student = rebuild(model, graph, recipe, CALIBRATION, reconstruct=True)
+    student = rebuild(model, graph, recipe, CALIBRATION, RebuildOptions(reconstruct=True))
     distill(student, model, tiny_task(), steps=3)
     save_student(tmp_path, student, recipe)
     again, replayed = load_student(tmp_path, model, graph)
@@ -142,10 +142,10 @@ def test_saved_weights_and_recipe_give_the_student_back(model: nn.Module, graph:
     check_levels(zeros_of(again))
 
 
-def test_a_fine_tune_that_goes_on_from_its_state_keeps_the_states_zeros(model: nn.Module, graph: ModelGraph) -> None:
+def test_a_resumed_fine_tune_keeps_the_zeros_of_its_state(model: nn.Module, graph: ModelGraph) -> None:
     recipe, task = resolve(model, graph, SPARSE), tiny_task()
     settings = DistillSettings(rungs=(0, 2, 4), learning_rate=0.05)
-    student = rebuild(model, graph, recipe, CALIBRATION, reconstruct=True)
+    student = rebuild(model, graph, recipe, CALIBRATION, RebuildOptions(reconstruct=True))
     first = FineTune(student, Teacher(model), task, settings)
     first.advance(2)
     other = rebuild(model, graph, recipe)  # without the refits other entries were the smallest

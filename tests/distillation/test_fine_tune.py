@@ -225,7 +225,7 @@ def test_no_batches() -> None:
         FineTune(trained_model(), plain_teacher(trained_model()), Epochs(0), SETTINGS).advance(1)  # type: ignore[arg-type]
 
 
-def test_every_step_takes_a_turn_of_its_own() -> None:
+def test_every_step_holds_the_lock_by_itself() -> None:
     measurement_lock: list[str] = []
 
     @contextmanager
@@ -354,7 +354,7 @@ def test_a_loss_that_is_not_finite() -> None:
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_no_steps(steps: int) -> None:
-    with pytest.raises(InputError, match=f"`steps >= 1` must hold, but got {steps}"):
+    with pytest.raises(InputError, match=f"`steps >= 1` must hold and be whole, but got {steps}"):
         distill(trained_model(), trained_model(), tiny_task(), steps=steps)
 
 
@@ -449,7 +449,7 @@ def test_a_layer_without_a_bfloat16_kernel_is_trained_in_float32() -> None:
 def test_the_teacher_loss_that_is_named_counts_whatever_the_targets_are(named: str) -> None:
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.randn(5, 7, generator=generator), torch.randn(5, 7, generator=generator)
-    speakers = torch.tensor([0, 1, 2, 0, 1])  # integer labels beside an embedding: no classes of its dimensions
+    speakers = torch.tensor([0, 1, 2, 0, 1])  # integer labels with an embedding: no classes of its dimensions
     a, b = ours.double().numpy(), theirs.double().numpy()
     p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (b / 2, a / 2))
     expected = {

@@ -12,7 +12,7 @@ from autocompress.errors import InputError
 from autocompress.execution.sensitivity import single_choices
 from autocompress.graph import inspect_model
 from autocompress.sampling.initial_candidates import strongest_candidates, uniform_candidates
-from autocompress.sampling.knob_blocks import blocks_of
+from autocompress.sampling.knapsack import blocks_of
 from autocompress.sampling.surrogate import CostTable, Surrogate
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Choice, SearchSpace

@@ -1,4 +1,4 @@
-"""Turns in a folder of the tests' own, so that no other search holds them up; a clock that measures briefly."""
+"""Measurement locks in a folder of the tests, so that no other search delays them; a clock that measures briefly."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from autocompress.latency import clock
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("turns")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("locks")))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from ray import tune
 
+from autocompress.errors import StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.checkpoint_callback import CheckpointCallback
 from autocompress.execution.retry_callback import RetryCallback
@@ -38,11 +40,10 @@ class Search:
     """The callback as Tune calls it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.listener = RunFolder(folder), Listener()
+        folder.mkdir()
+        self.folder, self.listener, self.stop = RunFolder(folder), Listener(), AbortStopper()
         self.prepared: list[tuple[bytes | None, list[TrainedFiles]]] = []
-        self.callback = CheckpointCallback(
-            self.folder, AbortStopper(), RetryCallback(lambda *what: None), [self.listener]
-        )
+        self.callback = CheckpointCallback(self.folder, self.stop, RetryCallback(lambda *what: None), [self.listener])
 
     def trial(self, number: int = 3, polish_steps: int = 0, parents: tuple[str, ...] = ()) -> Any:
         record = TrialRecord(number, "failed", "sampler", CANDIDATE)
@@ -78,6 +79,17 @@ def test_bytes_are_on_disk_and_no_further_callback_sees_them(search: Search) -> 
     assert (folder / "recipe.json").read_bytes() == b"better"
     assert search.listener.seen[-1] == {"outcome": "{}", "done": True}
     assert search.start(trial) == (None, []), "what is over leaves no state"
+
+
+@pytest.mark.parametrize("result", [{"files": FILES, "done": True}, {"state": b"state", "done": False}])
+def test_a_folder_that_was_removed_ends_the_search_and_is_not_made_again(
+    search: Search, result: dict[str, Any]
+) -> None:
+    search.report(search.trial(1), steps=0, done=False, state=b"state", files=FILES)
+    shutil.rmtree(search.folder.path)
+    search.report(search.trial(2), **result)
+    assert isinstance(search.stop.reason, StorageError) and "removed or changed" in str(search.stop.reason)
+    assert not search.folder.path.exists()
 
 
 def test_a_polish_has_a_state_of_its_own(search: Search) -> None:

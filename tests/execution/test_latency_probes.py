@@ -16,8 +16,7 @@ from autocompress.execution.latency_probes import (
     write_latency_probes,
 )
 from autocompress.graph import inspect_model
-from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.latency.target_device import LocalDevice
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace

@@ -19,7 +19,7 @@ from autocompress.execution.run_clock import RunClock
 from autocompress.execution.trial import Outcome
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.results.records import Latency, Rung, TrialRecord, read_records
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import Patience
 from autocompress.sampling.study import SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
@@ -314,7 +314,7 @@ def test_a_report_that_makes_no_sense_is_a_failed_trial(run: Run, report: str) -
     (record,) = read_records(run.file)
     assert record.state == "failed"
     assert "makes no sense" in str(record.error)
-    assert run.suggest("b"), "the search goes on"
+    assert run.suggest("b"), "the search continues"
 
 
 def test_a_search_without_gain_ends_if_asked(run: Run) -> None:

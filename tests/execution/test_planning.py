@@ -16,8 +16,7 @@ from autocompress.execution.planning import (
 )
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
 from autocompress.graph import inspect_model
-from autocompress.latency.online_model import LaunchLatencyModel
-from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.sampling.samplers import planned
 from autocompress.sampling.study import Asked, SearchStudy
@@ -53,7 +52,7 @@ def test_the_solvers_candidates_come_after_a_few_uniform_ones() -> None:
     origins = [item.origin for item in asked(search, 10)]
     assert origins[:2] == ["uniform", "uniform"]
     assert 2 <= origins.count("solver") <= 6
-    assert "sampler" in origins, "then the sampler goes on"
+    assert "sampler" in origins, "then the sampler proposes"
 
 
 @pytest.mark.parametrize(("n_trials", "n"), [(1, 1), (9, 3), (24, 8), (100_000, 8)])

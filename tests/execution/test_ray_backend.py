@@ -606,3 +606,20 @@ def test_a_minimised_metric_is_minimised_from_the_sampler_to_the_polish(
     front = front_of(records, objectives)
     slow_to_fast = [point.metrics["loss"] for point in reversed(front.points)]
     assert slow_to_fast == sorted(slow_to_fast), "what is faster has a larger loss"
+
+
+@pytest.mark.parametrize("sampler", ["random", "solver"])
+def test_a_worker_that_cannot_import_the_task_ends_the_search_at_once(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """Ray was started before the folder was on `sys.path`, so that its workers do not find the module."""
+    (tmp_path / "only_here.py").write_text("import world\n\n\nclass Task(world.World):\n    pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_here  # type: ignore[import-not-found]
+
+    run, task = tmp_path / "run", only_here.Task(pause=0.0)
+    with pytest.raises(WorkerError, match="No module named 'only_here'"):
+        search(world, run, task, n_trials=4, sampler=sampler)
+    file = run / "trials.jsonl"
+    origins = [record.origin for record in read_records(file)] if file.is_file() else []
+    assert set(origins) <= {"baseline", "whole model"}, "no trial failed one by one"

@@ -1,4 +1,4 @@
-"""A file that is not what its student is goes no further: neither as a finalist, nor as the reference of a search."""
+"""A file that differs from its student is refused, as a front point and as the reference of a search."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_trial_that_got_a_dead_worker_runs_again(tmp_path: Path) -> None:
     (event,) = tune.events()
     assert (event["event"], event["trial"], event["n_failures"]) == ("restarted", 7, 1)
     assert event["reason"] == "its worker died before it began: 1 (occurred at noon) killed by a test"
-    assert tune.state.exists(), "it goes on from its last rung"
+    assert tune.state.exists(), "it continues from its last rung"
 
 
 def test_a_trial_that_got_a_dead_worker_after_its_own_died_runs_again(tmp_path: Path) -> None:

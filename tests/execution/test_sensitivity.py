@@ -1,4 +1,4 @@
-"""Sensitivities: what is measured, the file, and that a killed measurement goes on."""
+"""Sensitivities: the measured choices, the file, and that a killed measurement resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trial on a bench: its rungs, what it keeps, when it is not worth training, and going on from a saved state."""
+"""A trial on a worker: its rungs, its best checkpoint, when it is not trained, and resuming from a saved state."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from autocompress.distillation.fine_tune import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.execution import trial as bench_module
 from autocompress.execution import worker as worker_module
+from autocompress.execution.shared_context import SharedContext
 from autocompress.execution.trial import (
     Measured,
     TrainedFiles,
@@ -396,6 +398,32 @@ def test_a_metric_that_is_no_figure(
 MakeWorker = Callable[[SearchContext, Candidate], Worker]
 
 
+class AtHand(SharedContext):
+    """A context that needs no Ray."""
+
+    def get(self) -> SearchContext:
+        context = self.reference[0]
+        assert isinstance(context, SearchContext)
+        return context
+
+
+class Unreadable(SharedContext):
+    """On a machine that lacks a module of the task; Ray reports it so."""
+
+    def get(self) -> SearchContext:
+        raise ray.exceptions.RaySystemError(
+            "System error: No module named 'my_models'\nModuleNotFoundError: No module named 'my_models'"
+        )
+
+
+def test_a_machine_without_a_module_of_the_task_says_which(tmp_path: Path) -> None:
+    worker = Worker.__new__(Worker)
+    with warnings.catch_warnings():
+        worker.setup(config_of(EVERYTHING), Unreadable(context_of(tmp_path).settings, []))
+    line = worker.step()["unusable"]
+    assert platform.node() in line and "No module named 'my_models'" in line and "\n" not in line
+
+
 def config_of(candidate: Candidate) -> dict[str, object]:
     return Assignment(TrialRecord(3, "failed", "sampler", candidate)).config()
 
@@ -409,7 +437,7 @@ def worker_of(bench_of: MakeBench, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def make(context: SearchContext, candidate: Candidate) -> Worker:
         worker = Worker.__new__(Worker)
         with warnings.catch_warnings():
-            worker.setup(config_of(candidate), context)
+            worker.setup(config_of(candidate), AtHand(context.settings, [context]))
         return worker
 
     yield make

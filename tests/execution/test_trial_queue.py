@@ -1,14 +1,16 @@
-"""The queue: which trial is next, what a worker is told of it, and what becomes of its result."""
+"""The queue: the next trial, its config for a worker, and its result."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from optuna.samplers import RandomSampler
 
+from autocompress.errors import StorageError
 from autocompress.execution.abort_stopper import AbortStopper
 from autocompress.execution.polish import PolishPlanner, PolishSettings
 from autocompress.execution.run_clock import RunClock
@@ -16,7 +18,7 @@ from autocompress.execution.trial import Measured, Outcome, TrialPlan
 from autocompress.execution.trial_queue import Assignment, Limits, TrialQueue
 from autocompress.execution.worker import plan_of
 from autocompress.results.records import Latency, Rung, TrialRecord, read_records
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import Patience
 from autocompress.sampling.study import POLISHED, SearchStudy
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Knob, SearchSpace
@@ -72,6 +74,19 @@ def outcome(ratio: float, accuracy: float) -> Outcome:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["journal", ""])
+def test_a_study_that_was_removed_ends_the_search_and_nothing_is_written_anew(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    run = Run(tmp_path / "run")
+    assignment = run.next()
+    gone = tmp_path / "run" / name
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    run.queue.ended(assignment, "complete", json.dumps(asdict(outcome(0.5, 0.8))))
+    assert isinstance(run.queue.stop.reason, StorageError)
+    assert not gone.exists()
+    assert run.queue.next() is None
 
 
 def test_lost_trials_come_first_then_candidates_then_polishes(run: Run) -> None:

@@ -136,7 +136,7 @@ def test_a_branch_of_single_layers_is_named_after_the_module_around_them() -> No
 
 
 class KeywordBlock(nn.Module):
-    """Called by keyword, with a flag, and returns its scale beside the stream."""
+    """Called by keyword, with a flag, and returns its scale together with the stream."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

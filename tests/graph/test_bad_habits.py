@@ -195,7 +195,7 @@ def untraceable() -> tuple[nn.Module, ModelGraph, Tensor]:
     return model, inspect_model(model, x), x
 
 
-def test_the_search_goes_on_with_ranks_and_bits_alone(untraceable: tuple[nn.Module, ModelGraph, Tensor]) -> None:
+def test_a_search_of_ranks_and_bits_alone_works(untraceable: tuple[nn.Module, ModelGraph, Tensor]) -> None:
     model, graph, x = untraceable
     space = SearchSpace.load("default", graph)
     assert {knob.name.partition(":")[0] for knob in space.knobs} == {"rank_ratio", "weight_bits"}

@@ -189,7 +189,7 @@ def test_heads_whose_size_follows_the_width_go_with_blocks_of_the_stream(name: s
     assert again.group("inward").n_channels == 2
 
 
-def test_multi_head_attention_whose_stream_is_an_output_is_frozen_and_what_is_beside_it_is_not() -> None:
+def test_multi_head_attention_is_frozen_where_its_stream_is_an_output_and_other_layers_are_not() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     graph = inspect_model(model, torch.randn(2, 5, 8))
     assert [group.name for group in graph.groups] == ["linear1"]

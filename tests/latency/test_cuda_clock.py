@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autocompress.errors import MissingExtraError
+from autocompress.errors import InputError, MissingExtraError
 from autocompress.latency import measure_paired
 from autocompress.latency.clock import cuda_seconds, time_pair, timer_of, wall_seconds
 from autocompress.latency.layer_times import measure_layer_times
@@ -36,13 +36,13 @@ def test_a_pair_is_timed_by_the_timer_that_is_given() -> None:
     assert (timing.ratio, timing.candidate_ms, timing.spread) == pytest.approx((0.25, 2.0, 0.0))
 
 
-def test_a_device_without_the_provider_is_told_what_to_install(tmp_path: Path) -> None:
+def test_a_device_without_the_provider_gets_the_package_to_install(tmp_path: Path) -> None:
     assert runtime_version("onnxruntime-cuda") == runtime_version("onnxruntime")
     with pytest.raises(MissingExtraError, match="must have NoSuchProvider, but has"):
         from autocompress.latency.on_device import _open_onnxruntime
 
         _open_onnxruntime(tmp_path / "x.onnx", 1, "NoSuchProvider")
-    with pytest.raises(Exception, match="onnxruntime-cuda"):
+    with pytest.raises(InputError, match="onnxruntime-cuda"):
         open_session("tensorflow", tmp_path / "x.onnx", 1)
 
 

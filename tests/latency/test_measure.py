@@ -30,7 +30,7 @@ def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chain(folder: Path, n_products: int) -> Path:
-    """A file that multiplies so many matrices."""
+    """A file that multiplies a number of matrices."""
     weight = numpy_helper.from_array(np.eye(WIDTH, dtype=np.float32) * 0.5, "w")
     nodes = [helper.make_node("MatMul", [f"v{i}", "w"], [f"v{i + 1}"]) for i in range(n_products)]
     shape = [WIDTH, WIDTH]
@@ -89,7 +89,7 @@ class Watched(MeasurementLock):
             self.held = False
 
 
-def test_every_timed_run_lies_inside_one_turn(short: Path, tmp_path: Path) -> None:
+def test_every_timed_run_holds_the_exclusive_lock(short: Path, tmp_path: Path) -> None:
     session, measurement_lock = runtime_named("onnxruntime").load(short), Watched(tmp_path)
     seen: list[bool] = []
     run = session.run
@@ -104,13 +104,15 @@ def test_every_timed_run_lies_inside_one_turn(short: Path, tmp_path: Path) -> No
     assert all(seen)
 
 
-def test_a_busy_machine_is_measured_again_and_the_quietest_counts(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_machine_is_measured_again_and_the_fastest_reference_counts(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timings = [PairedTiming(ratio, 0.01, ratio * ms, ms, 9, 90) for ratio, ms in ((0.7, 1.5), (0.6, 1.3), (0.5, 1.05))]
     given = iter(timings + timings)
     monkeypatch.setattr(measure, "time_pair", lambda *_: next(given))
     session = runtime_named("onnxruntime").load(short)
     assert time_sessions(session, session, (X,), idle_ms=1.0) is timings[2]
-    assert time_sessions(session, session, (X,)) is timings[0], "without a quiet figure one measurement is all there is"
+    assert time_sessions(session, session, (X,)) is timings[0], "without an idle figure there is one measurement"
     always_busy = iter([timings[0], timings[1], timings[0], timings[0]])
     monkeypatch.setattr(measure, "time_pair", lambda *_: next(always_busy))
     assert time_sessions(session, session, (X,), idle_ms=1.0) is timings[1]

@@ -1,4 +1,4 @@
-"""Turns between processes: a measurement is alone, is not starved, and a killed holder is in nobody's way."""
+"""The lock between processes: a measurement runs alone, is not starved, and a killed holder does not block."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Interval = tuple[float, float]
 
 @contextmanager
 def children(folder: Path, kinds: list[str], seconds: float, piece: float) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that take turns of that kind again and again, once all of them are ready."""
+    """Processes that repeatedly take the lock in that way, once all of them are ready."""
     source = str(Path(lock_module.__file__))
     processes = [
         subprocess.Popen(
@@ -142,7 +142,7 @@ def test_waiting_is_counted(tmp_path: Path) -> None:
     assert waiting.waited - before < 0.1, "holding is not waiting"
 
 
-def test_a_turn_ends_when_its_work_fails(tmp_path: Path) -> None:
+def test_the_lock_is_released_when_its_work_fails(tmp_path: Path) -> None:
     measurement_lock = MeasurementLock(tmp_path)
     for kind in (measurement_lock.shared, measurement_lock.exclusive):
         with pytest.raises(ZeroDivisionError), kind():
@@ -169,4 +169,4 @@ def _wait_until_held(file: Path) -> None:
             except BlockingIOError:
                 return
         time.sleep(0.01)
-    raise AssertionError("the child never took its turn")
+    raise AssertionError("the child never took the lock")

@@ -9,6 +9,8 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.latency import LatencyModel
+from autocompress.latency.candidate_encoder import Encoder
+from autocompress.latency.layer_table import LayerLatencyTable
 from autocompress.latency.model import _ridge
 from autocompress.latency.plan import draw_candidates
 from autocompress.latency.table import Table
@@ -97,7 +99,7 @@ def test_leaving_one_out_is_leaving_one_out() -> None:
         assert residuals[i] == pytest.approx(1 - rows[i] @ weights, abs=1e-6)
 
 
-def test_predictions_do_not_depend_on_their_company() -> None:
+def test_predictions_do_not_depend_on_the_other_candidates() -> None:
     candidates, _ = held_out(40)
     model = LatencyModel(made_up_table())
     together = model.predict(candidates)
@@ -133,9 +135,13 @@ def test_another_device_or_runtime_is_refused_unless_forced(monkeypatch: pytest.
 
 
 def test_cost_is_linear_in_the_layers() -> None:
-    """Counted in array elements, not in seconds: twice the blocks, twice the layer states."""
-    small, large = (LatencyModel(made_up_table(n_blocks=n)) for n in (3, 6))
-    n_layers = [len(model.table.shape.layers) for model in (small, large)]
-    features = [model._times.sums([Candidate()]).features.shape[1] for model in (small, large)]
-    assert n_layers == [8, 14]
-    assert features[0] == features[1]
+    """Counted in array elements, not in seconds: five for each layer and candidate; features do not grow."""
+    n_features = set()
+    for n_blocks, n_layers in ((3, 8), (6, 14), (12, 26)):
+        shape = net(n_blocks)[3]
+        assert len(shape.layers) == n_layers
+        states = Encoder(shape).states([Candidate(), Candidate()])
+        assert sum(array.size for array in vars(states).values()) == 5 * 2 * n_layers
+        sums = LayerLatencyTable(shape, made_up_pieces([], n_blocks), (32, 8)).sums([Candidate()])
+        n_features.add(sums.features.shape)
+    assert len(n_features) == 1

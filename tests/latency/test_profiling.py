@@ -23,10 +23,18 @@ from autocompress.errors import InputError, MeasurementError
 from autocompress.files import read_json
 from autocompress.graph import inspect_model
 from autocompress.latency import LatencyModel, PairedTiming, on_device, plan
+from autocompress.latency.device_files import MEASURABLE
 from autocompress.latency.layer_extraction import LayerExtractor
 from autocompress.latency.layer_profiles import covering, layer_keys, quick_student
-from autocompress.latency.on_device import clock_drift, converged, measure_folder, repeatability, write_json
-from autocompress.latency.plan import write_plan
+from autocompress.latency.on_device import (
+    MeasureSettings,
+    clock_drift,
+    converged,
+    measure_folder,
+    repeatability,
+    write_json,
+)
+from autocompress.latency.plan import PlanSettings, write_plan
 from autocompress.latency.profiling import model_of, profile_of, write_script
 from autocompress.latency.validation import check_by_leaving_out, check_on
 from autocompress.runtimes import export, runtime_named
@@ -47,7 +55,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "MAX_EXTRA", 1)
-        write_plan(task(), net(1)[2], folder, n_candidates=N_CANDIDATES)
+        write_plan(task(), net(1)[2], folder, PlanSettings(n_candidates=N_CANDIDATES))
     return folder
 
 
@@ -120,7 +128,7 @@ def test_an_interrupted_plan_goes_on(folder: Path, monkeypatch: pytest.MonkeyPat
     before = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.onnx")}
     (folder / "plan.json").unlink()
     monkeypatch.setattr(plan, "MAX_EXTRA", 1)
-    write_plan(task(), net(1)[2], folder, n_candidates=N_CANDIDATES)
+    write_plan(task(), net(1)[2], folder, PlanSettings(n_candidates=N_CANDIDATES))
     assert {file.name: file.stat().st_mtime_ns for file in folder.glob("*.onnx")} == before
 
 
@@ -161,7 +169,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_model_comes_out_and_an_interrupted_measurement_goes_on(folder: Path, clock: Clock) -> None:
     output = folder / "measured.json"
-    measure_folder(folder, output, seconds=-1, opener=clock.open)
+    measure_folder(folder, output, MeasureSettings(seconds=-1), opener=clock.open)
     assert not read_json(output)["complete"]
     n_files = len(read_json(folder / "plan.json")["files"])
     results = measure_folder(folder, output, opener=clock.open)
@@ -191,7 +199,7 @@ def test_a_noisy_machine_is_refused_with_the_reason(folder: Path, clock: Clock) 
     clock.spread = 0.5
     with pytest.raises(MeasurementError, match=r"must be idle, but .* off by 50%.*load average .*--force"):
         measure_folder(folder, folder / "measured.json", opener=clock.open)
-    assert measure_folder(folder, folder / "measured.json", opener=clock.open, force=True)["complete"]
+    assert measure_folder(folder, folder / "measured.json", MeasureSettings(force=True), opener=clock.open)["complete"]
 
 
 def test_noise_in_between_is_refused(folder: Path, clock: Clock) -> None:
@@ -203,7 +211,7 @@ def test_noise_in_between_is_refused(folder: Path, clock: Clock) -> None:
 
 def test_a_drifting_clock_is_reported(folder: Path, clock: Clock) -> None:
     clock.reference_ms = (1.0 + 0.002 * i for i in range(10_000))
-    results = measure_folder(folder, folder / "measured.json", opener=clock.open, force=True)
+    results = measure_folder(folder, folder / "measured.json", MeasureSettings(force=True), opener=clock.open)
     assert clock_drift(results) > 0.05
     results["reference_ms"] = list(np.linspace(1, 1.5, 100))
     assert "drifted by +4" in on_device.summary(results)
@@ -294,3 +302,7 @@ def test_check_reports_and_draws() -> None:
 def test_the_note_of_a_files_precision_is_read_on_the_device_too() -> None:
     compiled_session = pytest.importorskip("autocompress.runtimes.openvino_backend", reason="openvino is not installed")
     assert on_device.PRECISION_NOTE == compiled_session._NOTE
+
+
+def test_the_runtimes_of_plans_are_those_that_can_be_opened() -> None:
+    assert set(MEASURABLE) == set(on_device._OPENERS)

@@ -126,7 +126,7 @@ def test_save_and_load_and_damage(tmp_path: Path) -> None:
         load_latency_model(path)
 
 
-def test_a_search_plans_by_it_but_promises_nothing(tmp_path: Path) -> None:
+def test_a_search_plans_with_an_estimate_but_does_not_bound_by_it(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
     estimate().save(path)
     settings_ = SearchSettings(latency_model=str(path))

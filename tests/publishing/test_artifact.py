@@ -252,6 +252,9 @@ def test_a_recipe_that_is_damaged(copied: Path, recipe: object) -> None:
 def test_weights_that_are_cut_off(copied: Path, n_bytes: int) -> None:
     weights = copied / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:n_bytes])
+    with pytest.raises(InputError, match=r"weights\.safetensors differs from the digest"):
+        load(copied, tiny_task())
+    edit(copied, files={})
     with pytest.raises(InputError, match=r"weights\.safetensors must hold the weights of this model"):
         load(copied, tiny_task())
 
@@ -260,6 +263,7 @@ def test_weights_of_another_candidate(model: nn.Module, graph: ModelGraph, copie
     student, recipe = student_of(model, graph, Candidate(prune_ratio={"conv1": 0.5}))
     save_student(tmp_path / "other", student, recipe)
     shutil.copy(tmp_path / "other" / "weights.safetensors", copied)
+    edit(copied, files={})
     with pytest.raises(InputError, match="compressed by its recipe, but"):
         load(copied, tiny_task())
 
@@ -280,7 +284,7 @@ def test_another_model(copied: Path) -> None:
     bigger = SupervisedTask(nn.Sequential(TinyNet(), nn.Linear(4, 4)), batches(64, 1), [], [])
     with pytest.raises(InputError, match=r"from a model of 2772 parameters, but .* has 2792; .* searched \(tiny\)"):
         load(copied, bigger)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="the recipe in .* does not fit this model"):
         load(copied, SupervisedTask(Renamed(), batches(64, 1), [], []))
 
 

@@ -48,3 +48,18 @@ def test_names_are_text(mixed_point: Point, tmp_path: Path) -> None:
     assert "\\<img" in body and "<img" not in body.replace("\\<", "")
     assert "](" not in body.replace("\\]", "") and "\n# e" not in text
     assert yaml.safe_load(text.split("---\n")[1])["license"] == hostile
+
+
+def test_names_of_metrics_splits_files_and_runtimes_are_text_too(mixed_point: Point, tmp_path: Path) -> None:
+    folder = shutil.copytree(mixed_point[0], tmp_path / "point")
+    file = folder / "manifest.json"
+    hostile = "<b>x</b> | [a](http://b) `c`\n---\n# d"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    numbers = {**data["numbers"], "metrics": {hostile: {hostile: 0.5}}}
+    changes = {"metric": hostile, "numbers": numbers, "runtime_file": hostile, "runtime": hostile}
+    file.write_text(json.dumps({**data, **changes, "versions": {hostile: hostile}}))
+    text = card(folder)
+    head, body = text.split("---\n", 2)[1:]
+    assert yaml.safe_load(head)["library_name"] == hostile
+    assert "<b>" not in body.replace("\\<", "") and "](" not in body.replace("\\]", "")
+    assert not any(line.startswith("# d") or line == "---" for line in body.splitlines())

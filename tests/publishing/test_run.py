@@ -72,7 +72,7 @@ def test_numbers_are_shown_as_they_are(tmp_path: Path) -> None:
     batches = [(torch.randn(16, 4), torch.randn(16)) for _ in range(2)]
     task = SupervisedTask(Height(), batches, batches, batches, metric=error, loss=F.mse_loss)
     record = tiny_point(tmp_path / "point", Candidate(prune_ratio={"hidden": 0.5}), task=task)
-    assert set(record.metrics) == {"accuracy"}, "as made; the file's own are beside it"
+    assert set(record.metrics) == {"accuracy"}, "as made; the file's own are in `file`"
     assert record.file is not None and set(record.file.metrics["test"]) == {"error", "loss"}
     with torch.no_grad():
         said = load(tmp_path / "point", task)(batches[0][0][:8]).tolist()
@@ -82,7 +82,7 @@ def test_numbers_are_shown_as_they_are(tmp_path: Path) -> None:
     assert run(tmp_path / "point").splitlines()[1] == "as measured: 8 of 8"
 
 
-def test_a_file_that_answers_otherwise_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_file_with_other_outputs_is_reported(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "changed")
     manifest = tmp_path / "changed" / "manifest.json"
     data = json.loads(manifest.read_text(encoding="utf-8"))

@@ -44,5 +44,5 @@ def test_names_are_not_markup(make_run: MakeRun) -> None:
 
 
 def test_a_trial_that_is_not_there(make_run: MakeRun) -> None:
-    with pytest.raises(InputError, match="have the numbers 0 to 31, but got 99"):
+    with pytest.raises(InputError, match="has the trials 0 to 31, but got 99"):
         text(make_run(), 0, 99)

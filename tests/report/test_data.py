@@ -55,7 +55,7 @@ def test_each_trial_is_drawn_as_what_it_is(make_run: MakeRun) -> None:
         assert kinds[record.number] == expected
 
 
-def test_reasons_stand_beside_what_failed_or_is_over_the_budget_and_nothing_else(make_run: MakeRun) -> None:
+def test_only_failed_trials_and_those_over_the_budget_have_a_reason(make_run: MakeRun) -> None:
     records = records_of_a_search()
     over = complete(len(records), Candidate(weight_bits={"conv1": 8}), 1.3, 0.9, "uniform")
     for record, trial in zip([*records, over], page_data(make_run([*records, over]))["trials"], strict=True):

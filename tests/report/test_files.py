@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pandas as pd
+import pytest
 
+from autocompress.errors import InputError
 from autocompress.report.files import write_front_table, write_report_page
 from tests.report.conftest import MakeRun
 
@@ -36,6 +38,10 @@ def test_writing_again_replaces_and_leaves_nothing_else(make_run: MakeRun) -> No
     run, empty = make_run(), make_run([])
     assert "trial_0001" in write_report_page(run).read_text(encoding="utf-8")
     write_front_table(run)
+    for write in (write_report_page, write_front_table):
+        with pytest.raises(InputError, match="has 0 trials, but front.json was made of 32"):
+            write(empty)
+    run.folder.table_json.unlink()  # now it is asked for
     write_report_page(empty)
     write_front_table(empty)
     assert "trial_0001" not in empty.folder.report.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The page of a running search: read only, on this machine only, and it notices that the run went on."""
+"""The page of a running search: read only, on this machine only, and it notices that the run has changed."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ def test_the_page_watches_and_the_stamp_follows_the_run(make_run: MakeRun) -> No
         append_record(folder.records, failed(99, "E: new"))
         assert ask(server, "/stamp")[1] != before
         assert '"number":99' in ask(server, "/")[1]
+
+
+def test_a_damaged_run_is_an_error_page_until_it_is_whole_again(make_run: MakeRun) -> None:
+    folder = on_disk(make_run)
+    whole = folder.records.read_text()
+    with serving(folder) as server:
+        folder.records.write_text("{<b>\n" + whole)
+        status, page = ask(server, "/")
+        assert status == 500 and "The run cannot be read" in page and "line 1 is not JSON" in page
+        folder.records.unlink()
+        assert ask(server, "/")[0] == 500
+        folder.records.write_text(whole)
+        assert ask(server, "/")[0] == 200
 
 
 def test_a_line_that_is_being_written_is_left_out(make_run: MakeRun) -> None:

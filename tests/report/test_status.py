@@ -120,7 +120,7 @@ def test_a_line_that_is_being_written_is_left_out(folder: RunFolder) -> None:
         status_lines(folder)
 
 
-def test_a_second_driver_is_told_who_the_first_is(folder: RunFolder) -> None:
+def test_a_second_driver_gets_the_name_of_the_first(folder: RunFolder) -> None:
     with folder.locked():
         assert folder.driver() is not None
         with (

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.report.point_files import PointFiles, read_point_files
-from autocompress.report.time_shares import time_shares
+from autocompress.report.point_files import PointFiles, read_point_files, time_shares
 from autocompress.report.why import Finding, why_not_faster
 from autocompress.results.node_times import LayerTimes, NodeTime
 from autocompress.space.candidate import Candidate

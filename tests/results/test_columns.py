@@ -1,4 +1,4 @@
-"""Columns of a point: what was foreseen stands beside what was measured."""
+"""Columns of a point: predicted and measured latency."""
 
 from __future__ import annotations
 

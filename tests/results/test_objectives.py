@@ -20,8 +20,7 @@ from autocompress.results.objectives import (
 )
 from autocompress.results.pareto import front_of
 from autocompress.results.records import Latency, Rung, TrialRecord
-from autocompress.sampling.early_stopping import ParetoEarlyStopping
-from autocompress.sampling.patience import Patience
+from autocompress.sampling.early_stopping import ParetoEarlyStopping, Patience
 from autocompress.space.candidate import Candidate
 
 UP = Objectives("accuracy", reference_ms=2.0, metric_limit=0.5)

@@ -85,10 +85,62 @@ def test_writing_again_replaces_and_leaves_nothing_else(folder: RunFolder) -> No
 
 
 def test_a_run_without_trials(folder: RunFolder) -> None:
-    folder.records.unlink()
+    write_records(folder.records, [])
     run = folder.read()
     assert run.records == ()
     assert run.front.points == ()
+
+
+def test_a_run_whose_trials_are_gone_is_not_one_without(folder: RunFolder) -> None:
+    folder.records.unlink()
+    with pytest.raises(InputError, match="`autocompress resume .*` writes the file anew"):
+        folder.read()
+
+
+def test_a_trial_that_is_there_twice(folder: RunFolder) -> None:
+    text = folder.records.read_text()
+    folder.records.write_text(text + text)
+    with pytest.raises(InputError, match="line 6: trial 0 is in the file twice"):
+        folder.read()
+
+
+def test_a_metric_that_no_trial_has(folder: RunFolder) -> None:
+    data = json.loads(folder.info.read_text(encoding="utf-8"))
+    folder.info.write_text(json.dumps({**data, "metric": "acuracy"}))
+    with pytest.raises(InputError, match="'acuracy' is in no trial, they have \\['accuracy'\\]"):
+        folder.read()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": "1"},
+        {"number": -1},
+        {"number": True},
+        {"state": "lost"},
+        {"metrics": {"accuracy": "high"}},
+        {"metrics": []},
+        {"latency": {"ratio": "1", "spread": 0.0, "ms": 1.0, "n_rounds": 1}},
+        {"latency": 3},
+        {"rungs": [3]},
+        {"rungs": 3},
+        {"candidate": []},
+        {"candidate": {"prune_ratio": {"conv1": "0.5"}}},
+        {"candidate": {"drop": "conv1"}},
+        {"candidate": {"weight_bits": {"fc": [8]}}},
+        {"seconds": {"fine_tune": None}},
+        {"started": "now"},
+        {"file": []},
+        {"parent": 3},
+        {"surprise": 3},
+    ],
+)
+def test_a_record_of_other_types_is_named(folder: RunFolder, change: dict[str, object]) -> None:
+    lines = folder.records.read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), **change})
+    folder.records.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"trials\.jsonl, line 3: "):
+        folder.read()
 
 
 def test_every_path_lies_inside_and_apart(tmp_path: Path) -> None:
@@ -167,6 +219,15 @@ def test_another_version(folder: RunFolder) -> None:
         {"settings": {"n_trials": -1}},
         {"settings": None},
         {"settings": 3},
+        {"reference_ms": 0},
+        {"reference_ms": "1"},
+        {"direction": "up"},
+        {"task": 3},
+        {"layers": [3]},
+        {"started": "yesterday"},
+        {"started": "2025-01-01T00:00:00"},
+        {"machine": []},
+        {"rank_grid": 1.5},
     ],
 )
 def test_parts_that_do_not_fit(folder: RunFolder, change: dict[str, object]) -> None:

@@ -62,7 +62,7 @@ class RuntimeContract:
         for n in (1, 4):
             folder = tmp_path_factory.mktemp(f"{cls.name}{n}")
             found[n] = runtime.export(model, inputs_of(n, named=n == 4), folder)
-            assert [path.name for path in folder.iterdir()] == [found[n].name], "one file, and nothing beside it"
+            assert [path.name for path in folder.iterdir()] == [found[n].name], "one file, and nothing else"
         return found
 
     @pytest.fixture(scope="class")

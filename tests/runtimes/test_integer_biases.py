@@ -72,7 +72,7 @@ def ops(model: onnx.ModelProto) -> Counter[str]:
 
 @given(st.integers(0, 999), st.sampled_from([0.0, 1e-3, 1.0, 1e4, 1e6]), st.sampled_from([1.0, 1e-9, 1e-30]))
 def test_biases_become_whole_numbers_of_steps(seed: int, size: float, smallest: float) -> None:
-    """Any size of bias beside any size of weight, some channels all zero: the same function, and no scale of zero."""
+    """Any size of bias with any size of weight, some channels all zero: the same function, and no scale of zero."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(-127, 128, (5, 3, 3, 3)).astype(np.int8)
     codes[seed % 5] = 0

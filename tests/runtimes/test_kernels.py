@@ -129,8 +129,8 @@ def test_the_table_says_what_runs(exported: Exported, name: str, kind: str, bits
     assert check_parity(student, runtime.load, file, (x,)).relative_error < 0.02
 
 
-@pytest.mark.parametrize(("beside", "executed"), [(16, 16), (8, 16), (32, 32), ("4w", 32)])
-def test_sixteen_bits_beside_others(beside: Precision, executed: Precision, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("other", "executed"), [(16, 16), (8, 16), (32, 32), ("4w", 32)])
+def test_sixteen_bits_together_with_others(other: Precision, executed: Precision, tmp_path: Path) -> None:
     """OpenVINO has one precision for all that is float: bfloat16 where the CPU has it and nothing has to be float32."""
     openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def test_sixteen_bits_beside_others(beside: Precision, executed: Precision, tmp_
         nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 32)),
         torch.randn(2, 16, 6, 6),
     )
-    candidate = Candidate(weight_bits={"0": 16, **({"3": beside} if beside != 32 else {})})
+    candidate = Candidate(weight_bits={"0": 16, **({"3": other} if other != 32 else {})})
     runtime = runtime_named("openvino")
     file = runtime.export(compress(model.eval(), candidate, (x,), [(x,)]), (x,), tmp_path)
     has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -33,7 +33,7 @@ X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
 @pytest.mark.parametrize("bits", [32, 8])
-def test_an_honest_file_passes(model: nn.Module, name: str, bits: int, tmp_path: Path) -> None:
+def test_a_correct_file_passes(model: nn.Module, name: str, bits: int, tmp_path: Path) -> None:
     if name == "openvino":
         pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
     student = compress(model, Candidate(weight_bits=dict.fromkeys(["0", "3", "6"], bits)), (X,), [(X,)])

@@ -1,4 +1,4 @@
-"""The order of Pareto ranks against brute force, what goes on, and what a stopped trial is told as."""
+"""The order of Pareto ranks against brute force, which trials continue, and the value of a stopped trial."""
 
 from __future__ import annotations
 
@@ -70,10 +70,12 @@ def test_nan_comes_last() -> None:
 
 
 def by_rank(budget: float | None) -> ParetoEarlyStopping:
-    """A rule that lets the better half go on, and has seen the trials that go to their end in any case."""
+    """A rule that lets the better half continue, and has seen the first trials, which always finish."""
     rule = ParetoEarlyStopping(of_accuracy(budget), keep_fraction=0.5)
     for i in range(5):
-        assert rule.should_continue(f"before {i}", -1, -float(i), 0.5), "the first trials go on, whatever they come to"
+        assert rule.should_continue(f"before {i}", -1, -float(i), 0.5), (
+            "the first trials continue, whatever their metric"
+        )
     return rule
 
 

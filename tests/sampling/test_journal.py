@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -72,13 +73,28 @@ def test_a_batch_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_heard_of(tmp_path: Path) -> None:
+def test_a_full_disk_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     journal = StudyJournal(tmp_path / "journal")
     study = optuna.create_study(storage=JournalStorage(journal))
-    (tmp_path / "journal").unlink()
-    (tmp_path / "journal").symlink_to("/dev/full")
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"), journal.batch():
         study.ask(KNOBS)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}"])
+def test_a_file_that_is_gone_or_shortened_is_not_written_on(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "journal"
+    journal = StudyJournal(path)
+    study = optuna.create_study(storage=JournalStorage(journal))
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(OSError, match="No such file" if content is None else "was shortened"), journal.batch():
+        study.ask(KNOBS)
+    assert (path.read_bytes() if path.exists() else None) == content
 
 
 def test_trials_are_listed_as_by_optunas_own_storage(tmp_path: Path) -> None:

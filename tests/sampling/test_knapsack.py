@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.results.objectives import Floats
-from autocompress.sampling.knapsack import Solver, block_costs, knapsack, thinned, total
-from autocompress.sampling.knob_blocks import MAX_OPTIONS, blocks_of
+from autocompress.sampling.knapsack import MAX_OPTIONS, Solver, block_costs, blocks_of, knapsack, thinned, total
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import Choice, Knob, SearchSpace
 

@@ -12,8 +12,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from autocompress.results.objectives import Floats
 from autocompress.results.pareto import hypervolume
 from autocompress.results.records import Latency, Rung, TrialRecord
+from autocompress.sampling.knapsack import blocks_of
 from autocompress.sampling.knapsack_sampler import KnapsackSampler, Planner, SamplerContext
-from autocompress.sampling.knob_blocks import blocks_of
 from autocompress.sampling.study import SearchStudy
 from autocompress.sampling.surrogate import CostTable, Surrogate
 from autocompress.space.candidate import Candidate

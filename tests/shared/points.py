@@ -30,7 +30,7 @@ def tiny_point(
     student = rebuild(model, graph, recipe, [as_inputs(batch) for batch in task.calibration_batches()]).eval()
     reference = folder.parent / "reference"
     reference.mkdir(parents=True)
-    target = ExportTarget(runtime, 1, runtime_named(runtime).export(model, inputs, reference), 0.05)
+    target = ExportTarget(task, runtime, 1, runtime_named(runtime).export(model, inputs, reference), 0.05)
     record = TrialRecord(7, "complete", "sampler", candidate, {"accuracy": 0.5}, Latency(0.5, 0.01, 0.025, 9))
     facts = {
         "task": "tiny",
@@ -42,4 +42,4 @@ def tiny_point(
         "machine": {"cpu": "a CPU"},
         "versions": {},
     }
-    return export_point(folder, record, student, recipe, task, target, facts)
+    return export_point(folder, record, student, recipe, target, facts)

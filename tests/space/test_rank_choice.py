@@ -26,7 +26,7 @@ def test_value_and_parse_are_inverse(choice: RankChoice) -> None:
     assert parse_rank(parse_rank(choice.value).value) == choice
 
 
-def test_what_is_said_in_two_ways_is_one_candidate() -> None:
+def test_two_texts_of_one_choice_are_one_candidate() -> None:
     plain = Candidate(rank_ratio={"a": 0.5})
     assert plain.to_json() == '{"drop":[],"prune_ratio":{},"rank_ratio":{"a":0.5},"weight_bits":{}}'
     for text in ("0.5", "channel:0.5", "5e-1"):

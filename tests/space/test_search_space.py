@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,35 @@ def test_a_candidate_of_another_space_is_refused() -> None:
 def test_bad_rules(rule: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SearchSpace.from_rules(GRAPH, [rule])
+
+
+def test_a_rule_that_earlier_ones_hide_is_mentioned() -> None:
+    rules = [{"match": "re:.*", "weight_bits": [32, 8]}, {"match": "fc", "prune_ratio": [0.0, 0.5]}]
+    space = SearchSpace.from_rules(GRAPH, rules)
+    assert len(space.notes) == 1 and "the rule 'fc' has no effect" in space.notes[0]
+    assert SearchSpace.from_rules(GRAPH, rules[::-1]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"prune_ratio": float("nan")}, "prune_ratio"),
+        ({"prune_ratio": "0.5"}, "prune_ratio"),
+        ({"rank_ratio": 2.0}, "rank"),
+        ({"weight_bits": 9}, "weight_bits"),
+        ({"sparsity": float("inf")}, "sparsity"),
+    ],
+)
+def test_uniform_takes_what_a_rule_may_offer(asked: dict[str, Any], message: str) -> None:
+    space = SearchSpace.from_rules(GRAPH, [{"match": "re:.*", "weight_bits": [32, 8]}])
+    with pytest.raises(InputError, match=message):
+        space.uniform(**asked)
+
+
+@pytest.mark.parametrize("grid", [0, -8, 1.5, True, "8", None])
+def test_a_grid_is_a_whole_number(grid: Any) -> None:
+    with pytest.raises(InputError, match="channel_grid >= 1"):
+        SearchSpace.from_rules(GRAPH, [{"match": "re:.*", "prune_ratio": [0.0, 0.5]}], channel_grid=grid)
 
 
 def test_files_that_come_with_the_package(tmp_path: Path) -> None:

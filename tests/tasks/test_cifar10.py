@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from autocompress.errors import InputError, MissingDataError, MissingExtraError
 from autocompress.task import Inputs, Task, call_model, check_task, load_task
-from autocompress.tasks import cifar10, cifar10_data
+from autocompress.tasks import cifar10
 from autocompress.tasks.cifar10 import Cifar10Task, CifarResNet
 from autocompress.tasks.data import CACHE_VARIABLE, DATA_VARIABLE
 
@@ -36,7 +36,7 @@ def published(architecture: str) -> None:
     """All 10,000 test images give the published count of hits; the two halves add up to it."""
     task = load_task(f"cifar10:{architecture}")
     model = task.build_model()
-    labels = cifar10_data.load_images("test")[1]
+    labels = cifar10.load_images("test")[1]
     outputs: list[torch.Tensor] = []
 
     def predict(inputs: Inputs) -> torch.Tensor:
@@ -51,7 +51,7 @@ def published(architecture: str) -> None:
     assert round(figures["accuracy"] * 10_000) == pytest.approx(expected_hits, abs=2)  # kernels differ between CPUs
     assert figures["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
     hits = logits.argmax(1) == labels
-    halves = [cifar10_data.split_indices(split) for split in ("selection", "test")]
+    halves = [cifar10.split_indices(split) for split in ("selection", "test")]
     assert sum(int(hits[half].sum()) for half in halves) == round(figures["accuracy"] * 10_000)
 
 
@@ -82,7 +82,7 @@ def test_the_task_is_sound_and_light_to_pickle() -> None:
 
 @pytest.mark.data
 def test_evaluate_sees_the_split_it_is_asked_for() -> None:
-    images, _ = cifar10_data.load_images("test")
+    images, _ = cifar10.load_images("test")
     seen: list[torch.Tensor] = []
 
     def predict(inputs: Inputs) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_evaluate_sees_the_split_it_is_asked_for() -> None:
         return torch.zeros(len(seen[-1]), 10)
 
     chance = cifar10.resnet20().evaluate(predict, "selection")
-    expected = (images[cifar10_data.split_indices("selection")].numpy() / 255 - MEAN) / STD
+    expected = (images[cifar10.split_indices("selection")].numpy() / 255 - MEAN) / STD
     np.testing.assert_allclose(torch.cat(seen).permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
     assert chance["loss"] == pytest.approx(np.log(10), abs=1e-5)
     assert chance["accuracy"] == 0.1
@@ -98,8 +98,8 @@ def test_evaluate_sees_the_split_it_is_asked_for() -> None:
 
 @pytest.mark.data
 def test_halves_are_disjoint_balanced_and_complete() -> None:
-    labels = cifar10_data.load_images("test")[1]
-    selection, test = (cifar10_data.split_indices(split) for split in ("selection", "test"))
+    labels = cifar10.load_images("test")[1]
+    selection, test = (cifar10.split_indices(split) for split in ("selection", "test"))
     assert labels[selection].bincount().tolist() == [500] * 10
     assert labels[test].bincount().tolist() == [500] * 10
     assert sorted([*selection.tolist(), *test.tolist()]) == list(range(10_000))
@@ -107,11 +107,11 @@ def test_halves_are_disjoint_balanced_and_complete() -> None:
 
 @pytest.mark.data
 def test_halves_do_not_depend_on_the_order_of_the_files() -> None:
-    images, labels = cifar10_data.load_images("test")
+    images, labels = cifar10.load_images("test")
     order = torch.randperm(10_000, generator=torch.Generator().manual_seed(1))
-    shuffled = cifar10_data._halves(images[order], labels[order])
+    shuffled = cifar10._halves(images[order], labels[order])
     for split in ("selection", "test"):
-        assert sorted(order[shuffled[split]].tolist()) == cifar10_data.split_indices(split).tolist()
+        assert sorted(order[shuffled[split]].tolist()) == cifar10.split_indices(split).tolist()
 
 
 @pytest.mark.data
@@ -142,7 +142,7 @@ def test_calibration_is_fixed_and_plain() -> None:
     batches = [only(inputs) for inputs in cifar10.resnet20().calibration_batches()]
     assert [tuple(batch.shape) for batch in batches] == [(64, 3, 32, 32)] * 8
     pixels = torch.cat(batches).permute(0, 2, 3, 1).numpy() * STD + MEAN
-    train = {image.numpy().tobytes() for image in cifar10_data.load_images("train")[0]}
+    train = {image.numpy().tobytes() for image in cifar10.load_images("train")[0]}
     assert all(image.tobytes() in train for image in (pixels * 255).round().astype(np.uint8))
 
 
@@ -199,10 +199,10 @@ def test_torchvision_downloads_when_nothing_is_there(tmp_path: Path, monkeypatch
     fake_torchvision(monkeypatch, Downloaded)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    images, labels = cifar10_data.load_images("train")
+    images, labels = cifar10.load_images("train")
     assert images.shape == (3, 32, 32, 3)
     assert labels.tolist() == [4, 5, 6]
-    assert len(cifar10_data.load_images("test")[1]) == 2
+    assert len(cifar10.load_images("test")[1]) == 2
 
 
 def test_a_failed_download_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_a_failed_download_is_one_clear_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     with pytest.raises(MissingDataError, match=r"download to .* failed \(no route to host\); set AUTOCOMPRESS_DATA"):
-        cifar10_data.load_images("test")
+        cifar10.load_images("test")
 
 
 def write_sheet(folder: Path, sha256: str) -> np.ndarray:
@@ -233,16 +233,16 @@ def test_sheets_are_cut_row_by_row_and_checked(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     images = write_sheet(tmp_path / "cifar10", "0000")
     with pytest.raises(MissingDataError, match="must have SHA-256 0000, but have .*; copy them again") as caught:
-        cifar10_data.load_images("test")
+        cifar10.load_images("test")
     digest = str(caught.value).split("but have ")[1].split(";")[0]
     (tmp_path / "cifar10" / "info.json").write_text(json.dumps({"sha256_x_test": digest}))
-    found, labels = cifar10_data.load_images("test")
+    found, labels = cifar10.load_images("test")
     assert np.array_equal(found.numpy(), images)
     assert labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     (tmp_path / "cifar10" / "test_00.webp").unlink()
-    cifar10_data._load_sheets.cache_clear()
+    cifar10._load_sheets.cache_clear()
     with pytest.raises(MissingDataError, match="must be complete, but there is no .*test_00.webp"):
-        cifar10_data.load_images("test")
+        cifar10.load_images("test")
 
 
 def test_sheets_without_pillow_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_sheets_without_pillow_name_the_extra(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(builtins, "__import__", without_pillow)
     with pytest.raises(MissingExtraError, match=r"pip install 'autocompress\[vision\]'"):
-        cifar10_data.load_images("test")
+        cifar10.load_images("test")
 
 
 def test_unknown_names() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 
 from autocompress.errors import InputError
+from autocompress.tasks.dataset import cut_splits
 from autocompress.tasks.samples import IMAGES, read_files, read_texts
-from autocompress.tasks.splits import cut_splits
 
 ROWS = pd.DataFrame({"text": [f"text {i}" for i in range(200)], "label": [i % 2 for i in range(200)]})
 

@@ -1,4 +1,4 @@
-"""Layers split into thinner ones so that their outputs change least."""
+"""Low-rank factors of layers, chosen so that the layers' outputs change least."""
 
 from autocompress.compression.low_rank.merge import merge
 

@@ -68,7 +68,7 @@ def output_basis(weight: Tensor, second: Tensor | None) -> Basis:
 
 
 def correction(gram: Tensor, missing: Tensor) -> Tensor:
-    """What is to be added to a start of least squares: the smallest D with D G = B.
+    """The correction of a least-squares start: the smallest D with D G = B, each feature weighed by its power.
 
     Args:
         gram: G, second moment of the features, (groups, k, k).

@@ -25,7 +25,7 @@ Factors = tuple[Tensor, ...]
 
 
 class Decomposition(Protocol):
-    """What a scheme makes of a weight of shape (groups, out, in, *kernel) and its input's second moment.
+    """A scheme's decomposition of a weight (groups, out, in, *kernel) under its input's second moment.
 
     Ranks are per group. Every scheme gives the weight itself at the largest ranks, and an output error that does not
     rise with the ranks.
@@ -266,7 +266,7 @@ def _form(residual: Residual, second: Tensor | None) -> Callable[[Tensor], Tenso
 
 
 def stored_precision(residual: Residual) -> Precision:
-    """How a residual of few bits is stored: weights alone, at 4 and 8 bits in the forms that kernels read."""
+    """The precision in which a residual of few bits is stored: weight-only, at 4 and 8 bits as kernels read it."""
     assert residual.bits is not None
     return f"{residual.bits}w" if residual.bits in (4, 8) else residual.bits
 

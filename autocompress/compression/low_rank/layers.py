@@ -1,4 +1,4 @@
-"""Torch layers from factors: what a linear, convolution or embedding layer becomes."""
+"""Torch layers that compute a factorized linear, convolution or embedding layer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BEARERS = {"channel": (0, 0), "spatial": (0, 1), "tucker": (1, 1)}
 
 
 class ParallelSum(nn.Module):
-    """Gives the sum of what two modules give: a layer's factors and what they leave over.
+    """The sum of two modules' outputs: a layer's factors and their residual.
 
-    torch has no container that adds.
+    torch has no container for sums.
 
     Attributes:
         low_rank: the factors, with the layer's bias.
@@ -53,7 +53,7 @@ def weight_paths(model: nn.Module, path: str) -> list[str]:
 
 
 def layers_of(module: Any, scheme: str, factors: Factors) -> nn.Sequential:
-    """Plain layers in a row that do what `module` does with the composed weight; its bias goes to the last one.
+    """A sequence of plain layers that computes `module` with the composed weight; the bias goes to the last one.
 
     Args:
         module: `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` or `nn.Embedding`.
@@ -95,7 +95,7 @@ def _embedding(module: nn.Embedding, weight: Tensor) -> nn.Embedding:
 
 
 def _conv(module: Any, weight: Tensor, scheme: str, index: int, bias: Tensor | None) -> nn.Module:
-    """The factor with what it bears of the convolution's geometry."""
+    """The factor with its part of the convolution's stride, padding and dilation."""
     n_groups, n_out, n_in, *kernel = weight.shape
     bears = [bearer == index for bearer in _BEARERS[scheme][: len(kernel)]]
 

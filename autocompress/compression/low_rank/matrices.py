@@ -1,4 +1,4 @@
-"""A layer's weights as the matrices that are decomposed, and its second moment for the channels that pruning left."""
+"""A layer's weights as matrices to decompose, and the second moment of its inputs without pruned channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dense layer that factors multiply out to, for checks."""
+"""Multiplies factors out to the dense layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autocompress.errors import CompressionError
 
 
 def merge(module: nn.Module) -> nn.Module:
-    """One plain layer that computes what the layers computed which a layer was split into.
+    """The plain layer that computes the same as the factors of a split layer.
 
     Args:
         module: what `factorize_` put in a layer's place; not touched.

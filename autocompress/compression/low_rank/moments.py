@@ -1,4 +1,4 @@
-"""Second moments of what every layer reads, collected in one pass over the calibration batches and cached."""
+"""Second moments of every layer's inputs, collected in one pass over the calibration batches and cached."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_
 
 
 def windows(conv: Any, x: Tensor, n_batches: int = 1) -> Tensor:
-    """What a convolution's outputs are computed from, (groups, n_rows, in / groups × kernel).
+    """The input windows of a convolution, (groups, n_rows, in / groups × kernel).
 
     Only the windows that count are taken out of the input.
 
@@ -185,7 +185,7 @@ _VERSION = 1  # of what a file holds; another number makes all files anew
 
 
 def cached_moments(model: nn.Module, paths: Sequence[str], batches: Sequence[Inputs]) -> Moments:
-    """What `collect_moments` gives, read from the cache folder where it was written before.
+    """As `collect_moments`, read from the cache folder where it was written before.
 
     Files are written whole or not at all; a damaged one is made again.
 

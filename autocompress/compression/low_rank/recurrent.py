@@ -1,4 +1,4 @@
-"""LSTM and GRU modules level by level: what each level reads, and the same net with thin weights."""
+"""LSTM and GRU modules level by level: the inputs of each level, and the module with factorized weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Steps = Tensor | PackedSequence
 
 
 class StackedRecurrent(nn.Module):
-    """What `nn.LSTM` or `nn.GRU` of several levels does, each level a module of its own between linear layers.
+    """An `nn.LSTM` or `nn.GRU` of several levels, each level a module of its own between linear layers.
 
     torch has no container that passes states on, and keeps the weights of all levels in one module. With input weights
     U V a level reads V x and has the input weights U: that is exact. With hidden weights U V an LSTM keeps the

@@ -64,7 +64,7 @@ class LowRankSource:
     def __init__(
         self, model: nn.Module, graph: ModelGraph, calibration: Sequence[Inputs] = (), moments: Moments | None = None
     ) -> None:
-        self._model, self._graph, self._calibration, self._known = model, graph, calibration, moments
+        self.model, self.graph, self._calibration, self._known = model, graph, calibration, moments
         self._kept: dict[tuple[str, str, bool], list[Decomposition]] = {}
         self._made: dict[tuple[str, Split, bool], Parts] = {}
 
@@ -75,10 +75,10 @@ class LowRankSource:
             return self._known
         paths = [
             layer.path
-            for layer in self._graph.layers
-            if any(can_split(self._model.get_submodule(layer.path), layer, scheme) is None for scheme in SCHEMES)
+            for layer in self.graph.layers
+            if any(can_split(self.model.get_submodule(layer.path), layer, scheme) is None for scheme in SCHEMES)
         ]
-        return cached_moments(self._model, paths, self._calibration)
+        return cached_moments(self.model, paths, self._calibration)
 
     def factors(
         self,
@@ -149,7 +149,7 @@ class LowRankSource:
         self, layer: Layer, scheme: str, gone: GoneSlots, activation_aware: bool, student: nn.Module | None
     ) -> tuple[list[Tensor], Sequence[Tensor | None]]:
         """Weights of the layer's parts, and the second moments of what they read."""
-        source, done = (self._model, gone)
+        source, done = (self.model, gone)
         if student is not None and is_touched(layer, gone):
             source, done = student, NOTHING_GONE
         weights = matrices_of(source.get_submodule(layer.path), pruned_layer(layer, gone), scheme, done)
@@ -186,34 +186,30 @@ def _ranks_by_part(layer: Layer, split: Split) -> list[list[int]]:
 
 
 def choose_splits(
-    model: nn.Module,
-    graph: ModelGraph,
+    source: LowRankSource,
     candidate: Candidate,
     gone: GoneSlots,
     left_out: set[str],
-    source: LowRankSource,
     activation_aware: bool = True,
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """A split for each layer of which a rank is asked, and the layers of which every factorization would cost more.
 
     Args:
-        model: the uncompressed model.
-        graph: of the model.
+        source: of the uncompressed model.
         candidate: what is asked.
         gone: slots that pruning removes.
         left_out: layers that go with a dropped branch.
-        source: of the energies.
         activation_aware: whether energy is that of the output on the calibration data, or of the weight.
 
     Raises:
         CompressionError: a layer does not take the scheme that is asked of it.
     """
     splits, dense = {}, []
-    for layer in graph.layers:
+    for layer in source.graph.layers:
         if layer.path not in candidate.rank_ratio or layer.path in left_out:
             continue
         choice = parse_rank(candidate.rank_ratio[layer.path])
-        reason = can_split(model.get_submodule(layer.path), layer, choice.scheme, choice.residual)
+        reason = can_split(source.model.get_submodule(layer.path), layer, choice.scheme, choice.residual)
         if reason is not None:
             raise CompressionError(f"rank_ratio {choice.value!r} does not fit layer {layer.path!r}: {reason}")
         pruned = pruned_layer(layer, gone)

@@ -1,4 +1,4 @@
-"""Rounds layers as the target's kernels or files do, so that accuracy is the deployed one and training goes on."""
+"""Rounds layers as the target's kernels or files do: the student's accuracy is the file's, and it can be trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts the biases of 8-bit layers where integer kernels have them: at whole steps of the integer sum.
+"""Rounds the biases of 8-bit layers as integer kernels do: to whole steps of the integer sum.
 
 A kernel adds the bias to a sum of (integer input) x (integer weight), so one step is the input's scale times the
 weight's, times the factor of a batch norm that is folded in. A bias between two steps would be moved by the file alone;

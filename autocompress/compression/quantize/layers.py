@@ -12,7 +12,7 @@ from autocompress.compression.quantize.weights import WeightQuantizer
 
 
 class QuantizedLayer(nn.Module):
-    """What the rounded layers share.
+    """Base of the rounded layers.
 
     Attributes:
         input_quantizer: rounds what the layer reads; None where only weights are rounded, or it is rounded before.
@@ -131,7 +131,7 @@ class QuantizedGRU(_QuantizedRecurrent, nn.GRU):
 
 
 class QuantizedNorm(nn.Module):
-    """What batch norms at the end of a rounded unit share: the output is rounded."""
+    """Base of batch norms at the end of a rounded unit: the output is rounded."""
 
     output_quantizer: ActivationQuantizer
 

@@ -234,7 +234,7 @@ def _weights(module: Any, layer: Layer) -> dict[str, Tensor]:
 def without_rounding_(model: nn.Module) -> None:
     """Makes every rounded linear, convolution, embedding and recurrent layer the torch layer that it was; in place.
 
-    Weights are those that training moves, not their rounded values. A residual beside factors stays rounded.
+    Weights are those that training moves, not their rounded values. The residual of a split layer stays rounded.
     """
     plain = {rounded: kind for kind, rounded in LAYERS.items()}
     for path, module in list(model.named_modules()):

@@ -1,4 +1,4 @@
-"""Rounds weights to what is stored: int8 by channel, int4 by group, a code table, or bfloat16.
+"""Rounds weights to their stored values: int8 by channel, int4 by group, a code table, or bfloat16.
 
 Each quantizer sees a weight of shape (n_channels, ...) as a matrix (n_channels, n). Scales follow from the weight
 itself: `refresh` sets them, and evaluation and export then see constants.

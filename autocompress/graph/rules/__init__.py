@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from autocompress.graph.flow import Rule
-from autocompress.graph.rules.attention import ATTENTION
 from autocompress.graph.rules.elementwise import ELEMENTWISE, FACTORY
-from autocompress.graph.rules.layers import LAYERS
-from autocompress.graph.rules.recurrent import RECURRENT
+from autocompress.graph.rules.layers import ATTENTION, LAYERS, RECURRENT
 from autocompress.graph.rules.reduce import REDUCE
 from autocompress.graph.rules.shape import SHAPE
 from autocompress.graph.rules.spatial import SPATIAL

@@ -1,4 +1,4 @@
-"""Rules of ops with weights: convolutions, linear, norms, embedding."""
+"""Rules of ops with weights (convolutions, linear, norms, embedding, LSTM, GRU, RNN) and of fused attention."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from autocompress.graph.flow import ALONG, CONSUMER, PRODUCER, Flow, argument, axis, has_argument, shape_of
-from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError
+from autocompress.graph.flow import ALONG, CONSUMER, PRODUCER, Flow, Rule, argument, axis, has_argument, shape_of
+from autocompress.graph.labels import Dim, Dims, Fixed, NoRuleError, Slots
+from autocompress.graph.rules.elementwise import broadcast
 
 
 def linear(node: fx.Node, flow: Flow) -> Dims:
@@ -169,3 +170,113 @@ LAYERS = {f"aten.{name}": conv for name in CONVS.split()} | {
     "aten.rms_norm": layer_norm,
     "aten.embedding": embedding,
 }
+
+
+States = tuple[Slots, Slots]
+"""Labels of what a cell gives out at each step, and of its hidden units: the same, unless the LSTM projects them."""
+
+
+def recurrent(gates: int) -> Rule:
+    """A rule for cells whose weights stack `gates` blocks of rows; torch keeps one size for all layers."""
+
+    def rule(node: fx.Node, flow: Flow) -> list[Dims]:
+        params: list[Any] = list(argument(node, "params"))
+        directions = 2 if argument(node, "bidirectional") else 1
+        per_cell, left_over = divmod(len(params), argument(node, "num_layers") * directions)
+        plain = 4 if argument(node, "has_biases") else 2
+        if left_over or per_cell not in (plain, plain + 1):
+            raise NoRuleError("packed weights")
+        source = flow.dims(argument(node, "input"))
+        states: States | None = None
+        for start in range(0, len(params), per_cell):
+            cell = params[start : start + per_cell]
+            layer = start // per_cell // directions
+            reads: Dim = source[-1] if layer == 0 or states is None else np.tile(states[0], directions)
+            own = _cell(cell[:plain], cell[plain:], reads, gates, flow)
+            for mine, common in zip(own, own if states is None else states, strict=True):
+                flow.labels.tie(mine, common)
+            states = own if states is None else states
+        if states is None:
+            raise NoRuleError("there are no weights")
+        given = argument(node, "hx")
+        for state, units in zip(given if isinstance(given, (list, tuple)) else [given], states, strict=False):
+            flow.labels.tie(units, flow.dims(state)[-1])
+        outer = source[:-1]
+        batch = outer[0] if argument(node, "batch_first") else outer[-1]
+        n_states = len(node.meta["val"]) - 1
+        counted = Fixed("counts the layers of a recurrent net")
+        return [(*outer, np.tile(states[0], directions)), *((counted, batch, units) for units in states[:n_states])]
+
+    return rule
+
+
+def _cell(cell: list[Any], projection: list[Any], reads: Dim, gates: int, flow: Flow) -> States:
+    """Ties the tensors of one layer and direction; the labels of what it gives out and of its hidden units."""
+    inner, outer = flow.dims(cell[0]), flow.dims(cell[1])
+    flow.labels.tie(reads, inner[1])
+    flow.play(cell[0], 1, CONSUMER)
+    flow.play(cell[1], 1, CONSUMER)
+    given = _labels(outer[1])
+    units = _labels(outer[0]).reshape(gates, -1)[0]
+    for tensor in cell:
+        flow.labels.tie_rows(np.concatenate([units.reshape(1, -1), _labels(flow.dims(tensor)[0]).reshape(gates, -1)]))
+        flow.play(tensor, 0, PRODUCER)
+    if not projection:
+        flow.labels.tie(given, units)
+        return given, given
+    made, read = flow.dims(projection[0])
+    flow.labels.tie(given, made)
+    flow.labels.tie(units, read)
+    flow.play(projection[0], 0, PRODUCER)
+    flow.play(projection[0], 1, CONSUMER)
+    # torch takes equal sizes of both for a cell without projection; as unit j goes with projected unit j, and one of
+    # the further units always stays, there are always more units
+    flow.labels.tie(units[: len(given)], given)
+    return given, units
+
+
+def _labels(dim: Dim) -> Slots:
+    if isinstance(dim, Fixed):
+        raise NoRuleError("a weight is fixed")
+    return dim
+
+
+RECURRENT: dict[str, Rule] = {
+    "aten.lstm": recurrent(4),
+    "aten.gru": recurrent(3),
+    "aten.rnn_tanh": recurrent(1),
+    "aten.rnn_relu": recurrent(1),
+}
+
+
+def attention(node: fx.Node, flow: Flow) -> Dims:
+    """`softmax(q k^T scale + mask) v`, shapes `(..., heads, length, size)`.
+
+    The size of queries and keys is fixed unless the scale is given, because the default scale follows from it.
+    """
+    q, k, v = (flow.dims(argument(node, name)) for name in ("query", "key", "value"))
+    shape = shape_of(node)
+    if argument(node, "scale") is None:
+        for dim in (q[-1], k[-1]):
+            flow.labels.freeze(dim, "is the size of an attention head, which scales the scores")
+    flow.labels.tie(q[-1], k[-1])
+    flow.labels.tie(k[-2], v[-2])
+    if len(q) > 2:
+        flow.heads += [q[-3], k[-3], v[-3]]
+        times = shape[-3] // shape_of(argument(node, "key"))[-3]
+        k, v = (_repeat_heads(dims, times) for dims in (k, v))
+    batch = shape[:-2]
+    operands = [(dims[:-2], batch) for dims in (q, k, v)]
+    mask = argument(node, "attn_mask")
+    if mask is not None:
+        scores = (*batch, shape[-2], shape_of(argument(node, "key"))[-2])
+        broadcast([((*q[:-1], k[-2]), scores), (flow.dims(mask), shape_of(mask))], scores, flow)
+    return (*broadcast(operands, batch, flow), q[-2], v[-1])
+
+
+def _repeat_heads(dims: Dims, times: int) -> Dims:
+    heads: Dim = dims[-3]
+    return dims if isinstance(heads, Fixed) else (*dims[:-3], np.repeat(heads, times), *dims[-2:])
+
+
+ATTENTION: dict[str, Rule] = {"aten.scaled_dot_product_attention": attention}

@@ -108,7 +108,7 @@ function numbersTable(rows, shown, titles) {
   return el("div", { class: "scroll" }, table(["", ...titles], lines));
 }
 
-/** A select with which a second point is put beside the chosen one. */
+/** A select that chooses the point to compare with. */
 function compareSelect(trial, beside, onCompare) {
   const select = el("select", {}, el("option", { value: "" }, "nothing"));
   for (const other of choosableTrials().filter((other) => other !== trial)) {
@@ -118,7 +118,7 @@ function compareSelect(trial, beside, onCompare) {
   return el("label", {}, "Compare with ", select);
 }
 
-/** Fills the panel beside the plot. */
+/** Fills the panel next to the plot. */
 function showDetails(trial) {
   const panel = byId("details");
   if (!trial) {

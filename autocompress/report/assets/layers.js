@@ -95,7 +95,7 @@ function layerPicture(trial, all = false) {
   return picture;
 }
 
-/** Fills the section "Layer by layer" with the chosen trial and the one beside it. */
+/** Fills the section "Layer by layer" with the chosen trial and the one it is compared with. */
 function showLayers(trial, beside) {
   const shown = [trial, beside].filter((item, i, all) => item && all.indexOf(item) === i);
   if (!shown.length || !data.layers.length) return byId("layers").replaceChildren(el("p", { class: "quiet" }, "There is nothing to show."));

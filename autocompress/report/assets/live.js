@@ -1,4 +1,4 @@
-/* A page that is served asks now and then whether the run went on, and then loads itself again. */
+/* A served page asks every few seconds whether the run has changed, and then reloads. */
 function watch() {
   const badge = byId("live");
   badge.hidden = false;

@@ -101,7 +101,7 @@ class Plot {
     return svg("path", { class: "front-line", d: front.map((point, i) => `${i ? "L" : "M"}${point.left},${point.top}`).join("") });
   }
 
-  /** Names beside the two points that everything else is compared with. */
+  /** Labels at the two points that all others are compared with. */
   labels() {
     const group = svg("g", { "aria-hidden": "true" });
     const whole = this.points.find((point) => point.trial.kind === "baseline");
@@ -137,7 +137,7 @@ class Plot {
     return group;
   }
 
-  /** Moves the slider's line, and rings the chosen point (`selected`) and the one beside it. */
+  /** Moves the slider's line, and rings the chosen point (`selected`) and the one it is compared with. */
   update(budget, selected, beside) {
     const line = this.budgetLine;
     line.replaceChildren();
@@ -158,7 +158,7 @@ class Plot {
     this.stopAt(chosen ?? this.points.at(-1));
   }
 
-  /** Makes one point the plot's stop for the Tab key; the arrow keys go on from it. */
+  /** Makes one point the plot's stop for the Tab key; the arrow keys move from it. */
   stopAt(point) {
     this.stop?.node.setAttribute("tabindex", "-1");
     point?.node.setAttribute("tabindex", "0");

@@ -1,4 +1,4 @@
-"""What stands beside the factors: how much it helps, what it costs, that it survives training and merging."""
+"""The residual of a split layer: how much it helps, its size, and that it survives training and merging."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _inputs(layer: nn.Module) -> torch.Tensor:
     return random_inputs(0, *shape)
 
 
-def beside(model: nn.Module, x: torch.Tensor, ranks: tuple[int, ...], residual: Residual) -> nn.Module:
+def with_factors(model: nn.Module, x: torch.Tensor, ranks: tuple[int, ...], residual: Residual) -> nn.Module:
     student = copy.deepcopy(model)
     layer = layer_at(model, "0")
     factorize_(student, layer, Split("channel", ranks, residual), LowRankSource(model, graph_of(layer), [(x,)]))
@@ -38,7 +38,7 @@ def beside(model: nn.Module, x: torch.Tensor, ranks: tuple[int, ...], residual: 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_a_sparse_residual_lowers_the_error_and_keeps_its_zeros(layer: nn.Module) -> None:
     model, x = nn.Sequential(copy.deepcopy(layer)), _inputs(layer)
-    student = beside(model, x, (4,), Residual(share=0.1))
+    student = with_factors(model, x, (4,), Residual(share=0.1))
     both = student[0]  # type: ignore[index]
     assert isinstance(both, ParallelSum) and type(both.residual) is type(layer) and both.residual.bias is None
     weight = both.residual.weight
@@ -70,7 +70,7 @@ def test_the_low_rank_part_keeps_what_the_bits_lose() -> None:
 def test_a_residual_of_few_bits_is_trained_merged_and_saved_on_its_grid(bits: int) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(64, 48)), random_inputs(0, 400, 64)
-    student = beside(model, x, (8,), Residual(bits=bits))
+    student = with_factors(model, x, (8,), Residual(bits=bits))
     both = student[0]  # type: ignore[index]
     assert type(both.residual).__name__ == "QuantizedLinear"
     assert stored_bits_of(both.residual) == bits
@@ -83,7 +83,7 @@ def test_a_residual_of_few_bits_is_trained_merged_and_saved_on_its_grid(bits: in
     stored = both.residual.rounded_weight()
     own = both.residual.weight_quantizers["weight"]
     torch.testing.assert_close(own.rounded(stored), stored, rtol=1e-4, atol=1e-5)
-    fresh = beside(model, x, (8,), Residual(bits=bits))
+    fresh = with_factors(model, x, (8,), Residual(bits=bits))
     fresh.load_state_dict(student.state_dict())
     with torch.no_grad():
         assert torch.equal(fresh(x), student(x))
