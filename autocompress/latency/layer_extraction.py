@@ -52,7 +52,8 @@ class LayerExtractor:
             own |= self._next(own, _DEQUANTIZE)
         own |= self._constants(own)
         own |= self._unnamed_before(own)
-        own |= self._quantizers_before(own)
+        if quantized:
+            own |= self._quantizers_before(own)
         made = {name for i in own for name in nodes[i].output}
         read = {name for i in own for name in nodes[i].input if name and name not in made and name not in self._weights}
         end = self._end(own)
