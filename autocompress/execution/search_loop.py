@@ -53,6 +53,7 @@ from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.files import check_new_folder
+from autocompress.graph import without_bits
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import save_student
@@ -107,6 +108,9 @@ def start(
         for note in prepared.notes:
             _print(console, note)
         predictor = _predictor_of(prepared.context)
+        missing = without_bits(prepared.context.graph)
+        if missing is not None:
+            _print(console, missing)
         run_dir.mkdir(parents=True)
         with folder.locked():
             try:

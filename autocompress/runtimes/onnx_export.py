@@ -20,6 +20,7 @@ from autocompress.errors import ExportError
 from autocompress.runtimes.divergence import failing_place
 from autocompress.runtimes.fake_quant_export import marked_copy
 from autocompress.runtimes.integer_biases import store_integer_biases_
+from autocompress.runtimes.integer_flow import let_integers_flow_
 from autocompress.runtimes.node_names import name_nodes_by_module_
 from autocompress.runtimes.onnx_weights import store_weights_
 from autocompress.task import Inputs
@@ -37,7 +38,7 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Ma
     Raises:
         ExportError: the exporter cannot write some op; names it and its module, and the exporter's own words follow.
     """
-    marked, weights = marked_copy(student)
+    marked, weights = marked_copy(student, example_inputs)
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (example_inputs, None)
     try:
         with _quiet(), _uncollected(), _translations_kept(), torch.no_grad():
@@ -54,6 +55,8 @@ def write_onnx(student: nn.Module, example_inputs: Inputs, file: Path, notes: Ma
     name_nodes_by_module_(proto)
     store_weights_(proto, weights)
     store_integer_biases_(proto)
+    if weights:
+        let_integers_flow_(proto)
     _strip_notes_(proto)
     onnx.helper.set_model_props(proto, dict(notes or {}))
     onnx.checker.check_model(proto)

@@ -60,7 +60,7 @@ def check_parity(student: nn.Module, load: Callable[[Path], Session], file: Path
         ExportError: the outputs differ beyond the tolerance, or are not finite; names the layer where they part.
     """
     with torch.no_grad():
-        expected: Tensor = call_model(student, inputs)
+        expected = first_tensor(call_model(student, inputs))
     found = load(file).predict(inputs)
     error, tolerance = _relative_error(found, expected), tolerance_of(student)
     if error <= tolerance:
@@ -73,6 +73,14 @@ def check_parity(student: nn.Module, load: Callable[[Path], Session], file: Path
         f"differs by {error:.3g} on these inputs; they part at {place}; keep "
         "that layer at 32 bits, or look for values that are not finite there"
     )
+
+
+def first_tensor(outputs: object) -> Tensor:
+    """The first tensor of what a model returns: alone, in a tuple, or in a mapping such as transformers' outputs."""
+    while not isinstance(outputs, Tensor):
+        items = outputs.values() if isinstance(outputs, Mapping) else outputs
+        outputs = next(iter(items))  # type: ignore[call-overload]
+    return outputs
 
 
 def parting_layer(
