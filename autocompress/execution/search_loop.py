@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import signal
@@ -93,7 +94,7 @@ def start(
     """
     clock = RunClock(settings.minutes, settings.polish_share)
     folder = RunFolder(run_dir)
-    if run_dir.exists():
+    if os.path.lexists(run_dir):
         continues = f"`autocompress resume {shlex.quote(str(run_dir))}` continues it"
         way_out = continues if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
