@@ -494,7 +494,7 @@ def test_what_running_trials_have_reached_counts_when_time_is_up(world: Any, tmp
             figures: dict[str, float] = super().evaluate(predict, split)
             return figures
 
-    run, task, minutes = tmp_path / "run", Endless(0.0), 0.6
+    run, task, minutes = tmp_path / "run", Endless(0.0), 1.0
     rungs = {"rungs": list(range(0, 200, 2)), "learning_rate": 0.05}  # 40 seconds a trial
     begin = time.monotonic()
     records = search(world, run, task, n_trials=1_000, minutes=minutes, distill=rungs, polish_share=0.0)
