@@ -145,7 +145,7 @@ def _checksum(inputs: Inputs) -> bytes:
 
 
 class FineTune:
-    """Trains one student; `advance` goes on from where it stopped.
+    """Trains one student; `advance` continues from where it stopped.
 
     In layers that were made sparse, entries that are exactly zero at the start stay zero; others train all entries.
 

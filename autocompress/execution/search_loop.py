@@ -63,7 +63,6 @@ from autocompress.publishing.export_front import check_points, export_front
 from autocompress.report.files import write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
-from autocompress.results.peer import read_peer
 from autocompress.results.provenance import imports_of, signature_of
 from autocompress.results.records import TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
@@ -247,8 +246,6 @@ class _Search:
 
     def _measure_peer(self) -> None:
         """Measures what the runtime's own tool gives, and writes the report anew where that is known."""
-        if read_peer(self.folder.peer) is not None:
-            return
         try:
             peer = measure_engine_peer(self.context, self.folder, self.info)
         except Exception as error:  # whatever the tool raises; the front does not depend on it

@@ -14,7 +14,7 @@ from autocompress.results.records import Latency
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.runtimes.engine_int8 import ENGINE_TOOLS, quantize_with_engine
 from autocompress.search_context import SearchContext
-from autocompress.task import Inputs, as_inputs
+from autocompress.task import Inputs, Task, as_inputs
 
 _N_SAMPLES = 128
 _N_ROUNDS = 15
@@ -45,7 +45,7 @@ def measure_engine_peer(context: SearchContext, folder: RunFolder, info: RunInfo
     plain = partial / "plain.onnx"
     plain.write_bytes(folder.reference.read_bytes())
     file = partial / tool.file_name
-    samples = list(islice(_single_samples(context), _N_SAMPLES))
+    samples = list(islice(single_samples(context.task), _N_SAMPLES))
     quantize_with_engine(runtime, plain, file, samples, info.half_range_weights)
     plain.unlink()
     device = LocalDevice(runtime, info.settings.n_threads)
@@ -65,10 +65,10 @@ def measure_engine_peer(context: SearchContext, folder: RunFolder, info: RunInfo
     return read_peer(folder.peer)
 
 
-def _single_samples(context: SearchContext) -> Iterator[Inputs]:
-    """Calibration samples in batches of the size of the example inputs."""
-    size = _size(as_inputs(context.task.example_inputs()))
-    for inputs in map(as_inputs, context.task.calibration_batches()):
+def single_samples(task: Task) -> Iterator[Inputs]:
+    """Calibration samples in batches of the size of the example inputs, as a file takes them."""
+    size = _size(as_inputs(task.example_inputs()))
+    for inputs in map(as_inputs, task.calibration_batches()):
         for start in range(0, _size(inputs) - size + 1, size):
             if isinstance(inputs, dict):
                 yield {name: value[start : start + size] for name, value in inputs.items()}

@@ -54,7 +54,7 @@ def is_own(imports: Sequence[str], signature: str) -> bool:
 
 
 def require_trust(folder: RunFolder, trust: bool, gets_task: bool = False) -> None:
-    """Refuses to go on with a run that would import something and was not made on this machine by this user.
+    """Refuses to resume a run that would import something and was not made on this machine by this user.
 
     Args:
         folder: of the run.

@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from autocompress.compression import compress
 from autocompress.graph import inspect_model
 from autocompress.runtimes import check_parity, rounds_before_sums, runtime_named
+from autocompress.runtimes.engine_int8 import quantize_static
 from autocompress.space.candidate import Candidate
 from tests.runtimes.integer_nets import NETS, settled
 
@@ -72,24 +70,10 @@ def n_rounding(counts: Counter[str]) -> int:
     return counts["QuantizeLinear"] + counts["DequantizeLinear"]
 
 
-class Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, name: str, inputs: Sequence[tuple[Tensor, ...]]) -> None:
-        self._items = iter([{name: item[0].numpy()} for item in inputs])
-
-    def get_next(self) -> Any:
-        return next(self._items, None)
-
-
 def tools_own(files: Files, op_types: list[str] | None) -> Counter[str]:
     """What the engine executes of the file that its own tool makes."""
-    prepared, target = files.plain.with_suffix(".prepared.onnx"), files.plain.with_suffix(".static.onnx")
-    quant_pre_process(files.plain, prepared)
-    name = onnx.load(prepared).graph.input[0].name
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    reader = Reader(name, files.inputs)
-    quantize_static(
-        prepared, target, reader, op_types_to_quantize=op_types, per_channel=True, reduce_range=True, **types
-    )
+    target = files.plain.with_suffix(".static.onnx")
+    quantize_static(files.plain, target, files.inputs, True, op_types)
     return executed(target)
 
 
