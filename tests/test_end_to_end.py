@@ -196,7 +196,7 @@ def test_refining_adds_a_record_that_trained_longer(killed_and_resumed: Path, tm
     assert [record.number for record in read_records(run / "trials.jsonl")] == [record.number for record in after]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_leaves_the_front_so_far_and_says_how_to_go_on(
     example: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -547,7 +547,9 @@ else:
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["kill -9", "Ctrl-C"]
+)
 def test_a_polish_that_was_cut_off_continues_and_nothing_is_lost_or_done_twice(
     world: Any, tmp_path: Path, how: signal.Signals
 ) -> None:
