@@ -34,11 +34,11 @@ class MeasurementError(AutocompressError, RuntimeError):
 
 
 class StorageError(AutocompressError, OSError):
-    """The disk of a run takes no more; what is on it is whole, and `resume` goes on from there."""
+    """The disk of a run takes no more; what is on it is whole, and `resume` continues from there."""
 
 
 class StoppedError(AutocompressError):
-    """A signal stopped the search; what it reached is written, and the message says how to go on.
+    """A signal stopped the search; what it reached is written, and the message says how to continue.
 
     Args:
         message: for the user.

@@ -196,7 +196,7 @@ def test_refining_adds_a_record_that_trained_longer(killed_and_resumed: Path, tm
     assert [record.number for record in read_records(run / "trials.jsonl")] == [record.number for record in after]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_leaves_the_front_so_far_and_says_how_to_go_on(
     example: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -217,7 +217,7 @@ def test_a_signal_leaves_the_front_so_far_and_says_how_to_go_on(
     assert len(pd.read_csv(run / "front.csv")) >= 1
     assert "report.html" in output and "Traceback" not in output
     last = output.strip().splitlines()[-1]
-    assert f"stopped by {number.name}" in last and f"`autocompress resume {run}` goes on" in last
+    assert f"stopped by {number.name}" in last and f"`autocompress resume {run}` continues it" in last
     assert (run / "front").is_dir() == (number == signal.SIGINT), "files are measured where there is time for it"
 
 

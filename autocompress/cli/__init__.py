@@ -20,7 +20,7 @@ examples:
   autocompress inspect my_model.py:task                  layers, channel groups, what is frozen and why
   autocompress profile my_model.py:task -o device.json   predicts latencies on this device: search --profile device.json
   autocompress search my_model.py:task --latency-budget 0.5x --trials 100
-  autocompress resume runs/my_model                      goes on after Ctrl-C, a crash or a power cut
+  autocompress resume runs/my_model                      continues after Ctrl-C, a crash or a power cut
   autocompress status runs/my_model --watch              how it stands, from another terminal
   autocompress report runs/my_model                      one HTML page, CSV, JSON; --serve watches a running search
   autocompress pick runs/my_model --latency-budget 1.5ms -o model/
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(error))
         return 2
     except KeyboardInterrupt as error:
-        _say(f"stopped by {error or 'SIGINT'}; a search that had begun goes on with `autocompress resume`")
+        _say(f"stopped by {error or 'SIGINT'}; `autocompress resume` continues a search that had begun")
         return 128 + (error.number if isinstance(error, StopSignal) else signal.SIGINT)
     except BrokenPipeError:  # who read the output has gone
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - Python flushes it at its end

@@ -28,7 +28,7 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
     from rich.console import Console
 
     from autocompress.errors import InputError
-    from autocompress.graph import inspect_model
+    from autocompress.graph import inspect_model, without_bits
     from autocompress.latency import LatencyModel
     from autocompress.latency.online_predictor import label_slower_ranks
     from autocompress.report.inspection import capability_table, graph_tables, space_table
@@ -54,6 +54,9 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
         model.require_model(graph)
         offered = label_slower_ranks(offered, model)
     console = Console()
+    missing = without_bits(graph)
+    if missing is not None:
+        console.print(missing, style="bold", highlight=False, soft_wrap=True)
     for table in graph_tables(graph):
         console.print(table)
     if engine is not None:

@@ -20,6 +20,7 @@ from autocompress.compression.low_rank.matrices import gone_slots
 from autocompress.compression.low_rank.source import choose_splits
 from autocompress.compression.prune import drop_branches_, remove_channels_
 from autocompress.compression.quantize import (
+    Surroundings,
     WeightGrid,
     calibrate_,
     correct_bias_,
@@ -225,8 +226,10 @@ def _rounded(
         return student
     before = copy.deepcopy(student) if settings.correct_bias and calibration else None
     branches = [branch for branch in graph.branches if branch.name not in recipe.dropped]
+    dropped = [branch for branch in graph.branches if branch.name in recipe.dropped]
+    around = Surroundings(branches, dropped, graph.ops)
     grid = WeightGrid(settings.weights, recipe.half_range_weights)
-    quantize_(student, graph.layers, recipe.bits, branches, grid, recipe.rounds_before_sums)
+    quantize_(student, graph.layers, recipe.bits, around, grid, recipe.rounds_before_sums)
     if calibration is not None:
         calibrate_(student, calibration, settings.ranges)
         if before is not None:

@@ -55,7 +55,7 @@ def reconstruct_(
         for layer in graph.layers
         for kept, lost in [_slots(layer, graph, removed)]
         for reader in [module_at(student, layer.path)]
-        if lost and layer.groups == 1 and isinstance(reader, nn.Linear | nn.Conv2d)
+        if lost and layer.groups == 1 and not layer.own_forward and isinstance(reader, nn.Linear | nn.Conv2d)
     ]
     if not fits or not calibration:
         return

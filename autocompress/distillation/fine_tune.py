@@ -41,7 +41,7 @@ __all__ = ["FastMode", "FineTune", "Teacher", "choose_mode", "distill", "soft_ta
 
 
 class FineTune:
-    """Trains one student; `advance` goes on from where it stopped.
+    """Trains one student; `advance` continues from where it stopped.
 
     In layers that were made sparse, entries that are exactly zero at the start stay zero; others train all entries.
     When the device's memory is too small for a step, this and all further ones are done in two halves whose gradients

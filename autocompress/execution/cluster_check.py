@@ -45,7 +45,7 @@ def _check_here(settings: SearchSettings) -> None:
             f"`n_workers <= {most}` must hold on this machine of {n_cores} cores, but got {settings.n_workers}; "
             "more machines are joined by ray_address"
         )
-    n_gpus = _n_gpus()
+    n_gpus = _n_gpus() if settings.gpus_per_trial > 0 else 0
     if settings.gpus_per_trial > n_gpus:
         raise InputError(
             f"`gpus_per_trial <= {n_gpus}` must hold, the GPUs of this machine, but got {settings.gpus_per_trial:g}"

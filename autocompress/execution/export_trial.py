@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from autocompress.errors import InputError
@@ -66,6 +67,10 @@ def export_trial(
         facts |= {"runtime": runtime, "n_threads": threads}
         facts["uncompressed"] = {**facts["uncompressed"], "latency_ms": reference_ms}
         where = ExportTarget(task, runtime, threads, reference, reference_ms)
-        measured = export_point(output, record, student, recipe, where, facts)
+        try:
+            measured = export_point(output, record, student, recipe, where, facts)
+        except BaseException:
+            shutil.rmtree(output, ignore_errors=True)  # half a folder would only refuse its name to the next try
+            raise
     write_card(output, None)
     return measured

@@ -13,7 +13,7 @@ from torch import nn
 from autocompress.batches import n_samples as n_samples_of
 from autocompress.devices import tensors_in
 from autocompress.errors import InputError
-from autocompress.evaluation import ModelPredict, evaluate_model
+from autocompress.evaluation import ModelPredict, evaluate_model, judges_parts
 from autocompress.files import digest_of
 from autocompress.publishing.export_point import splits_of
 from autocompress.report.wording import is_share
@@ -22,6 +22,7 @@ from autocompress.task import Inputs, Task, attempt, check_metrics
 _SECONDS, _N_AGAIN = 10.0, 3  # after which a split that repeats its first batch is endless
 _N_COMPARED = 16_384  # numbers of a batch, from its beginning
 _N_TWICE = 256  # samples that are judged twice, where the task can judge some
+_QUICK_SECONDS = 5.0  # a task that cannot is judged twice where judging takes less
 
 
 def judge_splits(model: nn.Module, task: Task) -> tuple[dict[str, float], int, list[str]]:
@@ -35,19 +36,23 @@ def judge_splits(model: nn.Module, task: Task) -> tuple[dict[str, float], int, l
     """
     found: dict[str, dict[str, float]] = {}
     n_samples: dict[str, int] = {}
+    begin = time.monotonic()
     for split in splits_of(task):
-        found[split], n_samples[split] = _judged(model, task, split)
+        whole = split == "selection" or not judges_parts(task)
+        found[split], n_samples[split] = _judged(model, task, split, None if whole else _N_TWICE)
         lost = set(found["selection"]) - set(found[split])
         if lost:
             raise InputError(
                 f"`evaluate(predict, {split!r})` must give what it gives for 'selection', but {sorted(lost)[0]!r} is "
                 "missing"
             )
-    return found["selection"], n_samples["selection"], _differences(model, task)
+    is_quick = time.monotonic() - begin < _QUICK_SECONDS
+    notes = _differences(model, task) if is_quick or judges_parts(task) else []
+    return found["selection"], n_samples["selection"], notes
 
 
-def _judged(model: nn.Module, task: Task, split: str) -> tuple[dict[str, float], int]:
-    """The metrics on a split whose end is not known, and the number of its samples."""
+def _judged(model: nn.Module, task: Task, split: str, n_asked: int | None) -> tuple[dict[str, float], int]:
+    """The metrics on a split whose end is not known, or on about `n_asked` samples of it, and how many there were."""
     begin, first, n_again, n_samples = time.monotonic(), "", 0, 0
     outputs_of = ModelPredict(model)
 
@@ -62,6 +67,8 @@ def _judged(model: nn.Module, task: Task, split: str) -> tuple[dict[str, float],
         return outputs_of(inputs)
 
     judge = partial(task.evaluate, predict, split)
+    if n_asked is not None:
+        judge = partial(task.evaluate_subset, predict, split, n_asked)  # type: ignore[attr-defined]
     return check_metrics(attempt(f"evaluate(predict, {split!r})", judge), split), n_samples
 
 

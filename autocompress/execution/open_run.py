@@ -76,7 +76,7 @@ def _reference_of(folder: RunFolder, info: RunInfo) -> bytes:
         content = folder.reference.read_bytes()
     except OSError as error:
         raise InputError(
-            f"a run goes on with the uncompressed model's file, but {folder.reference}: {error}"
+            f"resuming a run needs the uncompressed model's file, but {folder.reference}: {error}"
         ) from error
     if info.reference_digest and digest_of(content) != info.reference_digest:
         raise InputError(f"{folder.reference} differs from the digest in {folder.info.name}; put the file back")

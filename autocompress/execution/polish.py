@@ -107,9 +107,7 @@ class PolishPlanner:
         top = self._top_gain(baseline)
         deficits = [top - self._objectives.gain_of(point) for point in points]
         least = _LEAST_DEFICIT * max(deficits)
-        return [
-            point for point, deficit in zip(points, deficits, strict=True) if deficit >= least or least == float("inf")
-        ]
+        return [point for point, deficit in zip(points, deficits, strict=True) if deficit >= least]
 
     def _top_gain(self, baseline: TrialRecord | None) -> float:
         if self._settings.top is not None:

@@ -37,7 +37,7 @@ from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.search_context import SearchContext, device_here
 from autocompress.stop_signals import ends_as_exceptions, handlers_kept
 
-_MAX_BASE = 18
+_MAX_BASE = 14
 _UNRESERVED_PER_GPU = 4
 
 
@@ -59,9 +59,8 @@ def ray_cluster(settings: SearchSettings) -> Iterator[None]:
             if settings.ray_address is not None:
                 _join(settings.ray_address)
             else:
-                _start_local(
-                    settings, scratch.path / "ray"
-                )  # Ray lets all users write into it: it lies in a private one
+                # Ray lets all users write into its folder: it lies in a private one
+                _start_local(settings, scratch.path / "ray")
         try:
             _check_resource(settings)
             _check_room(settings)

@@ -1,4 +1,4 @@
-"""The study of a run that goes on: refused where it lacks what the run's records have, rebuilt from them when asked."""
+"""The study of a resumed run: refused where it lacks trials that the records have, rebuilt from them when asked."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class _LostError(Exception):
 
 def _whole_study(folder: RunFolder, space: SearchSpace, info: RunInfo, predict: Predict | None) -> SearchStudy:
     if not folder.study.is_file():
-        raise _LostError(f"a run goes on from its study, but {folder.study} is missing")
+        raise _LostError(f"a run is resumed from its study, but {folder.study} is missing")
     if not folder.study.stat().st_size:
-        raise _LostError(f"a run goes on from its study, but {folder.study} is empty")
+        raise _LostError(f"a run is resumed from its study, but {folder.study} is empty")
     try:
         study = study_of(folder, space, info, predict)
         records = study.records()

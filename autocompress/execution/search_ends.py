@@ -29,7 +29,7 @@ def stopped_by(number: int, folder: RunFolder, settings: SearchSettings, n_done:
     more = f" --minutes {settings.minutes or 10:g}" if fits else ""
     resume_it = f"autocompress resume {shlex.quote(str(folder.path))}{more}"
     name = signal.Signals(number).name
-    return StoppedError(f"stopped by {name} after {n_done}{all_of} trials; `{resume_it}` goes on", number)
+    return StoppedError(f"stopped by {name} after {n_done}{all_of} trials; `{resume_it}` continues it", number)
 
 
 def ended_at_once(reason: StoppedError, folder: RunFolder) -> StoppedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import signal
@@ -54,6 +55,7 @@ from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
 from autocompress.files import check_new_folder
+from autocompress.graph import without_bits
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.publishing.artifact import save_student
@@ -62,7 +64,6 @@ from autocompress.publishing.export_front import check_points, export_front
 from autocompress.report.files import write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
-from autocompress.results.peer import read_peer
 from autocompress.results.provenance import imports_of, signature_of
 from autocompress.results.records import TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
@@ -93,7 +94,7 @@ def start(
     """
     clock = RunClock(settings.minutes, settings.polish_share)
     folder = RunFolder(run_dir)
-    if run_dir.exists():
+    if os.path.lexists(run_dir):
         continues = f"`autocompress resume {shlex.quote(str(run_dir))}` continues it"
         way_out = continues if folder.info.is_file() else "name another one"
         raise InputError(f"a new search needs a new folder, but {run_dir} exists; {way_out}")
@@ -108,6 +109,9 @@ def start(
         for note in prepared.notes:
             _print(console, note)
         predictor = _predictor_of(prepared.context)
+        missing = without_bits(prepared.context.graph)
+        if missing is not None:
+            _print(console, missing)
         run_dir.mkdir(parents=True)
         with folder.locked():
             try:
@@ -243,8 +247,6 @@ class _Search:
 
     def _measure_peer(self) -> None:
         """Measures what the runtime's own tool gives, and writes the report anew where that is known."""
-        if read_peer(self.folder.peer) is not None:
-            return
         try:
             peer = measure_engine_peer(self.context, self.folder, self.info)
         except Exception as error:  # whatever the tool raises; the front does not depend on it

@@ -9,6 +9,7 @@ from autocompress.graph.attributes import attribute_variants
 from autocompress.graph.branches import find_cuts, find_regions, innermost, merge_cuts
 from autocompress.graph.flow import Flow, find_head_axes, propagate
 from autocompress.graph.groups import ALONE, Place, find_groups
+from autocompress.graph.integer_ops import find_integer_ops
 from autocompress.graph.layers import count_macs, find_layers
 from autocompress.graph.model_graph import ChannelGroup, Frozen, ModelGraph
 from autocompress.graph.rules import RULES
@@ -60,6 +61,7 @@ def inspect_model(model: nn.Module, example_inputs: Tensor | ExampleInputs, *, v
         ),
         n_params=sum(parameter.numel() for parameter in model.parameters()),
         n_macs=count_macs(trace),
+        ops=find_integer_ops(probe, trace, regions, layers),
     )
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from autocompress.graph.clamps import relu_ceiling
 from autocompress.graph.flow import rule_key
 from autocompress.graph.groups import owner
 from autocompress.graph.model_graph import Frozen, Layer
+from autocompress.graph.moving import commutes
+from autocompress.graph.own_forward import is_computed, is_disguised, why_not
 from autocompress.graph.trace import Trace, module_path
 
 KINDS: dict[str, tuple[type[nn.Module], str]] = {
@@ -28,21 +31,6 @@ KINDS: dict[str, tuple[type[nn.Module], str]] = {
 HIDDEN_WEIGHT = "weight_hh_l0"
 """The weight that stands for a recurrent layer's size."""
 
-COMMUTING = frozenset(
-    {
-        "aten.view",
-        "aten.reshape",
-        "aten.flatten",
-        "aten.unflatten",
-        "aten._unsafe_view",
-        "aten.squeeze",
-        "aten.unsqueeze",
-    }
-    | {"aten.contiguous", "aten.clone", "aten.alias", "aten.detach", "aten.dropout", "aten.feature_dropout"}
-    | {"aten.max_pool2d", "aten.adaptive_max_pool2d"}
-)
-"""Ops that give the same result before and after rounding to a grid."""
-
 NORMS = frozenset({"aten.batch_norm", "aten._native_batch_norm_legit_no_training"})
 
 
@@ -54,23 +42,34 @@ def find_layers(model: nn.Module, trace: Trace) -> tuple[tuple[Layer, ...], tupl
     unique: dict[fx.Node, str] = {}
     frozen: list[Frozen] = []
     for path, nodes in calls.items():
-        weights = weight_tensors(model.get_submodule(path))
-        others = [
-            other for name, weight in weights.items() for other in owners[id(weight)] if other != f"{path}.{name}"
-        ]
-        if others:
-            frozen.append(Frozen(path, "layer", f"its weight is shared with {', '.join(others)}"))
-        elif len(nodes) > 1:
-            frozen.append(Frozen(path, "layer", f"it is called {len(nodes)} times"))
-        elif not weights or any(_readers_of(trace, f"{path}.{name}") != nodes for name in weights):
-            frozen.append(Frozen(path, "layer", "its weight is also used outside the layer, or is computed"))
-        elif nodes[0] not in fed:
-            frozen.append(Frozen(path, "layer", "its input is always the same, so that its output is a constant"))
-        else:
+        reason = _why_frozen(model.get_submodule(path), path, nodes, owners, trace)
+        if reason is None and nodes[0] not in fed:
+            reason = "its input is always the same, so that its output is a constant"
+        if reason is None:
             unique[nodes[0]] = path
+        else:
+            frozen.append(Frozen(path, "layer", reason))
     batch = _batch_size(trace)
     layers = [_layer(model, trace, node, unique, batch) for node in unique]
     return tuple(layers), (*frozen, *_outside(model, trace, calls.keys(), owners))
+
+
+def _why_frozen(
+    module: nn.Module, path: str, nodes: list[fx.Node], owners: dict[int, list[str]], trace: Trace
+) -> str | None:
+    weights = weight_tensors(module)
+    others = [other for name, weight in weights.items() for other in owners[id(weight)] if other != f"{path}.{name}"]
+    if others:
+        return f"its weight is shared with {', '.join(others)}"
+    if len(nodes) > 1:
+        return f"it is called {len(nodes)} times"
+    (node,) = nodes
+    kind = KINDS[rule_key(node)][0]
+    if is_plain(module, kind) and weights and all(_readers_of(trace, f"{path}.{name}") == nodes for name in weights):
+        return None
+    if is_disguised(module, kind):
+        return why_not(path, node, trace)
+    return "its weight is also used outside the layer, or is computed"
 
 
 def _outside(model: nn.Module, trace: Trace, listed: Collection[str], owners: dict[int, list[str]]) -> Iterator[Frozen]:
@@ -85,7 +84,8 @@ def _outside(model: nn.Module, trace: Trace, listed: Collection[str], owners: di
             found[type(module), path.rpartition(".")[2]].append(path)
     for (kind, _), paths in found.items():
         more = f" (so in {len(paths) - 1} more places)" if len(paths) > 1 else ""
-        yield Frozen(paths[0], "layer", f"ranks and bits are not offered for parameters of {kind.__name__}{more}")
+        reason = f"ranks and bits are not offered for parameters of {kind.__name__}{more}"
+        yield Frozen(paths[0], "layer", reason, len(paths))
 
 
 def _calls(model: nn.Module, trace: Trace) -> dict[str, list[fx.Node]]:
@@ -96,7 +96,8 @@ def _calls(model: nn.Module, trace: Trace) -> dict[str, list[fx.Node]]:
         if kind is None:
             continue
         path = module_path(node)
-        if is_plain(model.get_submodule(path), kind[0]):
+        module = model.get_submodule(path)
+        if is_plain(module, kind[0]) or is_disguised(module, kind[0]):
             calls[path].append(node)
     return calls
 
@@ -159,30 +160,36 @@ def _batch_size(trace: Trace) -> int:
 def _layer(model: nn.Module, trace: Trace, node: fx.Node, unique: dict[fx.Node, str], batch: int) -> Layer:
     path = unique[node]
     module = model.get_submodule(path)
-    end, norm, relu = _unit_end(node, trace)
+    end, norm, relu, ceiling = unit_end(node, trace)
     feeds, only_layers = _readers(end, unique)
+    kind = KINDS[rule_key(node)]
+    computed = not isinstance(module, nn.RNNBase) and is_computed(node, trace)
     return Layer(
         path=path,
-        kind=KINDS[rule_key(node)][1],
+        kind=kind[1],
         weight_shape=weight_shape(module),
         n_params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
         n_macs=_n_macs(node) // batch,
         norm=norm,
         relu=relu,
+        ceiling=ceiling,
+        own_forward=computed or not is_plain(module, kind[0]),
+        computed_weight=computed,
         feeds=tuple(feeds),
         feeds_only_layers=only_layers,
         **geometry(module),
     )
 
 
-def _users(node: fx.Node) -> list[fx.Node]:
+def users_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes that read a value, without those that only check it."""
     return [user for user in node.users if rule_key(user) != "aten._assert_tensor_metadata"]
 
 
-def _unit_end(node: fx.Node, trace: Trace) -> tuple[fx.Node, str | None, bool]:
-    """The last node of a layer -> batch norm -> ReLU unit, the norm's path, and whether there is a ReLU."""
+def unit_end(node: fx.Node, trace: Trace) -> tuple[fx.Node, str | None, bool, float | None]:
+    """The last node of a layer -> batch norm -> ReLU unit, the norm's path, whether there is a ReLU, its ceiling."""
     norm = None
-    users = _users(node)
+    users = users_of(node)
     if len(users) == 1 and rule_key(users[0]) in NORMS and users[0].args[0] is node:
         norm = _norm_path(users[0], trace)
     end = node
@@ -190,10 +197,9 @@ def _unit_end(node: fx.Node, trace: Trace) -> tuple[fx.Node, str | None, bool]:
         end = users[0]
         if isinstance(end.meta.get("val"), (tuple, list)):
             end = next(iter(end.users))
-        users = _users(end)
-    if len(users) == 1 and rule_key(users[0]) == "aten.relu":
-        return users[0], norm, True
-    return end, norm, False
+        users = users_of(end)
+    relu, ceiling = relu_ceiling(users[0]) if len(users) == 1 else (False, None)
+    return (users[0] if relu else end), norm, relu, ceiling
 
 
 def _norm_path(node: fx.Node, trace: Trace) -> str | None:
@@ -206,13 +212,13 @@ def _readers(end: fx.Node, unique: dict[fx.Node, str]) -> tuple[list[str], bool]
     """Layers that read a value, also through commuting ops, and whether nothing else does."""
     feeds: list[str] = []
     only_layers = True
-    waiting = _users(end)
+    waiting = users_of(end)
     while waiting:
         user = waiting.pop(0)
         if user in unique:
             feeds.append(unique[user])
-        elif rule_key(user) in COMMUTING:
-            waiting.extend(_users(user))
+        elif commutes(user):
+            waiting.extend(users_of(user))
         else:
             only_layers = False
     return feeds, only_layers and bool(feeds)

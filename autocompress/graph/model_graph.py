@@ -147,7 +147,9 @@ class Layer:
         n_params: weight and bias entries.
         n_macs: multiply-accumulates for one sample of the example inputs.
         norm: path of the batch norm that alone reads this layer's output, if there is one.
-        relu: True when a ReLU alone reads the output (after the norm).
+        relu: True when a ReLU, or another cut at zero from below (ReLU6, clamp), alone reads the output (after the
+            norm).
+        ceiling: what that ReLU cuts off at from above (6 for ReLU6), if it does.
         feeds: paths of the layers that read the output (after norm and ReLU, also through ops that commute
             with quantization: reshape, flatten, dropout in evaluation, max pooling); only meaningful
             when `feeds_only_layers`.
@@ -156,6 +158,9 @@ class Layer:
         stride: of a convolution, for each spatial dimension; () otherwise.
         input_shapes: of a recurrent layer, for each of its levels the shape of its input weights, those of both
             directions stacked; () otherwise.
+        own_forward: it is a subclass of torch's layer with a forward of its own, or its weight is computed; it takes
+            bits, but neither ranks nor sparsity.
+        computed_weight: what it multiplies by is computed from its parameters (standardised, normed, parametrised).
     """
 
     path: str
@@ -170,6 +175,37 @@ class Layer:
     groups: int = 1
     stride: tuple[int, ...] = ()
     input_shapes: tuple[tuple[int, int], ...] = ()
+    ceiling: float | None = None
+    own_forward: bool = False
+    computed_weight: bool = False
+
+
+@dataclass(frozen=True)
+class IntegerOp:
+    """An op without weights that engines compute on integers, where what it reads and what it gives is rounded.
+
+    Attributes:
+        name: of its own.
+        kind: "add", "concat", "mul", "pool", "sigmoid", "silu" or "leaky_relu".
+        module: path of the module whose forward calls it.
+        sources: for each tensor that it reads, the path of the layer or the name of the op that makes it, as far as
+            only values are moved in between; "" for anything else.
+        feeds: paths of the layers that read its output, likewise.
+        feeds_others: something reads it that is neither a layer nor such an op.
+        site: path of the module whose output that is, where it can be rounded; "" where there is none.
+        relu: a ReLU alone reads the output.
+        ceiling: what that ReLU cuts off at from above, if it does.
+    """
+
+    name: str
+    kind: str
+    module: str
+    sources: tuple[str, ...]
+    feeds: tuple[str, ...] = ()
+    feeds_others: bool = False
+    site: str = ""
+    relu: bool = False
+    ceiling: float | None = None
 
 
 @dataclass(frozen=True)
@@ -180,11 +216,13 @@ class Frozen:
         name: path of a layer, parameter or would-be channel group.
         what: "channels", "branch" or "layer": the knob that is not offered.
         reason: one sentence; names the op where an op without a rule is the cause.
+        n_places: how many parameters or layers it stands for, itself counted.
     """
 
     name: str
     what: str
     reason: str
+    n_places: int = 1
 
 
 @dataclass(frozen=True)
@@ -197,6 +235,7 @@ class ModelGraph:
     frozen: tuple[Frozen, ...]
     n_params: int
     n_macs: int
+    ops: tuple[IntegerOp, ...] = ()
 
     def layer(self, path: str) -> Layer:
         """The layer of that path (KeyError if there is none)."""

@@ -35,7 +35,7 @@ class LayerExtractor:
         Args:
             path: of the layer; what it was split into lies below it.
             norm: path of the batch norm that follows.
-            relu: a ReLU follows.
+            relu: a ReLU follows, or one with a ceiling.
             quantized: it has an integer kernel, which needs a quantizer behind it: its own, or that of its reader.
 
         Returns:
@@ -46,13 +46,14 @@ class LayerExtractor:
         if not own:
             return None
         if relu:
-            own |= self._next(own, "Relu")
+            own |= self._next(own, "Relu") or self._next(own, "Clip")
         if quantized and nodes[max(own)].op_type != _DEQUANTIZE:
             own |= self._next(own, _QUANTIZE)
             own |= self._next(own, _DEQUANTIZE)
         own |= self._constants(own)
         own |= self._unnamed_before(own)
-        own |= self._quantizers_before(own)
+        if quantized:
+            own |= self._quantizers_before(own)
         made = {name for i in own for name in nodes[i].output}
         read = {name for i in own for name in nodes[i].input if name and name not in made and name not in self._weights}
         end = self._end(own)

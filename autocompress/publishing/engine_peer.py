@@ -15,7 +15,7 @@ from autocompress.results.records import Latency
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.runtimes.engine_int8 import ENGINE_TOOLS, quantize_with_engine
 from autocompress.search_context import SearchContext
-from autocompress.task import Inputs
+from autocompress.task import Inputs, Task
 from autocompress.task_access import calibration_of, examples_of
 
 _N_SAMPLES = 128
@@ -47,7 +47,7 @@ def measure_engine_peer(context: SearchContext, folder: RunFolder, info: RunInfo
     plain = partial / "plain.onnx"
     plain.write_bytes(folder.reference.read_bytes())
     file = partial / tool.file_name
-    samples = list(islice(_single_samples(context), _N_SAMPLES))
+    samples = list(islice(single_samples(context.task), _N_SAMPLES))
     quantize_with_engine(runtime, plain, file, samples, info.half_range_weights)
     plain.unlink()
     device = LocalDevice(runtime, info.settings.n_threads)
@@ -64,13 +64,13 @@ def measure_engine_peer(context: SearchContext, folder: RunFolder, info: RunInfo
     )
     peer.write(partial)
     partial.rename(folder.peer)
-    return peer
+    return read_peer(folder.peer)
 
 
-def _single_samples(context: SearchContext) -> Iterator[Inputs]:
-    """Calibration samples in batches of the size of the example inputs."""
-    size = n_samples(examples_of(context.task))
-    for inputs in calibration_of(context.task):
+def single_samples(task: Task) -> Iterator[Inputs]:
+    """Calibration samples in batches of the size of the example inputs, as a file takes them."""
+    size = n_samples(examples_of(task))
+    for inputs in calibration_of(task):
         n_given = n_samples(inputs)
         for start in range(0, n_given - size + 1, size):
             yield part_of(inputs, start, start + size, n_given)

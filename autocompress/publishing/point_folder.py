@@ -62,12 +62,16 @@ def copy_files(folder: Path, output: Path) -> None:
     """Copies a folder of plain files to a new one.
 
     Raises:
-        InputError: there is a link or a folder in it.
+        InputError: there is a link or a folder in it, or it is a link itself.
     """
-    for file in folder.iterdir():
-        if file.is_symlink() or not file.is_file():
+    for file in (folder, *folder.iterdir()):
+        if file.is_symlink() or (file != folder and not file.is_file()):
             raise InputError(f"a point's folder holds plain files, but {file} is none; remove it")
-    shutil.copytree(folder, output, symlinks=True)
+    try:
+        shutil.copytree(folder, output, symlinks=True)
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)  # half a copy would only refuse its name to the next try
+        raise
 
 
 def require_own_place(point: Path) -> None:

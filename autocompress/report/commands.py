@@ -10,7 +10,7 @@ from autocompress.results.run_folder import Run
 
 
 def resume_command(folder: Path) -> str:
-    """What to type to go on with a run, in backticks."""
+    """The command that resumes a run, in backticks."""
     return f"`autocompress resume {shlex.quote(str(folder))}`"
 
 

@@ -103,7 +103,7 @@ def _running(events: list[dict[str, Any]], now: datetime) -> list[str]:
 
 def _doing(event: Mapping[str, Any], now: datetime) -> str:
     since = _duration((now - datetime.fromisoformat(event["time"])).total_seconds())
-    where = f" on {event['host']} (process {event['pid']})" if "host" in event else ""
+    where = f" on {event['host']} (process {event.get('pid', 'unknown')})" if "host" in event else ""
     what = f"after {event['steps']} steps" if "steps" in event else "first rung"
     return f"{'waits for a worker' if event['event'] == 'restarted' else what}{where}, {since} ago"
 

@@ -23,7 +23,7 @@ _N_BYTES = 32
 
 
 def imports_of(task_spec: str | None, settings: SearchSettings) -> list[str]:
-    """What going on with a run imports or connects to besides this package, a line for each.
+    """What resuming a run imports or connects to besides this package, a line for each.
 
     Args:
         task_spec: text that loads the task again, or None where the task is given as an object.
@@ -54,7 +54,7 @@ def is_own(imports: Sequence[str], signature: str) -> bool:
 
 
 def require_trust(folder: RunFolder, trust: bool, gets_task: bool = False) -> None:
-    """Refuses to go on with a run that would import something and was not made on this machine by this user.
+    """Refuses to resume a run that would import something and was not made on this machine by this user.
 
     Args:
         folder: of the run.
@@ -69,7 +69,7 @@ def require_trust(folder: RunFolder, trust: bool, gets_task: bool = False) -> No
     if trust or not imports or is_own(imports_of(info.task_spec, info.settings), info.signature):
         return
     raise InputError(
-        f"{folder.path} was not made on this machine by this user, and going on with it runs code that it names: "
+        f"{folder.path} was not made on this machine by this user, and resuming it runs code that it names: "
         f"{'; '.join(imports)}. If you trust it, say --trust (from Python: trust=True)"
     )
 

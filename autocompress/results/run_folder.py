@@ -59,7 +59,7 @@ class RunInfo:
         command: what was typed.
         started: ISO 8601 time of the first start.
         rank_grid: of the space; see `SearchSpace`.
-        half_range_weights: see `Recipe`; so in all trials of the run, wherever it goes on.
+        half_range_weights: see `Recipe`; the same in all trials of the run, on whatever machine it is resumed.
         n_selection: samples of the selection split.
         baseline_part: the uncompressed model's metrics on the part of the selection split that new candidates are
             judged on; empty where that is all of it.

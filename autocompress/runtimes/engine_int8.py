@@ -80,26 +80,41 @@ def _prepared(plain: Path, target: Path) -> Iterator[Path]:
         prepared.unlink()
 
 
-def _onnxruntime_static(plain: Path, target: Path, samples: Sequence[Inputs], reduce_range: bool) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+def quantize_static(
+    plain: Path,
+    target: Path,
+    samples: Sequence[Inputs],
+    reduce_range: bool = False,
+    op_types: Sequence[str] | None = _CONV_TYPES,
+) -> None:
+    """Writes ONNX Runtime's own static 8-bit version; see `quantize_with_engine`.
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    Args:
+        plain: the float file, ONNX.
+        target: the file to write.
+        samples: calibration inputs of the file's shapes.
+        reduce_range: int8 weights of 7 bits.
+        op_types: that are quantized; None takes the tool's own list.
+    """
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self._items = _feeds(plain, samples)
 
         def get_next(self) -> Any:
             return next(self._items, None)
 
-    with _prepared(plain, target) as prepared:
-        quantize_static(
+    with _quiet(), _prepared(plain, target) as prepared:
+        quantization.quantize_static(
             prepared,
             target,
             Reader(),
-            op_types_to_quantize=list(_CONV_TYPES),
+            op_types_to_quantize=None if op_types is None else list(op_types),
             per_channel=True,
             reduce_range=reduce_range,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
         )
 
 
@@ -128,7 +143,7 @@ class EngineTool:
 
 
 ENGINE_TOOLS = {
-    "onnxruntime": EngineTool("int8 by ONNX Runtime's quantize_static", "model.onnx", _onnxruntime_static),
+    "onnxruntime": EngineTool("int8 by ONNX Runtime's quantize_static", "model.onnx", quantize_static),
     "openvino": EngineTool("int8 by nncf.quantize", "model.xml", _nncf),
 }
 """By the runtime's name."""

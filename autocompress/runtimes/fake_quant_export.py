@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from autocompress.compression.quantize import QuantizedLayer
 from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
+from autocompress.compression.quantize.own_forward import InterceptedLayer
 from autocompress.compression.quantize.weights import PerChannelInt8Quantizer, WeightQuantizer
+from autocompress.task import Inputs, call_model
 
 _LEVEL_MAX = 255
 
@@ -53,16 +55,19 @@ class _Mark(nn.Module):
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
-        self._scale, self._zero_point = float(quantizer.scale), int(quantizer.zero_point)
+        self._scale, self._zero_point = float(quantizer.step_size().detach()), int(quantizer.zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
         marked: Tensor = torch.fake_quantize_per_tensor_affine(x, self._scale, self._zero_point, 0, _LEVEL_MAX)
         return marked
 
 
-def marked_copy(student: nn.Module) -> tuple[nn.Module, MarkedWeights]:
+def marked_copy(student: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, MarkedWeights]:
     """A copy in evaluation mode whose weights hold their stored values, and how each is stored."""
     marked = copy.deepcopy(student).eval()
+    if any(isinstance(layer, InterceptedLayer) and layer.computed_weight for layer in marked.modules()):
+        with torch.no_grad():
+            call_model(marked, example_inputs)  # computes the weights
     weights: MarkedWeights = {}
     for path, layer in list(marked.named_modules()):
         if isinstance(layer, QuantizedLayer):
@@ -76,11 +81,21 @@ def marked_copy(student: nn.Module) -> tuple[nn.Module, MarkedWeights]:
     return marked, weights
 
 
+def _own_weight(layer: QuantizedLayer, name: str) -> Tensor:
+    """A parameter, or the one that stands in place of a computed weight."""
+    if isinstance(layer, InterceptedLayer) and layer.computed_weight:
+        assert layer.seen_weight is not None
+        layer.stored_weight = nn.Parameter(layer.seen_weight.clone(), requires_grad=False)
+        return layer.stored_weight
+    weight: Tensor = getattr(layer, name)
+    return weight
+
+
 def _round_weights_(layer: QuantizedLayer) -> dict[str, MarkedWeight]:
     weights: dict[str, MarkedWeight] = {}
     for name, quantizer in list(layer.weight_quantizers.items()):
         assert isinstance(quantizer, WeightQuantizer)
-        weight = getattr(layer, name)
+        weight = _own_weight(layer, name)
         weight.data = quantizer.rounded(weight.detach()).detach()
         # a reader of 8-bit values may have its input rounded by the block around it
         integer = isinstance(quantizer, PerChannelInt8Quantizer) and layer.reads_integers

@@ -21,6 +21,7 @@ from autocompress.errors import ExportError, InputError
 from autocompress.runtimes.divergence import failing_place
 from autocompress.runtimes.fake_quant_export import marked_copy
 from autocompress.runtimes.integer_biases import store_integer_biases_
+from autocompress.runtimes.integer_flow import let_integers_flow_
 from autocompress.runtimes.node_names import name_nodes_by_module_
 from autocompress.runtimes.onnx_weights import store_weights_
 from autocompress.task import DynamicDims, Inputs
@@ -45,7 +46,7 @@ def write_onnx(
     Raises:
         ExportError: the exporter cannot write some op; names it and its module, and the exporter's own words follow.
     """
-    marked, weights = marked_copy(student)
+    marked, weights = marked_copy(student, example_inputs)
     traced = example_inputs if not dynamic_dims else _at_least_two(example_inputs)
     # without the empty dict a last argument that is a dict would be taken for keyword arguments
     args, kwargs = ((), traced) if isinstance(traced, dict) else ((*traced, {}), None)
@@ -65,6 +66,8 @@ def write_onnx(
     name_nodes_by_module_(proto)
     store_weights_(proto, weights)
     store_integer_biases_(proto)
+    if weights:
+        let_integers_flow_(proto)
     _strip_notes_(proto)
     onnx.helper.set_model_props(proto, dict(notes or {}))
     onnx.checker.check_model(proto)

@@ -68,6 +68,8 @@ def reason_against(layer: Layer, scheme: str, residual: Residual | None = None) 
     kernel = layer.weight_shape[2:]
     if layer.kind not in ("linear", "conv1d", "conv2d", "embedding", "lstm", "gru"):
         return f"a layer of kind {layer.kind} is not split"
+    if layer.own_forward:
+        return "its class has a forward of its own, or computes its weight"
     if residual is not None and layer.kind in ("embedding", "lstm", "gru"):
         return f"a residual is offered for linear layers and convolutions, not {layer.kind}"
     if scheme == "recurrent" and layer.kind != "lstm":

@@ -171,7 +171,7 @@ class SearchSpace:
         for layer in graph.layers:
             branch = branch_of.get(layer.path)
             for kind, takes in KINDS_OF_KNOB.items():
-                if layer.kind in takes:
+                if layer.kind in takes and (kind == "weight_bits" or not layer.own_forward):
                     choices = _useful(kind, _choices(rules, layer.path, kind), layer, rank_grid)
                     size_only = size_only_ranks(choices, layer) if kind == "rank_ratio" else ()
                     by_runtime = kind == "weight_bits" and _rule_value(rules, layer.path, kind) == BY_RUNTIME

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,11 +14,12 @@ from autocompress.compression import compress
 from autocompress.config import DistillSettings
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.graph import inspect_model
+from autocompress.publishing.engine_peer import single_samples
 from autocompress.runtimes import runtime_named, saturates
 from autocompress.runtimes.engine_int8 import quantize_dynamic_with_engine, quantize_with_engine
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Inputs, Task, as_inputs, load_task
+from autocompress.task import Task, as_inputs, load_task
 
 N_CALIBRATION = 256
 _TIMED_STEPS = 5
@@ -36,7 +38,7 @@ def precisions(name: str, model: nn.Module, task: Task, runtime: str, folder: Pa
     reduce_range = saturates(engine)
     static = home / f"int8{suffix}"
     if not static.exists():
-        quantize_with_engine(runtime, plain, static, list(_samples(task)), reduce_range)
+        quantize_with_engine(runtime, plain, static, list(islice(single_samples(task), N_CALIBRATION)), reduce_range)
     files[f"{name}, int8 of the engine's tool"] = static
     if runtime == "onnxruntime" and not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         dynamic = home / "dynamic.onnx"
@@ -98,19 +100,3 @@ def sibling_of(spec: str) -> tuple[nn.Module, Task]:
     """A published smaller model with its own task."""
     task = load_task(spec)
     return task.build_model().eval(), task
-
-
-def _samples(task: Task) -> Iterator[Inputs]:
-    """Single calibration samples."""
-    n = 0
-    for inputs in map(as_inputs, task.calibration_batches()):
-        size = len(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs[0])
-        for i in range(size):
-            if n == N_CALIBRATION:
-                return
-            n += 1
-            yield (
-                {name: value[i : i + 1] for name, value in inputs.items()}
-                if isinstance(inputs, dict)
-                else tuple(value[i : i + 1] for value in inputs)
-            )

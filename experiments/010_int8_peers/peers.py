@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from autocompress.runtimes import runtime_named, saturates
+from autocompress.runtimes.engine_int8 import quantize_static
 from autocompress.task import Inputs
 
 LAYERS = ["Conv", "Gemm", "MatMul"]
@@ -28,35 +30,8 @@ def feeds(file: Path, inputs: Sequence[Inputs]) -> list[dict[str, Any]]:
 
 
 def static(plain: Path, target: Path, samples: Sequence[Inputs], op_types: list[str] | None) -> None:
-    """ONNX Runtime's quantize_static: QDQ, uint8 activations, int8 weights by channel, after its pre-processing."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._items = iter(feeds(plain, samples))
-
-        def get_next(self) -> Any:
-            return next(self._items, None)
-
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(plain, prepared)
-    quantize_static(
-        prepared,
-        target,
-        Reader(),
-        op_types_to_quantize=op_types,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-
-
-def dynamic(plain: Path, target: Path) -> None:
-    """ONNX Runtime's quantize_dynamic with its default op types, per channel."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantize_dynamic(plain, target, per_channel=True, weight_type=QuantType.QInt8)
+    """ONNX Runtime's quantize_static; where kernels saturate its weights have half the range, as ours have."""
+    quantize_static(plain, target, samples, saturates(runtime_named("onnxruntime")), op_types)
 
 
 def nncf_static(plain: Path, target: Path, samples: Sequence[Inputs], transformer: bool) -> None:

@@ -33,6 +33,7 @@ from autocompress.graph import inspect_model
 from autocompress.latency import time_sessions
 from autocompress.machine import describe_machine, describe_versions
 from autocompress.runtimes import check_parity, rounds_before_sums, runtime_named
+from autocompress.runtimes.engine_int8 import quantize_dynamic_with_engine
 from autocompress.runtimes.openvino_backend import CompiledSession, compile_file
 from autocompress.space.candidate import Candidate
 
@@ -114,7 +115,7 @@ def _files_of(entry: Mapping[str, Any], target: Path, rows: Rows, again: bool) -
     work = {
         "static_layers.onnx": lambda path: peers.static(plain, path, samples, peers.LAYERS),
         "static_all.onnx": lambda path: peers.static(plain, path, samples, None),
-        "dynamic.onnx": lambda path: peers.dynamic(plain, path),
+        "dynamic.onnx": lambda path: quantize_dynamic_with_engine(plain, path),
         "nncf.xml": lambda path: peers.nncf_static(plain, path, samples, transformer),
     }
     for file, make in work.items():

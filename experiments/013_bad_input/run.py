@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import cases as bad
@@ -77,7 +78,7 @@ def tried(case: bad.Case, template: Path) -> dict[str, object]:
     }
 
 
-def _noting(case: bad.Case, folder: Path, changed: dict[str, dict[str, str]]) -> object:
+def _noting(case: bad.Case, folder: Path, changed: dict[str, dict[str, str]]) -> Callable[[], object]:
     """Notes what results there are between the damage and the command, and after it."""
 
     def call() -> object:
@@ -99,7 +100,7 @@ def _noting(case: bad.Case, folder: Path, changed: dict[str, dict[str, str]]) ->
         try:
             return case.call(folder)
         finally:
-            bad.cli = before  # type: ignore[assignment]
+            bad.cli = before
 
     return call
 

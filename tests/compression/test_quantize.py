@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autocompress.compression import compress
-from autocompress.compression.quantize import calibrate_, quantize_
+from autocompress.compression.quantize import Surroundings, calibrate_, quantize_
 from autocompress.compression.quantize.activations import ActivationQuantizer
 from autocompress.compression.quantize.layers import QuantizedConv2d, QuantizedLinear
 from autocompress.errors import CompressionError
@@ -182,7 +182,7 @@ def test_blocks_called_by_keyword_round_their_input_and_token_numbers_are_never_
     graph = inspect_model(model, (ids,))
     assert {branch.name for branch in graph.branches} >= {"block"}
     student = copy.deepcopy(model)
-    quantize_(student, graph.layers, {layer.path: 8 for layer in graph.layers}, branches=graph.branches)
+    quantize_(student, graph.layers, {layer.path: 8 for layer in graph.layers}, Surroundings(graph.branches))
     calibrate_(student, [(ids,)])
     expected, found = model(ids), student(ids)
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()

@@ -494,7 +494,7 @@ def test_what_running_trials_have_reached_counts_when_time_is_up(world: Any, tmp
             figures: dict[str, float] = super().evaluate(predict, split)
             return figures
 
-    run, task, minutes = tmp_path / "run", Endless(0.0), 0.6
+    run, task, minutes = tmp_path / "run", Endless(0.0), 1.0
     rungs = {"rungs": list(range(0, 200, 2)), "learning_rate": 0.05}  # 40 seconds a trial
     begin = time.monotonic()
     records = search(world, run, task, n_trials=1_000, minutes=minutes, distill=rungs, polish_share=0.0)
@@ -547,7 +547,9 @@ else:
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["kill -9", "Ctrl-C"]
+)
 def test_a_polish_that_was_cut_off_continues_and_nothing_is_lost_or_done_twice(
     world: Any, tmp_path: Path, how: signal.Signals
 ) -> None:

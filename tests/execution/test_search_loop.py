@@ -40,11 +40,11 @@ def test_a_stopped_search_says_how_to_go_on(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "my run")
     said = stopped_by(signal.SIGINT, folder, SearchSettings(n_trials=30), 7)
     assert (str(said), said.number) == (
-        f"stopped by SIGINT after 7 of 30 trials; `autocompress resume '{tmp_path}/my run'` goes on", 2
+        f"stopped by SIGINT after 7 of 30 trials; `autocompress resume '{tmp_path}/my run'` continues it", 2
     )  # fmt: skip
     timed = SearchSettings.from_dict({"minutes": 2.5})
     assert "after 7 trials; " in str(stopped_by(signal.SIGTERM, folder, timed, 7))
-    assert "--minutes 2.5` goes on" in str(stopped_by(signal.SIGTERM, folder, timed, 7))
+    assert "--minutes 2.5` continues it" in str(stopped_by(signal.SIGTERM, folder, timed, 7))
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def study(tmp_path: Path) -> SearchStudy:
 
 def test_each_is_judged_once_and_leaves_its_files(tmp_path: Path, study: SearchStudy) -> None:
     context, folder = context_of(tmp_path), RunFolder(tmp_path / "run")
+    folder.path.mkdir()
     assert judge_whole_models(study, context, folder) == []
     (record,) = study.records()
     assert (record.origin, record.candidate, record.state) == (WHOLE_MODEL, EIGHT_BITS, "complete")

@@ -53,6 +53,27 @@ def test_a_broken_student_is_refused_at_its_layer(model: nn.Module, path: str, b
         check_parity(broken, runtime.load, file, (X,))
 
 
+class Named(nn.Module):
+    """Returns its outputs by name, as transformers' models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = torch.relu(self.conv(x)).mean((2, 3))
+        return {"logits": self.head(features), "features": features}
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_outputs_with_names_are_compared_by_the_first(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = compress(Named().eval(), Candidate(weight_bits={"conv": bits, "head": bits}), (X,), [(X,)])
+    runtime = runtime_named("onnxruntime")
+    found = check_parity(student, runtime.load, runtime.export(student, (X,), tmp_path), (X,))
+    assert found.relative_error < 0.05
+
+
 def test_values_that_are_not_finite(model: nn.Module, tmp_path: Path) -> None:
     broken = copy.deepcopy(model)
     with torch.no_grad():

@@ -24,9 +24,15 @@ def test_a_runtime_by_its_path() -> None:
 
 
 def test_a_runtime_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_engine.py").write_text("class Mine:\n    name = 'mine'\n")
+    methods = "".join(f"    def {name}(self, *_): ...\n" for name in ("capabilities", "export", "load"))
+    others = "class Less:\n    name = 'less'\n\ndef raises():\n    raise OSError(3)\n"
+    (tmp_path / "my_engine.py").write_text(f"class Mine:\n    name = 'mine'\n{methods}\n{others}")
     monkeypatch.syspath_prepend(tmp_path)
     assert runtime_named("my_engine:Mine").name == "mine"
+    with pytest.raises(InputError, match="lacks capabilities, export, load"):
+        runtime_named("my_engine:Less")
+    with pytest.raises(InputError, match="must be a class without arguments"):
+        runtime_named("my_engine:raises")
     with pytest.raises(InputError, match="no attribute 'Other'"):
         runtime_named("my_engine:Other")
     sys.modules.pop("my_engine")

@@ -5,6 +5,7 @@ The grid of Jacob et al. 2018 (arXiv:1712.05877): uint8, asymmetric, one scale p
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ class ActivationQuantizer(nn.Module):
 
     Args:
         non_negative: clamp the range at zero from below, because a ReLU follows.
+        ceiling: nor does the range go beyond this, because the ReLU cuts off there. An engine leaves out a cut whose
+            bounds hold the whole grid, so that the highest level must not be above by as much as a rounding error.
 
     In calibration it records what it sees, from which `compute_qparams` makes the range; in training the range is a
     moving average, or the scale is learned (`learn_`); else it is fixed.
@@ -38,9 +41,10 @@ class ActivationQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, non_negative: bool = False) -> None:
+    def __init__(self, non_negative: bool = False, ceiling: float | None = None) -> None:
         super().__init__()
         self.non_negative = non_negative
+        self.ceiling = ceiling
         self.calibrating = False
         self._notes: list[tuple[Tensor, Tensor, Tensor]] = []
         self.register_buffer("low", torch.zeros(()))
@@ -74,6 +78,10 @@ class ActivationQuantizer(nn.Module):
             self._set_range(low.clamp(max=0.0), high.clamp(min=0.0))
         self._notes = []
 
+    def step_size(self) -> Tensor:
+        """The scale that is in force, shape (): a learned one within its bounds."""
+        return self.scale.clamp(min=_SMALLEST_SCALE, max=self._largest_scale())
+
     def learn_(self) -> None:
         """Makes the scale a parameter; the zero point stays."""
         scale = self.scale.detach().clone()
@@ -81,7 +89,7 @@ class ActivationQuantizer(nn.Module):
         self.scale = nn.Parameter(scale)
 
     def _learned(self, x: Tensor) -> Tensor:
-        scale = self.scale.clamp(min=_SMALLEST_SCALE)
+        scale = self.step_size()
         if torch.compiler.is_exporting():
             exported: Tensor = torch.fake_quantize_per_tensor_affine(x, scale, self.zero_point, 0, N_LEVELS - 1)
             return exported
@@ -92,7 +100,7 @@ class ActivationQuantizer(nn.Module):
         low, high = self._extremes(x)
         flat = x.reshape(-1)
         sample = flat[:: max(1, flat.numel() // _SAMPLE_SIZE)].float()
-        self._notes.append((low[None], high[None], sample.clamp(min=0.0) if self.non_negative else sample))
+        self._notes.append((low[None], high[None], self._cut(sample)))
 
     def _follow(self, x: Tensor) -> None:
         low, high = self._extremes(x)
@@ -108,8 +116,22 @@ class ActivationQuantizer(nn.Module):
                 "activations must be finite to be quantized, but a layer got NaN or infinity; "
                 "check the calibration batches and the model's weights"
             )
-        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-        return (torch.zeros_like(low) if self.non_negative else low), high
+        return self._cut(low.clamp(max=0.0)), self._cut(high.clamp(min=0.0))
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """What the ReLU behind leaves of a value."""
+        x = x.clamp(min=0.0) if self.non_negative else x
+        return x if self.ceiling is None else x.clamp(max=self.ceiling)
+
+    def _largest_scale(self) -> float | None:
+        """The largest step in float32 with which the highest level is not above the ceiling."""
+        if self.ceiling is None:
+            return None
+        n_steps = N_LEVELS - 1 - int(self.zero_point)
+        step = np.float32(self.ceiling / max(n_steps, 1))
+        while np.float32(n_steps) * step > np.float32(self.ceiling):
+            step = np.nextafter(step, np.float32(0))
+        return float(step)
 
     def _set_range(self, low: Tensor, high: Tensor) -> None:
         self.low.copy_(low)
@@ -117,6 +139,8 @@ class ActivationQuantizer(nn.Module):
         width = self.high - self.low
         self.scale.copy_(torch.where(width > 0, width / (N_LEVELS - 1), torch.ones_like(width)))
         self.zero_point.copy_(torch.round(-self.low / self.scale).clamp(0, N_LEVELS - 1).to(torch.int32))
+        if self.ceiling is not None:
+            self.scale.clamp_(max=self._largest_scale())
 
 
 class BFloat16Activations(nn.Module):

@@ -29,7 +29,7 @@ def snap_biases_(model: nn.Module) -> None:
 
 def _snap(layer: QuantizedLayer) -> None:
     (grid,) = layer.input_grid
-    step = grid.scale.double() * layer.weight_quantizers["weight"].scale.double()  # type: ignore[operator]
+    step = grid.step_size().double() * layer.weight_quantizers["weight"].scale.double()  # type: ignore[operator]
     bias = layer.bias
     assert bias is None or isinstance(bias, Tensor)
     if not layer.norm:

@@ -161,10 +161,3 @@ NORMS: dict[type[nn.Module], type[QuantizedNorm]] = {
     nn.BatchNorm1d: QuantizedBatchNorm1d,
     nn.BatchNorm2d: QuantizedBatchNorm2d,
 }
-
-
-def quantized_norm(kind: type[nn.Module]) -> type[QuantizedNorm]:
-    """The counterpart of a norm's class; made at first use for a subclass of torch's (timm's norm with activation)."""
-    if kind not in NORMS:
-        NORMS[kind] = type(f"Quantized{kind.__name__}", (QuantizedNorm, kind), {"__doc__": "Its output is rounded."})
-    return NORMS[kind]

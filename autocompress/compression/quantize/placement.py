@@ -15,7 +15,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
-from autocompress.compression.quantize.layers import LAYERS, QuantizedLayer, quantized_norm
+from autocompress.compression.quantize.integer_ops import Surroundings, active_ops, round_outputs_
+from autocompress.compression.quantize.layers import LAYERS, QuantizedLayer
+from autocompress.compression.quantize.own_forward import (
+    InterceptedLayer,
+    intercepted,
+    plain_class,
+    quantized_norm,
+)
 from autocompress.compression.quantize.weights import (
     HALF_RANGE_MAX,
     INT8_MAX,
@@ -32,6 +39,9 @@ from autocompress.space.candidate import FULL_BITS, HALF_BITS, INT8_BITS, PRECIS
 
 _WEIGHTS_ONLY = (nn.Embedding, nn.RNNBase)
 """Layers whose inputs are indices, or rounded by the kernel itself."""
+
+_INTEGER_KINDS = frozenset({"linear", "conv1d", "conv2d"})
+"""Layers that give integers where their output is rounded."""
 
 _MAKERS: dict[Precision, Callable[[int, int], WeightQuantizer]] = {
     HALF_BITS: lambda n_channels, n_inputs: BFloat16WeightQuantizer(),
@@ -56,13 +66,14 @@ class WeightGrid:
 
 
 _FULL_GRID = WeightGrid()
+NOTHING_AROUND = Surroundings()
 
 
 def quantize_(
     model: nn.Module,
     layers: Sequence[Layer],
     bits: Mapping[str, Precision],
-    branches: Iterable[ResidualBranch] = (),
+    around: Surroundings = NOTHING_AROUND,
     weight_grid: WeightGrid = _FULL_GRID,
     round_before_sums: bool = True,
 ) -> None:
@@ -72,7 +83,7 @@ def quantize_(
         model: after pruning and factorizing; all parts of a factorized layer are rounded.
         layers: the layers of the uncompressed model's graph, which say what stands next to what.
         bits: layer path -> precision. Other layers stay as they are.
-        branches: the residual branches of that graph that were not dropped.
+        around: what else that graph has.
         weight_grid: of int8 weights.
         round_before_sums: False leaves out, but writes into files, the rounding of what a sum within an all-8-bit block
             reads, as a runtime does that computes convolution, sum and the next rounding in one kernel.
@@ -88,29 +99,46 @@ def quantize_(
     rounding = integer - {layer.path for layer in layers if layer.kind == "embedding"}  # those read row numbers
     whole = [
         branch
-        for branch in branches
+        for branch in around.branches
         if branch.readers and branch.n_inputs == 1 and integer.issuperset(branch.layers)
         if rounding.issuperset(branch.readers)
     ]
-    covered = _round_block_inputs_(model, whole)
+    computing = {layer.path for layer in layers if layer.path in rounding and layer.kind in _INTEGER_KINDS}
+    ops = active_ops(around, computing, whole, model)
+    read_by_ops = {source for op in ops for source in op.sources}
+    covered = round_outputs_(model, ops, computing, whole) | _round_block_inputs_(model, whole)
     inner = {path for branch in whole for path in branch.layers}
     for layer in layers:
         if layer.path not in bits:
             continue
-        parts = _parts(model, layer.path)
+        parts = [layer.path] if layer.own_forward else _parts(model, layer.path)
         for path in parts:
-            _to_counterpart(model, path, bits[layer.path], weight_grid)
-        if layer.path in covered:
+            _to_counterpart(model, path, bits[layer.path], weight_grid, layer)
+        if layer.path in covered and layer.path in computing:
             first = model.get_submodule(parts[0])
             assert isinstance(first, QuantizedLayer)
             first.input_quantizer, first.input_grid = None, (covered[layer.path],)
         if layer.path in integer and not isinstance(model.get_submodule(parts[-1]), _WEIGHTS_ONLY):
-            quantizer = _round_output_(model, layer, parts[-1], integer)
+            quantizer = _round_output_(model, layer, parts[-1], integer, layer.path in read_by_ops)
             if quantizer is not None and layer.path in inner and not layer.relu:
                 quantizer.applied = round_before_sums
         last = model.get_submodule(parts[-1])
         if isinstance(last, QuantizedLayer) and layer.norm is not None:
             last.norm = (model.get_submodule(layer.norm),)
+    _note_ceilings_(model, layers, rounding & bits.keys())
+
+
+def _note_ceilings_(model: nn.Module, layers: Sequence[Layer], rounding: set[str]) -> None:
+    """Lets what rounds the inputs of layers know where the ReLU6 before them cuts off."""
+    for layer in layers:
+        for path in rounding.intersection(layer.feeds if layer.ceiling is not None else ()):
+            for quantizer in _first_rounded(model, path).input_grid:
+                quantizer.ceiling = layer.ceiling
+
+
+def _first_rounded(model: nn.Module, path: str) -> QuantizedLayer:
+    """A rounded layer, or the first of the rounded layers that it was split into."""
+    return next(part for part in model.get_submodule(path).modules() if isinstance(part, QuantizedLayer))
 
 
 def rounded(weight: Tensor, precision: Precision) -> Tensor:
@@ -140,14 +168,18 @@ def _round_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return tuple(map(rounded, args)), {name: rounded(value) for name, value in kwargs.items()}
 
 
-def _round_output_(model: nn.Module, layer: Layer, last: str, integer: set[str]) -> ActivationQuantizer | None:
-    if layer.kind == "linear" or (layer.feeds_only_layers and integer.issuperset(layer.feeds)):
-        return None  # a float output costs an integer linear nothing; or the readers' input quantizers stand there
+def _round_output_(
+    model: nn.Module, layer: Layer, last: str, integer: set[str], must: bool
+) -> ActivationQuantizer | None:
+    """Rounds what a unit gives; unless it must, not where its readers' own quantizers stand there."""
+    if not must and (layer.kind == "linear" or (layer.feeds_only_layers and integer.issuperset(layer.feeds))):
+        return None  # a float output costs an integer linear nothing
     end = layer.norm if layer.norm is not None else last
     if layer.norm is not None:
         _swap_class(model, end, quantized_norm(type(model.get_submodule(end))))
     module = model.get_submodule(end)
-    module.output_quantizer = quantizer = ActivationQuantizer(non_negative=layer.relu).to(device_of(module))
+    quantizer = ActivationQuantizer(layer.relu, layer.ceiling).to(device_of(module))
+    module.output_quantizer = quantizer
     return quantizer
 
 
@@ -157,10 +189,10 @@ def _parts(model: nn.Module, path: str) -> list[str]:
     return [name for name, module in within if type(module) in LAYERS] or [path]
 
 
-def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: WeightGrid) -> None:
+def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: WeightGrid, layer: Layer) -> None:
     """Swaps a layer for its rounded class, which adds quantizers and keeps parameters, buffers and hooks."""
     module = model.get_submodule(path)
-    counterpart = LAYERS.get(type(module))
+    counterpart = intercepted(type(module)) if layer.own_forward else LAYERS.get(type(module))
     if counterpart is None:
         known = ", ".join(kind.__name__ for kind in LAYERS)
         raise CompressionError(
@@ -175,10 +207,11 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: 
         swapped.input_grid = (grid,)
     elif width == HALF_BITS and not isinstance(module, _WEIGHTS_ONLY):
         swapped.input_quantizer = BFloat16Activations()
+    if isinstance(swapped, InterceptedLayer):
+        swapped.computed_weight = layer.computed_weight
+        swapped.seen_weight = swapped.stored_weight = None
     swapped.weight_quantizers = nn.ModuleDict()
-    for name, weight in module.named_parameters(recurse=False):
-        if weight.ndim < 2:
-            continue
+    for name, weight in _weights(module, layer).items():
         if not bool(weight.isfinite().all()):
             raise CompressionError(
                 f"weights must be finite to be quantized, but {path}.{name} has NaN or infinity; "
@@ -194,6 +227,13 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: 
     swapped.refresh_weights()
 
 
+def _weights(module: Any, layer: Layer) -> dict[str, Tensor]:
+    """What is rounded, by name: weights with rows, or of a layer with its own forward the weight alone."""
+    if layer.own_forward:
+        return {"weight": module.weight.detach()}
+    return {name: weight for name, weight in module.named_parameters(recurse=False) if weight.ndim > 1}
+
+
 def without_rounding_(model: nn.Module) -> None:
     """Makes every rounded linear, convolution, embedding and recurrent layer the torch layer that it was; in place.
 
@@ -202,7 +242,8 @@ def without_rounding_(model: nn.Module) -> None:
     plain = {rounded: kind for kind, rounded in LAYERS.items()}
     for path, module in list(model.named_modules()):
         if path.rpartition(".")[2] != "residual" and isinstance(module, QuantizedLayer):
-            swapped = _swap_class(model, path, plain[type(module)])
+            kind = plain_class(module) if isinstance(module, InterceptedLayer) else plain[type(module)]
+            swapped = _swap_class(model, path, kind)
             for name in ("input_quantizer", "output_quantizer", "weight_quantizers"):
                 swapped._modules.pop(name, None)
 
