@@ -87,14 +87,6 @@ def check_parity(student: nn.Module, load: Callable[[Path], Session], file: Path
     )
 
 
-def first_tensor(outputs: object) -> Tensor:
-    """The first tensor of what a model returns: alone, in a tuple, or in a mapping such as transformers' outputs."""
-    while not isinstance(outputs, Tensor):
-        items = outputs.values() if isinstance(outputs, Mapping) else outputs
-        outputs = next(iter(items))  # type: ignore[call-overload]
-    return outputs
-
-
 def parting_layer(
     student: nn.Module, load: Callable[[Path], Session], file: Path, inputs: Inputs, tolerance: float
 ) -> str:
