@@ -44,6 +44,8 @@ class QuantizedLayer(nn.Module):
         """The weight as it is stored; in training its scales follow it."""
         quantizer, weight = self.weight_quantizers[name], getattr(self, name)
         if self.training:
+            if quantizer.through:
+                return weight  # type: ignore[no-any-return]
             quantizer.refresh(weight)  # type: ignore[operator]
         rounded: Tensor = quantizer(weight)
         return rounded
