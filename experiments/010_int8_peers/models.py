@@ -23,7 +23,8 @@ def build(entry: Mapping[str, Any], n_samples: int) -> tuple[nn.Module, Inputs, 
     """The model in evaluation mode, example inputs of batch 1, calibration batches of one sample, the task if any."""
     torch.manual_seed(0)
     model, example, task = BUILDERS[entry["source"]](entry)
-    settle_norms_(model, example)
+    if entry["source"] != "task":  # trained weights keep their statistics, whose counter may be 0
+        settle_norms_(model, example)
     if task is not None:
         batches = list(task.calibration_batches())
         singles = [single for batch in batches for single in _split(batch)][:n_samples]
