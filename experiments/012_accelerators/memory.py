@@ -31,7 +31,8 @@ class Decoder(nn.Module):
         self.embedding, self.head = nn.Embedding(N_WORDS, 16), nn.Linear(16, N_WORDS)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.embedding(tokens))
+        scores: Tensor = self.head(self.embedding(tokens))
+        return scores
 
 
 @dataclass
@@ -86,7 +87,7 @@ def main() -> None:
     memory, begin = PeakMemory(CPU), time.perf_counter()
     figures = evaluate_model(model, task)
     print({name: round(value, 4) for name, value in figures.items()}, f"{time.perf_counter() - begin:.0f} s")
-    print(f"{what}: {before:.0f} MiB before, peak {memory.mib:.0f} MiB")
+    print(f"{what}: {before or 0:.0f} MiB before, peak {memory.mib or 0:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ class Logits(nn.Module):
         self.model, self.name = model, name
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(**{self.name: x}).logits
+        logits: Tensor = self.model(**{self.name: x}).logits
+        return logits
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Workload:
 
     def batches(self, n: int = 8) -> list[Batch]:
         generator = torch.Generator().manual_seed(0)
-        made = []
+        made: list[Batch] = []
         for _ in range(n):
             if len(self.shape) == 1:
                 x = torch.randint(1000, (self.batch, *self.shape), generator=generator)
@@ -121,8 +122,8 @@ class BareLoop:
         self.device, self.fast = device, fast
         layout = torch.channels_last if fast and len(workload.shape) == 3 else torch.preserve_format
         self.layout = layout
-        self.teacher = copy.deepcopy(model).to(device, memory_format=layout).eval()
-        self.student = copy.deepcopy(model).to(device, memory_format=layout).train()
+        self.teacher = _placed(model, device, layout).eval()
+        self.student = _placed(model, device, layout).train()
         fused = True if device.type == "cuda" else None
         if workload.optimizer == "sgd":
             self.optimizer: Any = torch.optim.SGD(
@@ -135,7 +136,9 @@ class BareLoop:
     def advance(self, steps: int) -> None:
         for _ in range(steps):
             (inputs, targets) = on_device(next(self.stream), self.device, non_blocking=True)
-            x = inputs[0].contiguous(memory_format=self.layout) if inputs[0].ndim == 4 else inputs[0]
+            assert isinstance(inputs, tuple)
+            (x,) = inputs
+            x = x.contiguous(memory_format=self.layout) if x.ndim == 4 else x
             with torch.autocast(self.device.type, torch.bfloat16) if self.fast else nullcontext():
                 with torch.no_grad():
                     soft = self.teacher(x)
@@ -146,6 +149,11 @@ class BareLoop:
             loss.backward()
             nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
             self.optimizer.step()
+
+
+def _placed(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    placed: nn.Module = copy.deepcopy(model).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    return placed
 
 
 def endless(batches: list[Batch]) -> Iterator[Batch]:
@@ -184,7 +192,8 @@ def speed(name: str, device: torch.device) -> dict[str, Any]:
     assert ours.mode is not None
     bare = BareLoop(workload, model, device, ours.mode.bfloat16)
     bare.advance(5)
-    done, times = 5, {"bare": [], "ours": []}
+    times: dict[str, list[float]] = {"bare": [], "ours": []}
+    done = 5
     for _ in range(N_ROUNDS):
         done += workload.steps
         times["ours"].append(seconds(lambda: ours.advance(done), device))  # noqa: B023
@@ -217,7 +226,7 @@ def together(name: str, device: torch.device, n: int) -> float:
     for _ in workers:
         ready.acquire()
     go.set()
-    longest = max(out.get() for _ in workers)
+    longest: float = max(out.get() for _ in workers)
     for worker in workers:
         worker.join()
     return n * 4 * WORKLOADS[name].steps * WORKLOADS[name].batch / longest
@@ -256,7 +265,7 @@ class BusyGpu:
 
 def search(device: torch.device) -> dict[str, Any]:
     """16 trials of the digits' classifier, four on the GPU at the same time."""
-    settings = {"n_trials": 16, "polish_points": 0, "device": device.type, "show_progress": False}
+    settings: dict[str, Any] = {"n_trials": 16, "polish_points": 0, "device": device.type, "show_progress": False}
     if device.type == "cuda":
         settings |= {"gpus_per_trial": 0.25, "n_workers": 4}
     with tempfile.TemporaryDirectory() as folder, BusyGpu() if device.type == "cuda" else nullcontext() as busy:

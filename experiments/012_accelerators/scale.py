@@ -37,7 +37,8 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids).logits
+        logits: Tensor = self.model(input_ids=input_ids).logits
+        return logits
 
 
 def encoder() -> nn.Module:
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     inputs = (torch.ones(1, 64, dtype=torch.long),)
     runtime_named(runtime)
-    libraries = PeakMemory(CPU).mib
+    libraries = PeakMemory(CPU).mib or 0.0
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     n_params = sum(parameter.numel() for parameter in model.parameters())
@@ -87,7 +88,7 @@ def main() -> None:
         gc.collect()
         memory, begin = PeakMemory(CPU), time.perf_counter()
         kept[what] = call()
-        peak = memory.mib - libraries
+        peak = (memory.mib or 0.0) - libraries
         row = {
             "model": name, "runtime": runtime, "n_params": n_params, "weights_mib": round(weights), "step": what,
             "seconds": round(time.perf_counter() - begin, 1), "peak_mib": round(peak),
