@@ -13,8 +13,8 @@ _HEAD = """\
 This page is made from the argument parser by `make docs-pages`. `autocompress COMMAND --help` prints the same.
 [settings.md](settings.md) lists the settings of a search with their types and rules.
 
-A `TASK` is a ready-made name, `file.py:name`, `package.module:name` or a [model by id](guides/models_by_id.md). A budget is a
-share of the uncompressed model's latency (`0.5x`) or milliseconds (`2.0ms`).
+A `TASK` is a ready-made name, `file.py:name`, `package.module:name` or a [model by id](guides/models_by_id.md).
+A budget is a share of the uncompressed model's latency (`0.5x`) or milliseconds (`2.0ms`).
 
 Exit codes: 0; 2 when something that was given is wrong, or the system refuses something; 128 and the number of the
 signal that stopped the command (130 after Ctrl-C).

@@ -16,7 +16,10 @@ DOCS = ROOT / "docs"
 
 PAGES = {
     "changelog.md": "CHANGELOG.md",
-    **{f"experiments/{path.parent.name}.md": str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/*/README.md")},
+    **{
+        f"experiments/{path.parent.name}.md": str(path.relative_to(ROOT))
+        for path in ROOT.glob("experiments/*/README.md")
+    },
 }
 """Page of the site -> Markdown file outside of `docs/`."""
 

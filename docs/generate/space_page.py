@@ -35,9 +35,9 @@ An unknown key, a value outside its range and a rule that matches no name of the
 
 ## Keys of a rule
 
-`match` is a layer's exact path, or `re:` and a pattern that must match the whole path. Each other key is a list of choices,
-which must hold the one that changes nothing. A key that a rule leaves out is not searched there. A channel group takes the
-rule of its root layer, a residual branch that of its module.
+`match` is a layer's exact path, or `re:` and a pattern that must match the whole path. Each other key is a list of
+choices, which must hold the one that changes nothing. A key that a rule leaves out is not searched there. A channel
+group takes the rule of its root layer, a residual branch that of its module.
 
 | key | changes nothing | rule | offered for |
 | --- | --- | --- | --- |
@@ -46,10 +46,12 @@ rule of its root layer, a residual branch that of its module.
 _OF = {"prune_ratio": "channel groups", "drop": "residual branches"}
 
 _BITS = f"""
-`weight_bits` knows the precisions {", ".join(f"`{json.dumps(bits)}`" for bits in PRECISIONS)}. `weight_bits: {BY_RUNTIME}` in
-place of a list offers those of 32, 16 and 8 that the target runtime executes on its machine.
+`weight_bits` knows the precisions {", ".join(f"`{json.dumps(bits)}`" for bits in PRECISIONS)}.
+`weight_bits: {BY_RUNTIME}` in place of a list offers those of 32, 16 and 8 that the target runtime executes on its
+machine.
 
-`rank_ratio` knows the schemes {", ".join(f"`{scheme}`" for scheme in SCHEMES)}; `{SCHEMES[0]}` is meant where none is named.
+`rank_ratio` knows the schemes {", ".join(f"`{scheme}`" for scheme in SCHEMES)};
+`{SCHEMES[0]}` is meant where none is named.
 
 ## Settings of the fine-tune
 
