@@ -17,6 +17,11 @@ from autocompress.tasks.data import CACHE_VARIABLE, DATA_VARIABLE, data_folder
 if TYPE_CHECKING:
     from tests.shared.points import Point
 
+SECOND_DEVICE_VARIABLE = "AUTOCOMPRESS_SECOND_DEVICE"
+"""Set in the process that `tests/test_on_second_device.py` starts; these tests are collected only there."""
+
+collect_ignore = [] if os.environ.get(SECOND_DEVICE_VARIABLE) else ["second_device"]
+
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("suite")
 

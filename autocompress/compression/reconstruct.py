@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from autocompress.batches import restored
+from autocompress.devices import tensors_in
 from autocompress.errors import CompressionError
 from autocompress.graph import Layer, ModelGraph
 from autocompress.graph.shrink import group_slots, module_at, new_orders
@@ -180,18 +182,11 @@ def _slots(layer: Layer, graph: ModelGraph, removed: Mapping[str, Sequence[int]]
 
 def _joined(batches: Sequence[Inputs]) -> Inputs:
     """The first samples as one batch; a batch of other shapes than the first is passed over."""
-    first = batches[0]
-    if isinstance(first, dict):
-        names = list(first)
-        values = _stacked([tuple(batch[name] for name in names) for batch in batches if isinstance(batch, dict)])
-        return dict(zip(names, values, strict=True))
-    return _stacked([batch for batch in batches if isinstance(batch, tuple)])
-
-
-def _stacked(batches: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    shapes = [tuple(value.shape[1:] for value in batch) for batch in batches]
-    alike = [batch for batch, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
-    return tuple(torch.cat(values)[:_MAX_SAMPLES] for values in zip(*alike, strict=True))
+    tensors = [tensors_in(batch) for batch in batches]
+    shapes = [[value.shape[1:] for value in batch] for batch in tensors]
+    alike = [batch for batch, shape in zip(tensors, shapes, strict=True) if shape == shapes[0]]
+    joined: Inputs = restored(batches[0], [torch.cat(values)[:_MAX_SAMPLES] for values in zip(*alike, strict=True)])
+    return joined
 
 
 def _flat(values: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from autocompress.devices import CPU, device_of, full_precision, is_half, model_
 from autocompress.distillation.feature_loss import FeatureLoss
 from autocompress.distillation.optimizers import make_optimizer, settings_for
 from autocompress.distillation.precision import FastMode, choose_mode, saved_mode
+from autocompress.distillation.schedule import CosineSchedule
 from autocompress.distillation.teacher import Teacher, as_float32
 from autocompress.errors import CompressionError, InputError
 from autocompress.graph import inspect_model
@@ -33,7 +34,6 @@ from autocompress.task import Batch, Inputs, Task, call_model
 from autocompress.task_access import examples_of
 
 Turn = Callable[[], AbstractContextManager[None]]
-_WARM_UP_SHARE = 0.1
 _MAX_GRAD_NORM = 5.0
 _CHECK_EVERY = 20  # steps after which losses are looked at on an accelerator: each look waits for it
 
@@ -67,7 +67,7 @@ class FineTune:
     ) -> None:
         self.student, self.teacher, self.task, self.turn = student, teacher, task, turn
         self.settings = settings_for(settings, teacher.model)
-        self.step = 0
+        self.step, self.schedule = 0, CosineSchedule(settings.rungs[-1])
         self.mode: FastMode | None = None  # chosen at the first step, then kept: also on another machine
         self._seed, self._device, self._half = seed, teacher.device, is_half(student)
         self._called: Any = torch.compile(student) if settings.compile else student
@@ -108,6 +108,7 @@ class FineTune:
         """Student, its biases as trained, optimizer, position, mode, random state (dropout); tensors and numbers."""
         return {
             "step": self.step,
+            "schedule": self.schedule.state_dict(),
             "fast": None if self.mode is None else [self.mode.bfloat16, self.mode.channels_last],
             "device": self._device.type,
             "student": self.student.state_dict(),
@@ -126,6 +127,8 @@ class FineTune:
             self._features.adapters.load_state_dict(state["adapters"])
         self._optimizer.load_state_dict(_for_this_device(state["optimizer"], self._optimizer))
         self.step = int(state["step"])
+        if "schedule" in state:  # an earlier version's schedule never changed its length
+            self.schedule.load_state_dict(state["schedule"])
         known = state["fast"] is not None and state.get("device", CPU.type) == self._device.type
         self.mode = saved_mode(self._device, state["fast"]) if known else None
         batches = _stream(self.task, self._seed, self._half)
@@ -139,7 +142,7 @@ class FineTune:
         if self.mode.needs_scaling and not self._scaler.is_enabled():
             self._scaler = torch.amp.GradScaler(self._device.type)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * _schedule(self.step, self.settings.rungs[-1])  # type: ignore[operator]
+            group["lr"] = self.settings.learning_rate * self.schedule.factor(self.step)  # type: ignore[operator]
         if not self._fits(batch):
             self._halve(n_samples(inputs))
             if not self._fits(batch):
@@ -357,12 +360,3 @@ def _stream(task: Task, seed: int, half: bool = False) -> Iterator[Batch]:
         if n_batches == 0:
             raise InputError("train_batches must give at least one batch, but gave none")
         seed += 1
-
-
-def _schedule(step: int, n_steps: int) -> float:
-    """Share of the peak learning rate: a linear rise over the first tenth, then a half cosine to zero."""
-    warm_up = max(1.0, _WARM_UP_SHARE * n_steps)
-    if step < warm_up:
-        return (step + 1) / (warm_up + 1)
-    progress = min(1.0, (step - warm_up) / max(1.0, n_steps - warm_up))
-    return 0.5 * (1 + math.cos(math.pi * progress))

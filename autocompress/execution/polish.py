@@ -25,11 +25,14 @@ class Polish:
 
     Attributes:
         origin: the record whose structure is trained.
-        steps: of training.
+        steps: of training, as expected.
+        seconds: that it may take in all; its steps become fewer or more while it runs, so that it ends in time. None
+            leaves the steps as they are.
     """
 
     origin: TrialRecord
     steps: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,11 @@ class PolishPlanner:
                 n_left = min(n_left, len(left))
             reached = [point for point in wanted if point.candidate.digest in done]
             origin = next_of(left, reached, n_left)
-        steps = self._settings.steps or self._steps_of(origin, left, records, n_left)
-        return Polish(origin, steps) if steps >= _LEAST_STEPS or self._settings.steps else None
+        if self._settings.steps:
+            return Polish(origin, self._settings.steps)
+        seconds = self._seconds_of(origin, left, records, n_left)
+        steps = int(_SAFETY * seconds / max(step_seconds(origin, records), 1e-6))
+        return Polish(origin, steps, seconds) if steps >= _LEAST_STEPS else None
 
     def _points(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         """Front points that training may lift, slowest first; spread over the latencies where there are too many."""
@@ -121,19 +127,20 @@ class PolishPlanner:
         n_fit = round(_SAFETY * seconds * self._settings.n_workers / max(cost, 1e-9))
         return min(len(left), max(n_fit, self._settings.n_workers))
 
-    def _steps_of(
+    def _seconds_of(
         self, origin: TrialRecord, left: Sequence[TrialRecord], records: Sequence[TrialRecord], n_left: int
-    ) -> int:
-        """Steps such that `n_left` points share the time that is left, by their cost of a step."""
+    ) -> float:
+        """Time such that `n_left` points share what is left, by their cost of a step."""
         seconds = self._clock.training_left
         if seconds is None:
-            return 0
+            return 0.0
+        n_rounds = -(-n_left // self._settings.n_workers)  # the last round's workers wait for the slowest
+        if n_rounds == 1:
+            return seconds
         mine = step_seconds(origin, records)
         mean = float(np.mean([step_seconds(record, records) for record in left]))
-        n_rounds = -(-n_left // self._settings.n_workers)  # the last round's workers wait for the slowest
         share = min(1.0, mine / max(mean, 1e-9) * self._settings.n_workers / n_left)
-        planned = min(seconds / n_rounds, seconds * share) if n_rounds > 1 else seconds
-        return int(_SAFETY * planned / max(mine, 1e-6))
+        return min(seconds / n_rounds, seconds * share)
 
 
 def next_of(left: Sequence[TrialRecord], reached: Sequence[TrialRecord], n: int) -> TrialRecord:

@@ -24,6 +24,7 @@ from autocompress.devices import CPU, PeakMemory, full_precision, has_float64, m
 from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
 from autocompress.evaluation import evaluate_model
+from autocompress.execution.deadline import Deadline
 from autocompress.latency import MeasurementLock, time_sessions
 from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.publishing.artifact import load_student, save_student
@@ -37,6 +38,7 @@ from autocompress.task_access import calibration_of, examples_of
 _BYTES_PER_MIB = 2**20
 _HELD_OUT_SEED = 7919  # of the training batches on which starts are compared; no training begins with it
 _N_HELD_OUT = 2
+_STEPS_BETWEEN_LOOKS = 25  # at the clock, by a polish that has to end in time
 _LONG_POLISH = 600  # steps of a polish from which on there is a rung half-way, where it can resume
 _LEAST_SUBSET = 500
 _EVALUATION_SHARE = 0.1  # of a trial's passes; a training step is three forward passes
@@ -50,11 +52,13 @@ class TrialPlan:
         candidate: to compress to.
         polish_steps: training steps of a polish; 0 for a trial of the exploration.
         measured: latency and size of a polish's structure, which an earlier trial has measured.
+        polish_seconds: that a polish may take from its beginning on; None leaves its steps as they are.
     """
 
     candidate: Candidate
     polish_steps: int = 0
     measured: Measured | None = None
+    polish_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ class Trial:
     def __init__(self, worker: WorkerContext, plan: TrialPlan, recipe: Recipe, student: nn.Module, parent: str) -> None:
         self._worker, self._context, self._plan = worker, worker.context, plan
         self._recipe, self._student, self._parent = recipe, student.to(worker.device), parent
+        self._deadline = None if plan.polish_seconds is None else Deadline(plan.polish_seconds)
         self._training = training_of(self._context.settings.distill, plan)
         self._fine_tune = FineTune(
             student,
@@ -201,6 +206,8 @@ class Trial:
         trial = cls(worker, plan, recipe, student, state.get("parent", UNCOMPRESSED))
         trial._memory = memory
         trial._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
+        if "planned_rungs" in state:
+            trial._training = replace(trial._training, rungs=tuple(state["planned_rungs"]))
         trial._measured = Measured(Latency(**state["latency"]), state["size_mib"])
         trial._seconds = dict(state["seconds"])
         trial._best = dict(state["best"])
@@ -214,10 +221,28 @@ class Trial:
 
     def step(self) -> None:
         """Trains to the next rung and judges the student there."""
-        target = self._training.rungs[len(self._rungs)]
         with self._phase("fine-tune"):
-            self._fine_tune.advance(target)
-        self._judge(target)
+            self._train_to_next_rung()
+        self._judge(self._fine_tune.step)
+
+    def _train_to_next_rung(self) -> None:
+        """Trains; a polish with a deadline looks at the clock now and then, and moves its end."""
+        fine_tune, n_rungs = self._fine_tune, len(self._rungs)
+        while fine_tune.step < self._training.rungs[n_rungs]:
+            target = self._training.rungs[n_rungs]
+            if self._deadline is None:
+                fine_tune.advance(target)
+                continue
+            begin, step = time.monotonic(), fine_tune.step
+            fine_tune.advance(min(target, step + _STEPS_BETWEEN_LOOKS))
+            seconds = (time.monotonic() - begin) / (fine_tune.step - step)
+            to_come = self._seconds.get("evaluate", 0.0) * (len(self._training.rungs) - n_rungs) / max(n_rungs, 1)
+            n_steps = self._deadline.n_steps(fine_tune.step, fine_tune.schedule.n_steps, seconds, to_come)
+            if n_steps != fine_tune.schedule.n_steps:
+                fine_tune.schedule.end_at(n_steps, fine_tune.step)
+                between = [rung for rung in self._training.rungs[n_rungs:-1] if fine_tune.step < rung < n_steps]
+                rungs = (*self._training.rungs[:n_rungs], *between, n_steps)
+                self._training = replace(self._training, rungs=rungs)
 
     def files(self) -> dict[str, bytes]:
         """The student of the best rung as `save_student` writes it: file name -> content. It travels to the driver."""
@@ -255,6 +280,7 @@ class Trial:
             "recipe": self._recipe.to_dict(),
             "parent": self._parent,
             "rungs": [(rung.steps, dict(rung.metrics)) for rung in self._rungs],
+            "planned_rungs": list(self._training.rungs),
             "latency": dict(self._known.latency.__dict__),
             "size_mib": self._known.size_mib,
             "seconds": dict(self._seconds),

@@ -33,6 +33,7 @@ class Assignment:
     Attributes:
         record: of the trial, as far as it is known: a failed one until a worker has reported.
         polish_steps: training steps of a polish; 0 for a trial of the exploration.
+        polish_seconds: that a polish may take; None leaves its steps as they are.
         parents: names of trials whose weights may be the start.
         measured: of a polish, the record that has its latency and size.
         n_failures: how often it has lost its worker.
@@ -42,6 +43,7 @@ class Assignment:
     polish_steps: int = 0
     parents: tuple[str, ...] = ()
     measured: TrialRecord | None = None
+    polish_seconds: float | None = None
     n_failures: int = 0
 
     def config(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class Assignment:
             "name": self.record.name,
             "candidate": self.record.candidate.to_json(),
             "polish_steps": self.polish_steps,
+            "polish_seconds": self.polish_seconds,
             "parents": list(self.parents),
             "measured": measured,
             "n_failures": self.n_failures,
@@ -160,7 +163,7 @@ class TrialQueue:
 
     def _cut_off_polish(self) -> Assignment | None:
         asked = self.study.ask_cut_off()
-        return None if asked is None else self._polish_assignment(asked)
+        return None if asked is None else self._polish_assignment(asked, self.limits.clock.training_left)
 
     def _new_candidate(self) -> Assignment | None:
         """A new trial of the exploration, or one that an earlier start of the run left unfinished."""
@@ -188,15 +191,15 @@ class TrialQueue:
         asked = None
         with self.stop.abort_on_full_disk():
             asked = self.study.ask_polish(found.origin.candidate, notes)
-        return None if asked is None else self._polish_assignment(asked)
+        return None if asked is None else self._polish_assignment(asked, found.seconds)
 
-    def _polish_assignment(self, asked: Asked) -> Assignment:
+    def _polish_assignment(self, asked: Asked, seconds: float | None) -> Assignment:
         notes = asked.polish
         assert notes is not None, "the study says of a polish what it is"
         record = TrialRecord(asked.number, "failed", POLISHED, asked.candidate, started=self.run_seconds())
         origin = next(item for item in self.study.records() if item.number == notes["origin"])
         parents = (origin.name, *self._parents_of(record))
-        assignment = Assignment(record, notes["steps"], parents, origin)
+        assignment = Assignment(record, notes["steps"], parents, origin, seconds)
         self._polishing[record.number] = assignment
         return assignment
 

@@ -152,7 +152,8 @@ def plan_of(config: Mapping[str, Any]) -> TrialPlan:
     if config["measured"] is not None:
         found = json.loads(config["measured"])
         measured = Measured(Latency(**found["latency"]), found["size_mib"])
-    return TrialPlan(Candidate.from_dict(json.loads(config["candidate"])), config["polish_steps"], measured)
+    candidate = Candidate.from_dict(json.loads(config["candidate"]))
+    return TrialPlan(candidate, config["polish_steps"], measured, config["polish_seconds"])
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

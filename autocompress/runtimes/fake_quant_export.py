@@ -7,6 +7,7 @@ its rounded value, so that the file's integers follow from it exactly, and the q
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,18 @@ from autocompress.compression.quantize.weights import PerChannelInt8Quantizer, W
 from autocompress.task import Inputs, call_model
 
 _LEVEL_MAX = 255
+
+
+@functools.cache
+def _say_shape_of_rounding() -> torch.library.Library:
+    """Tells torch the shape that rounding gives; this torch knows it only where sizes are numbers, not symbols."""
+
+    def shapes(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+
+    library = torch.library.Library("aten", "IMPL", "Meta")  # kept for as long as the process lives
+    library.impl("fake_quantize_per_tensor_affine_cachemask", shapes)
+    return library
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ class _Mark(nn.Module):
 
 def marked_copy(student: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, MarkedWeights]:
     """A copy in evaluation mode whose weights hold their stored values, and how each is stored."""
+    _say_shape_of_rounding()
     marked = copy.deepcopy(student).eval()
     if any(isinstance(layer, InterceptedLayer) and layer.computed_weight for layer in marked.modules()):
         with torch.no_grad():

@@ -137,13 +137,27 @@ def _as_gemm(graph: ProtoGraph, node: onnx.NodeProto, writer: Writer) -> onnx.No
     end = added if bias and added is not None else node
     unflatten = onnx.helper.make_node(
         "Reshape",
-        [gemm.output[0], writer.constant(np.array(shape, np.int64))],
+        [gemm.output[0], _full_shape(source.input[0], shape, writer)],
         [end.output[0]],
         name=f"{node.name}_rows",
     )
     graph.substitute(end, unflatten)
     result: onnx.NodeProto = graph.producer[gemm.output[0]]
     return result
+
+
+def _full_shape(rows_of: str, shape: tuple[int, ...], writer: Writer) -> str:
+    """Name of a product's shape: a constant; where several sizes are known only at run time, the input's leading ones.
+
+    Args:
+        rows_of: the product's input before it was flattened.
+        shape: of the product; 0 where a size is not known.
+        writer: of the nodes.
+    """
+    if shape.count(0) < 2:
+        return writer.constant(np.array([size or -1 for size in shape], np.int64))
+    leading = writer.node("Shape", rows_of, end=-1)
+    return writer.node("Concat", leading, writer.constant(np.array(shape[-1:], np.int64)), axis=0)
 
 
 def _as_matmul(graph: ProtoGraph, node: onnx.NodeProto) -> onnx.NodeProto:

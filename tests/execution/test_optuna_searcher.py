@@ -90,7 +90,14 @@ def test_a_complete_trial_is_told_written_and_heard(run: Run, ratio: float, feas
     (record,) = read_records(run.file)
     assert run.update == run.study.records() == [record]
     asked = {"number": record.number, "name": record.name, "candidate": record.candidate.to_json()}
-    assert config == {**asked, "n_failures": 0, "polish_steps": 0, "parents": [], "measured": None}
+    assert config == {
+        **asked,
+        "n_failures": 0,
+        "polish_steps": 0,
+        "polish_seconds": None,
+        "parents": [],
+        "measured": None,
+    }
     assert (record.state, record.origin, record.feasible) == ("complete", "sampler", feasible)
     assert (record.started, record.ended) == (3.0, 8.0)
     for name in (

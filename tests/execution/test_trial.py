@@ -29,6 +29,7 @@ from autocompress.distillation.fine_tune import FastMode
 from autocompress.errors import AutocompressError, InputError, MeasurementError, MissingDataError
 from autocompress.execution import trial as bench_module
 from autocompress.execution import worker as worker_module
+from autocompress.execution.deadline import Deadline
 from autocompress.execution.shared_context import SharedContext
 from autocompress.execution.trial import (
     Measured,
@@ -319,6 +320,45 @@ def test_a_polish_continues_its_origins_weights_and_measures_nothing_again(
     while not rest.done:
         rest.step()
     assert rest.outcome().rungs == outcome.rungs and rest.files() == whole.files()
+
+
+def test_a_polish_moves_its_end_to_the_deadline_and_is_restored_with_it(
+    tmp_path: Path, bench_of: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(tmp_path, budget=0.5)
+    worker_context = bench_of(context)
+    timed_at(0.4, monkeypatch)
+    origin = finished(worker_context, EVERYTHING)
+    monkeypatch.setattr(bench_module, "_LONG_POLISH", 100)
+    monkeypatch.setattr(bench_module, "_STEPS_BETWEEN_LOOKS", 10)
+
+    def with_ends(ends: dict[int, int]) -> None:
+        def n_steps(self: Deadline, step: int, planned: int, step_seconds: float, to_come: float) -> int:
+            assert step_seconds > 0 and to_come > 0
+            return ends.get(step, planned)
+
+        monkeypatch.setattr(Deadline, "n_steps", n_steps)
+
+    def rungs_of(trial: Trial) -> list[int]:
+        while not trial.done:
+            trial.step()
+        return [rung.steps for rung in trial.outcome().rungs]
+
+    known = Measured(origin.outcome().latency, origin.outcome().size_mib)
+    plan = TrialPlan(EVERYTHING, 100, known, polish_seconds=1000.0)
+    files = [TrainedFiles("trial_0001", origin.files())]
+    with_ends({10: 30})
+    assert rungs_of(Trial.begin(worker_context, plan, files)) == [0, 30], "no time for a rung between"
+    with_ends({20: 20})
+    assert rungs_of(Trial.begin(worker_context, plan, files)) == [0, 20], "the time is over"
+    with_ends({10: 120, 60: 70})
+    whole = Trial.begin(worker_context, plan, files)
+    assert rungs_of(whole) == [0, 50, 70]
+    cut = Trial.begin(worker_context, plan, files)
+    cut.step(), cut.step()
+    torch.save(cut.state_dict(), tmp_path / "polish.pt")
+    rest = Trial.restore(bench_of(context), plan, torch.load(tmp_path / "polish.pt", weights_only=True))
+    assert rungs_of(rest) == [0, 50, 70] and rest.files() == whole.files()
 
 
 def test_figures_of_an_outcome(tmp_path: Path, bench_of: MakeBench) -> None:

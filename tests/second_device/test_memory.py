@@ -18,7 +18,7 @@ from autocompress.errors import CompressionError, InputError
 from autocompress.execution.device_check import check_device, check_share
 from autocompress.space.candidate import Candidate
 from autocompress.task import SupervisedTask
-from tests.shared.second_device import register
+from tests.second_device.backend import register
 from tests.shared.tasks import batches, images, tiny_task, trained_model
 
 SETTINGS = DistillSettings(rungs=(0, 6), learning_rate=0.05)

@@ -25,7 +25,7 @@ from autocompress.devices import (
     without_index,
 )
 from autocompress.errors import InputError
-from tests.shared.second_device import SecondTensor, register
+from tests.second_device.backend import SecondTensor, register
 
 register()
 SECOND = torch.device("second")

@@ -9,7 +9,7 @@ from torch import nn
 
 from autocompress.devices import on_device
 from autocompress.task import Batch, Inputs, SupervisedTask
-from tests.shared.second_device import register
+from tests.second_device.backend import register
 from tests.shared.tasks import batches, trained_model
 
 

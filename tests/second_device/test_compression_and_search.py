@@ -29,9 +29,9 @@ from autocompress.search_context import SearchContext, moments_of
 from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.task import as_inputs
-from tests.shared.device_tasks import DeviceTask, MovingTask
+from tests.second_device.backend import register
+from tests.second_device.device_tasks import DeviceTask, MovingTask
 from tests.shared.objectives import of_accuracy
-from tests.shared.second_device import register
 from tests.shared.tasks import RULES, batches, images, trained_model
 
 register()
