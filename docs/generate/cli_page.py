@@ -52,12 +52,13 @@ def _section(name: str, parser: argparse.ArgumentParser, line: str) -> str:
     words += [f"{_shortest(action)} {_value(action)}" for action in options if action.required]
     usage = " ".join([*words, "[options]"] if options else words)
     also = "\nAnd the [options of models by id](#options-of-models-by-id).\n" if shared else ""
-    return f"\n## `{name}`\n\n{line[0].upper()}{line[1:]}.\n\n```text\n{usage}\n```\n{_table(options)}{also}"
+    explained = [action for action in actions if action.option_strings or action.help or action.choices]
+    return f"\n## `{name}`\n\n{line[0].upper()}{line[1:]}.\n\n```text\n{usage}\n```\n{_table(explained)}{also}"
 
 
-def _table(options: Iterable[argparse.Action]) -> str:
-    rows = [f"| {_flags(action)} | {_meaning(action)} |\n" for action in options]
-    return "".join(["\n| option | meaning |\n| --- | --- |\n", *rows]) if rows else ""
+def _table(actions: Iterable[argparse.Action]) -> str:
+    rows = [f"| {_flags(action)} | {_meaning(action)} |\n" for action in actions]
+    return "".join(["\n| argument | meaning |\n| --- | --- |\n", *rows]) if rows else ""
 
 
 def _shortest(action: argparse.Action) -> str:
@@ -71,13 +72,14 @@ def _value(action: argparse.Action) -> str:
 
 def _flags(action: argparse.Action) -> str:
     value = "" if action.nargs == 0 else f" {_value(action)}"
-    return "<br>".join(f"`{name}{value}`" for name in action.option_strings)
+    return "<br>".join(f"`{name}{value}`" for name in action.option_strings) or f"`{_value(action)}`"
 
 
 def _meaning(action: argparse.Action) -> str:
     text = (action.help or "") % vars(action)
     parts = [text, f": {', '.join(map(str, action.choices))}" if action.choices else ""]
-    return "".join([*parts, " (needed)" if action.required else ""]).replace("|", "\\|")
+    needed = " (needed)" if action.required and action.option_strings else ""
+    return "".join([*parts, needed]).replace("|", "\\|")
 
 
 if __name__ == "__main__":
