@@ -80,7 +80,7 @@ class Snippets:
         owner = self._type_of(node.value)
         if owner is not None and owner.__module__.startswith("autocompress"):
             static = inspect.getattr_static(owner, node.attr, None)
-            if static is None and node.attr not in typing.get_type_hints(owner):
+            if static is None and node.attr not in hints(owner):
                 raise AttributeError(f"{owner.__name__} has no {node.attr}")
             return getattr(owner, node.attr, None), int(inspect.isfunction(static))
         of, _ = self._found(node.value)
@@ -98,8 +98,16 @@ class Snippets:
             return None
         if isinstance(function, type):
             return function
-        gives = typing.get_type_hints(function).get("return") if inspect.isroutine(function) else None
+        gives = hints(function).get("return") if inspect.isroutine(function) else None
         return gives if isinstance(gives, type) else None
+
+
+def hints(annotated: Any) -> dict[str, Any]:
+    """The annotations; none where one names what only type checkers import."""
+    try:
+        return typing.get_type_hints(annotated)
+    except NameError:
+        return dict.fromkeys(getattr(annotated, "__annotations__", {}))
 
 
 def misfit(function: Any, call: ast.Call, n_bound: int) -> str:
@@ -114,8 +122,8 @@ def misfit(function: Any, call: ast.Call, n_bound: int) -> str:
         return str(error)
     takes_any = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
     if takes_any and not isinstance(function, type):
-        hint = typing.get_args(typing.get_type_hints(function).get(takes_any[0]))
-        unknown = set(given) - set(signature.parameters) - set(typing.get_type_hints(hint[0]) if hint else given)
+        settings = typing.get_args(hints(function).get(takes_any[0]))
+        unknown = set(given) - set(signature.parameters) - set(hints(settings[0]) if settings else given)
         return f"no argument {sorted(unknown)}" if unknown else ""
     return ""
 
@@ -137,6 +145,7 @@ def test_wrong_names_and_arguments_are_found() -> None:
         "front = ac.search('digits', run_dir='x', n_trails=3)\n"
         "front.pick(budget='0.5x')\n"
         "front.picked()\n"
+        "front.to_frame().to_json(orient='records')\n"
         "ac.export(student, inputs)\n"
     )
     snippets.check(Block("page", 1, "python", wrong))
