@@ -77,9 +77,9 @@ def _flags(action: argparse.Action) -> str:
 
 def _meaning(action: argparse.Action) -> str:
     text = (action.help or "") % vars(action)
-    parts = [text, f": {', '.join(map(str, action.choices))}" if action.choices else ""]
+    choices = ", ".join(map(str, action.choices or ()))
     needed = " (needed)" if action.required and action.option_strings else ""
-    return "".join([*parts, needed]).replace("|", "\\|")
+    return (": ".join(filter(None, (text, choices))) + needed).replace("|", "\\|")
 
 
 if __name__ == "__main__":
