@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo duel test test-slow test-browser chaos check settings-page wheel clean zoo
+.PHONY: help install demo duel test test-slow test-browser chaos check settings-page wheel clean zoo docs docs-pages
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -62,8 +62,19 @@ zoo: .zoo-venv/.installed ## prune every torchvision classifier, many timm and t
 settings-page: install ## write docs/settings.md from the declared settings
 	$(BIN)/python -m autocompress.cli.settings_table > docs/settings.md
 
+docs-pages: settings-page ## write the pages of docs/ that are made from the code: settings, command line, search spaces
+	$(BIN)/python docs/generate/cli_page.py > docs/cli.md
+	$(BIN)/python docs/generate/space_page.py > docs/search_space.md
+
+docs: $(VENV)/.docs-installed ## build the documentation into site/, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs-installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 wheel: install ## build the wheel and the sdist into dist/
 	$(BIN)/python -m build
 
 clean: ## remove .venv and everything that was built
-	rm -rf $(VENV) .venv-browser .zoo-venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-browser .zoo-venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis site
