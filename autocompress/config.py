@@ -93,6 +93,13 @@ class DistillSettings(CheckedSettings):
     compile: bool = declare(
         False, "compile the students' forward pass (torch.compile); it pays for itself in long fine-tunes on GPUs only"
     )
+    round_from: float = declare(
+        0.7,
+        "share of a fine-tune after which training sees the rounding of 8-bit layers; a step before that takes about "
+        "half the time",
+        "0 <= round_from <= 1",
+        lambda value: 0 <= value <= 1,
+    )
     learn_scales: bool = declare(False, "train the scales of 8-bit layers (LSQ) instead of following what they see")
     l1_weight: float = declare(
         0.0,

@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
         "optimizer": "adamw",
         "teacher_loss": "cosine", "learning_rate": 0.5, "weight_decay": 0.25, "temperature": 2.0, "alpha": 0.5,
         "feature_weight": 0.5, "feature_layers": ["a", "b"], "learn_scales": True, "compile": True, "l1_weight": 0.5,
+        "round_from": 0.25,
         "group_lasso_weight": 0.5,
     },
     "quantize": {"ranges": "mse", "weights": "mse", "correct_bias": True},

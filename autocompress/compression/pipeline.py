@@ -230,6 +230,7 @@ def _rounded(
     around = Surroundings(branches, dropped, graph.ops)
     grid = WeightGrid(settings.weights, recipe.half_range_weights)
     quantize_(student, graph.layers, recipe.bits, around, grid, recipe.rounds_before_sums)
+    student.eval()  # the new quantizers too
     if calibration is not None:
         calibrate_(student, calibration, settings.ranges)
         if before is not None:

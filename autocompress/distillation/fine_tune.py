@@ -18,7 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.batches import counted, n_samples, parts_of
-from autocompress.compression import GroupLasso, l1_penalty, learn_scales_, snap_biases_, sparse_weights
+from autocompress.compression import (
+    GroupLasso,
+    delay_rounding_,
+    l1_penalty,
+    learn_scales_,
+    snap_biases_,
+    sparse_weights,
+)
 from autocompress.config import DistillSettings
 from autocompress.devices import CPU, device_of, full_precision, is_half, model_on, on_device, stream_to
 from autocompress.distillation.feature_loss import FeatureLoss
@@ -35,6 +42,7 @@ from autocompress.task_access import examples_of
 
 Turn = Callable[[], AbstractContextManager[None]]
 _MAX_GRAD_NORM = 5.0
+_OBSERVE_EVERY = 4  # steps, while rounding is delayed: finding extremes takes a pass over each activation
 _CHECK_EVERY = 20  # steps after which losses are looked at on an accelerator: each look waits for it
 
 __all__ = ["FastMode", "FineTune", "Teacher", "choose_mode", "distill", "soft_target_loss", "teaching_loss"]
@@ -97,6 +105,7 @@ class FineTune:
         self.student.train()
         while self.step < to_step:
             with self.turn():
+                self._delay_rounding()
                 self._train_one(next(self._batches))
             self.step += 1
         self._check_losses()
@@ -135,6 +144,13 @@ class FineTune:
         next(islice(batches, self.step, self.step), None)
         self._batches = stream_to(batches, self._device)
         torch.set_rng_state(state["random"])
+
+    def _delay_rounding(self) -> None:
+        """Training sees the rounding towards its end only; learned scales need it from the beginning."""
+        if self.settings.learn_scales:
+            return
+        delayed = self.schedule.share(self.step) < self.settings.round_from
+        delay_rounding_(self.student, delayed, not delayed or self.step % _OBSERVE_EVERY == 0)
 
     def _train_one(self, batch: Batch) -> None:
         inputs, _ = batch

@@ -25,12 +25,12 @@ class CosineSchedule:
 
     def end_at(self, n_steps: int, step: int) -> None:
         """From `step` on, the fine-tune ends after `n_steps` steps in all."""
-        self._from_share, self._from_step = self._share(step), step
+        self._from_share, self._from_step = self.share(step), step
         self.n_steps = n_steps
 
     def factor(self, step: int) -> float:
         """Share of the peak learning rate, between 0 and 1."""
-        share, warm_up = self._share(step), max(_WARM_UP_SHARE, 1 / self.n_steps)
+        share, warm_up = self.share(step), max(_WARM_UP_SHARE, 1 / self.n_steps)
         if share < warm_up:
             return min(1.0, (share + 1 / self.n_steps) / (warm_up + 1 / self.n_steps))
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warm_up) / max(1 / self.n_steps, 1 - warm_up))))
@@ -44,7 +44,7 @@ class CosineSchedule:
         self.n_steps = int(state["n_steps"])
         self._from_step, self._from_share = int(state["from_step"]), float(state["from_share"])
 
-    def _share(self, step: int) -> float:
+    def share(self, step: int) -> float:
         """How much of the schedule is behind at a step, between 0 and 1."""
         left = max(1, self.n_steps - self._from_step)
         return min(1.0, self._from_share + (1 - self._from_share) * (step - self._from_step) / left)

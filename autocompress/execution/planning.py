@@ -7,7 +7,9 @@ from functools import partial
 
 from autocompress.execution.fisher import fisher_sensitivity
 from autocompress.execution.sensitivity import Effort, Sensitivity, SensitivityProbe, measure_sensitivity
+from autocompress.execution.whole_models import WHOLE_MODEL
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
+from autocompress.results.objectives import ratio
 from autocompress.sampling.initial_candidates import single_drop_candidates, uniform_candidates
 from autocompress.sampling.knapsack import Solver, block_costs, blocks_of
 from autocompress.sampling.knapsack_sampler import Planner, SamplerContext
@@ -21,6 +23,7 @@ _N_UNIFORM = 2
 _ALL = 100  # more trials than have uniform candidates
 _SOLVED_SHARE = 3  # one trial in this number is a candidate of the solver
 _MAX_SOLVED = 8
+_ABOVE_WHOLE_MODEL = 1.25
 
 
 def find_sensitivity(context: SearchContext, space: SearchSpace, effort: Effort) -> Sensitivity:
@@ -59,9 +62,20 @@ def enqueue_knapsack_front(
     study.enqueue(uniform[: min(_N_UNIFORM, n_points)], "uniform")
     blocks = blocks_of(study.space)
     costs = block_costs(blocks, sensitivity.increases(study.space))
-    front = Solver(study.space, blocks, latency_predictor.ratios).front(costs, study.objectives.budget or 1.0, n_points)
+    slowest = study.objectives.budget or _slowest_of_interest(study)
+    front = Solver(study.space, blocks, latency_predictor.ratios).front(costs, slowest, n_points)
     changed = [solution.candidate for solution in front if not solution.candidate.is_baseline]
     study.enqueue(middle_first(changed), "solver")
+
+
+def _slowest_of_interest(study: SearchStudy) -> float:
+    """Latency ratio up to which candidates are planned where there is no budget.
+
+    A little slower than the runtime's fastest whole-model precision: layers that it hurts may be spared there, and a
+    user gets the rest for nothing.
+    """
+    ratios = [ratio(record) for record in study.records() if record.origin == WHOLE_MODEL and record.is_point]
+    return min([1.0, *(_ABOVE_WHOLE_MODEL * found for found in ratios)])
 
 
 def planner_of(study: SearchStudy, sensitivity: Sensitivity, latency_predictor: OnlineLatencyPredictor) -> Planner:

@@ -41,7 +41,7 @@ class MarkedWeight:
     Attributes:
         quantizer: says how.
         rounded: its values, as in the layer.
-        integer: the layer's input is rounded to integers too.
+        integer: the layer's input is rounded to integers too, here or, of recurrent layers, by the engine.
     """
 
     quantizer: WeightQuantizer
@@ -112,7 +112,7 @@ def _round_weights_(layer: QuantizedLayer) -> dict[str, MarkedWeight]:
         weight = _own_weight(layer, name)
         weight.data = quantizer.rounded(weight.detach()).detach()
         # a reader of 8-bit values may have its input rounded by the block around it
-        integer = isinstance(quantizer, PerChannelInt8Quantizer) and layer.reads_integers
+        integer = isinstance(quantizer, PerChannelInt8Quantizer) and (layer.reads_integers or layer.reads_dynamically)
         weights[name] = MarkedWeight(quantizer, weight.data, integer)
         layer.weight_quantizers[name] = _Stored()
     return weights

@@ -33,6 +33,7 @@ def write_onnx(
     file: Path,
     notes: Mapping[str, str] | None = None,
     dynamic_dims: DynamicDims | None = None,
+    dynamic_lstm: bool = False,
 ) -> None:
     """Traces the model in evaluation mode at the shapes of `example_inputs` and writes one self-contained ONNX file.
 
@@ -42,6 +43,7 @@ def write_onnx(
         file: is written.
         notes: metadata of the file.
         dynamic_dims: dimensions of any size.
+        dynamic_lstm: see `store_weights_`.
 
     Raises:
         ExportError: the exporter cannot write some op; names it and its module, and the exporter's own words follow.
@@ -64,7 +66,7 @@ def write_onnx(
         raise ExportError("the model cannot be written as ONNX: the exporter returned nothing")
     proto = program.model_proto
     name_nodes_by_module_(proto)
-    store_weights_(proto, weights)
+    store_weights_(proto, weights, dynamic_lstm)
     store_integer_biases_(proto)
     if weights:
         let_integers_flow_(proto)

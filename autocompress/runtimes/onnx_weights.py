@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autocompress.compression.quantize.weights import GroupwiseInt4Quantizer, PerChannelInt8Quantizer, WeightQuantizer
 from autocompress.errors import ExportError
+from autocompress.runtimes.dynamic_lstm import GATES, gates_in_order, store_dynamic_lstm_
 from autocompress.runtimes.fake_quant_export import MarkedWeight, MarkedWeights
 from autocompress.runtimes.node_names import module_of
 from autocompress.runtimes.onnx_graph import ProtoGraph
@@ -18,16 +19,15 @@ from autocompress.runtimes.weight_packing import Array, Writer, embedded_rows, f
 
 _OPSET_WITH_INT4 = 21
 _OPS = ("Conv", "Gemm", "MatMul", "Gather", "LSTM", "GRU")
-_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
-"""The file's order of a recurrent layer's gates, as places in torch's order."""
 
 
-def store_weights_(model: onnx.ModelProto, weights: MarkedWeights) -> None:
+def store_weights_(model: onnx.ModelProto, weights: MarkedWeights, dynamic_lstm: bool = False) -> None:
     """Writes each rounded weight in its own form; in place.
 
     Args:
         model: as the exporter wrote it, its nodes named by module.
         weights: of the marked copy that was exported.
+        dynamic_lstm: write 8-bit LSTMs as ONNX Runtime's own DynamicQuantizeLSTM, which only its CPU kernels know.
 
     Raises:
         ExportError: the graph has no node that reads one of the weights.
@@ -42,7 +42,9 @@ def store_weights_(model: onnx.ModelProto, weights: MarkedWeights) -> None:
         if not layer:
             continue  # small, and read at places that never change: the exporter wrote its result, which is rounded
         if "weight" not in marked:
-            _store_recurrent(graph, [node for node in layer if node.op_type in _GATES], marked, path)
+            recurrent = [node for node in layer if node.op_type in GATES]
+            if not (dynamic_lstm and store_dynamic_lstm_(model, graph, recurrent, marked, path)):
+                _store_recurrent(graph, recurrent, marked, path)
             continue
         readers = [node for node in layer if _written(graph, node) is not None]
         if not readers:
@@ -204,7 +206,7 @@ def _store_gates(graph: ProtoGraph, node: onnx.NodeProto, place: int, parts: lis
     writer = Writer(graph, node, prefix)
     stacked = []
     for part in parts:
-        rows = _gates_in_order(node.op_type, part.rounded)
+        rows = gates_in_order(node.op_type, part.rounded)
         quantizer = _quantizer_in_order(node.op_type, part.quantizer)
         values = folded_form(writer, quantizer, rows, _ones(part))
         stacked.append(writer.node("Unsqueeze", values, writer.constant(np.array([0], np.int64))))
@@ -215,14 +217,9 @@ def _ones(weight: MarkedWeight) -> Array:
     return np.ones(len(weight.rounded))
 
 
-def _gates_in_order(op: str, rows: Tensor) -> Tensor:
-    gates = rows.chunk(len(_GATES[op]))
-    return torch.cat([gates[i] for i in _GATES[op]])
-
-
 def _quantizer_in_order(op: str, quantizer: WeightQuantizer) -> WeightQuantizer:
     """The same quantizer for rows in the file's order."""
     for name, value in quantizer.named_buffers():
         if name != "table" and value.shape[0] > 1:
-            setattr(quantizer, name, _gates_in_order(op, value))
+            setattr(quantizer, name, gates_in_order(op, value))
     return quantizer

@@ -45,14 +45,16 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     provider = "CPUExecutionProvider"
+    dynamic_lstm = True  # there is a kernel of LSTMs that rounds what it reads while it runs
 
     def capabilities(self) -> tuple[Capability, ...]:
         """See `Runtime.capabilities`."""
         self._check_provider()
         layers = ("linear", "conv1d", "conv2d")
+        lstm = {"lstm": "uint8 (range found at run time) × int8"} if self.dynamic_lstm else {}
         return (
             Capability(32, dict.fromkeys((*layers, "embedding", "lstm", "gru"), "float32")),
-            Capability(8, {**dict.fromkeys(layers, "uint8 × int8"), "embedding": "int8 rows"}),
+            Capability(8, {**dict.fromkeys(layers, "uint8 × int8"), "embedding": "int8 rows", **lstm}),
             Capability("8w", {"linear": "int8 weights", "embedding": "int8 rows"}),
             Capability("4w", {"linear": "uint4 weights", "embedding": "uint4 rows"}),
         )
@@ -62,7 +64,7 @@ class OnnxRuntime:
     ) -> Path:
         """Writes `model.onnx`; see `Runtime.export`."""
         file = folder / "model.onnx"
-        write_onnx(student, example_inputs, file, dynamic_dims=dynamic_dims)
+        write_onnx(student, example_inputs, file, dynamic_dims=dynamic_dims, dynamic_lstm=self.dynamic_lstm)
         return file
 
     def load(self, file: Path, n_threads: int = 1) -> CpuSession:
@@ -89,6 +91,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     name = "onnxruntime-cuda"
     provider = "CUDAExecutionProvider"
+    dynamic_lstm = False
 
 
 class OnnxRuntimeTensorRT(OnnxRuntime):
@@ -96,6 +99,7 @@ class OnnxRuntimeTensorRT(OnnxRuntime):
 
     name = "onnxruntime-tensorrt"
     provider = "TensorrtExecutionProvider"
+    dynamic_lstm = False
 
 
 class CpuSession:

@@ -15,6 +15,7 @@ from autocompress.execution.planning import (
     planner_of,
 )
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
+from autocompress.execution.whole_models import WHOLE_MODEL
 from autocompress.graph import inspect_model
 from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
 from autocompress.results.records import Latency, TrialRecord
@@ -66,6 +67,29 @@ def test_what_the_solver_proposes_is_within_the_budget_and_different() -> None:
     solved = [item.candidate for item in asked(search, 12) if item.origin == "solver"]
     assert solved and len({candidate.digest for candidate in solved}) == len(solved)
     assert (latency_predictor.ratios(solved) <= 0.6).all()
+
+
+def test_without_a_budget_no_plan_is_much_slower_than_the_runtimes_own_precision() -> None:
+    def slowest(whole_model: float | None) -> float:
+        search, latency_predictor = study(), OnlineLatencyPredictor(LaunchLatencyModel(GRAPH))
+        if whole_model is not None:
+            eight_bits = Candidate(weight_bits=dict.fromkeys((layer.path for layer in GRAPH.layers), 8))
+            found = TrialRecord(
+                search.next_number,
+                "complete",
+                WHOLE_MODEL,
+                eight_bits,
+                {"accuracy": 0.9},
+                Latency(whole_model, 0.0, 1.0, 9),
+                True,
+            )
+            search.add(found)
+        enqueue_knapsack_front(search, SENSITIVITY, latency_predictor, 10)
+        solved = [item.candidate for item in asked(search, 12) if item.origin == "solver"]
+        return float(latency_predictor.ratios(solved).max())
+
+    assert slowest(None) > 0.65
+    assert slowest(0.5) <= 0.625 < slowest(0.9)
 
 
 def test_other_samplers_start_from_uniform_candidates() -> None:

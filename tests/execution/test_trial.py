@@ -147,7 +147,7 @@ def judged(model: nn.Module) -> Mapping[str, float]:
 
 
 def test_a_trial_goes_through_its_rungs_and_leaves_the_best_student(tmp_path: Path, bench_of: MakeBench) -> None:
-    context = context_of(tmp_path)
+    context = context_of(tmp_path, learning_rate=0.02)
     trial = Trial.begin(bench_of(context), TrialPlan(EVERYTHING))
     done = []
     for _ in range(3):

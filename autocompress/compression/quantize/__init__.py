@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from autocompress.compression.quantize.biases import snap_biases_
-from autocompress.compression.quantize.calibration import calibrate_, correct_bias_, is_quantized, learn_scales_
+from autocompress.compression.quantize.calibration import (
+    calibrate_,
+    correct_bias_,
+    delay_rounding_,
+    is_quantized,
+    learn_scales_,
+)
 from autocompress.compression.quantize.integer_ops import Surroundings
 from autocompress.compression.quantize.layers import QuantizedLayer, stored_bits
 from autocompress.compression.quantize.placement import WeightGrid, quantize_, rounded, without_rounding_
@@ -16,6 +22,7 @@ __all__ = [
     "WeightGrid",
     "calibrate_",
     "correct_bias_",
+    "delay_rounding_",
     "is_quantized",
     "learn_scales_",
     "quantize_",

@@ -32,9 +32,13 @@ class ActivationQuantizer(nn.Module):
 
     Attributes:
         applied: False where the target runtime leaves this rounding out, although its file asks for it.
+        through: True where training sees the value itself, see `delay_rounding_`.
+        observes: whether the range follows what training shows now.
     """
 
     applied = True
+    through = False
+    observes = True
 
     low: Tensor
     high: Tensor
@@ -58,9 +62,9 @@ class ActivationQuantizer(nn.Module):
             self._note(x.detach())
             return x
         learned = isinstance(self.scale, nn.Parameter)
-        if self.training and not learned:
+        if self.training and self.observes and not learned:
             self._follow(x.detach())
-        if not self.applied:
+        if not self.applied or (self.training and self.through):
             return x
         if learned:
             return self._learned(x)
@@ -144,10 +148,16 @@ class ActivationQuantizer(nn.Module):
 
 
 class BFloat16Activations(nn.Module):
-    """Rounds a tensor to bfloat16; while a file is written, the runtime's own kernels do."""
+    """Rounds a tensor to bfloat16; while a file is written, the runtime's own kernels do.
+
+    Attributes:
+        through: True where training sees the value itself, see `delay_rounding_`.
+    """
+
+    through = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and type as `x`."""
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or (self.training and self.through):
             return x
         return replace(x, x.detach().bfloat16().to(x.dtype))

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.compression.quantize.activations import ActivationQuantizer
+from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
 from autocompress.compression.quantize.layers import QuantizedLayer
 from autocompress.compression.quantize.ranges import RANGES
-from autocompress.compression.quantize.weights import PerChannelInt8Quantizer
+from autocompress.compression.quantize.weights import PerChannelInt8Quantizer, WeightQuantizer
 from autocompress.errors import CompressionError, InputError
 from autocompress.task import Inputs, call_model
+
+_DELAYED_BITS = 8
 
 
 def calibrate_(model: nn.Module, batches: Iterable[Inputs], rule: str = "minmax") -> None:
@@ -97,6 +99,25 @@ def learn_scales_(model: nn.Module) -> None:
             module.scale, nn.Parameter
         ):
             module.learn_()
+
+
+def delay_rounding_(model: nn.Module, delayed: bool, observes: bool = True) -> None:
+    """Lets training see values themselves in layers of 8 and more bits, or no longer; in place.
+
+    Rounding by fewer bits moves a weight so far that training has to see it. In evaluation all is rounded as ever.
+
+    Args:
+        model: with rounded layers or without.
+        delayed: whether training leaves the rounding out.
+        observes: whether activation ranges follow what training shows.
+    """
+    for module in model.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.through, module.observes = delayed, observes
+        elif isinstance(module, BFloat16Activations):
+            module.through = delayed
+        elif isinstance(module, WeightQuantizer):
+            module.through = delayed and module.bits >= _DELAYED_BITS
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -21,7 +21,11 @@ class QuantizedLayer(nn.Module):
         input_grid: what rounds the input to 8 bits, here or before; a tuple, so that it is no child twice, and empty
             where nothing does.
         norm: the batch norm behind, if there is one; likewise.
+        reads_dynamically: engines with such kernels round what the layer reads to 8 bits, by a range found at run time.
+            The student does not: it would have to compute each step of a sequence on its own.
     """
+
+    reads_dynamically = False
 
     input_quantizer: ActivationQuantizer | BFloat16Activations | None
     weight_quantizers: nn.ModuleDict
@@ -44,6 +48,8 @@ class QuantizedLayer(nn.Module):
         """The weight as it is stored; in training its scales follow it."""
         quantizer, weight = self.weight_quantizers[name], getattr(self, name)
         if self.training:
+            if quantizer.through:
+                return weight  # type: ignore[no-any-return]
             quantizer.refresh(weight)  # type: ignore[operator]
         rounded: Tensor = quantizer(weight)
         return rounded

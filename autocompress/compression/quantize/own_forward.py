@@ -47,6 +47,8 @@ class InterceptedLayer(QuantizedLayer):
             return self.stored_weight
         quantizer = self.weight_quantizers["weight"]
         assert isinstance(quantizer, WeightQuantizer)
+        if self.training and quantizer.through:
+            return weight
         if not torch.compiler.is_exporting():
             quantizer.refresh(weight)
             self.seen_weight = None if self.training else weight.detach()

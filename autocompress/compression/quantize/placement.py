@@ -202,6 +202,7 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: 
     assert isinstance(swapped, QuantizedLayer)
     swapped.input_quantizer = swapped.output_quantizer = None
     swapped.input_grid, swapped.norm = (), ()
+    swapped.reads_dynamically = width == INT8_BITS and isinstance(module, nn.RNNBase)
     if width == INT8_BITS and not isinstance(module, _WEIGHTS_ONLY):
         swapped.input_quantizer = grid = ActivationQuantizer().to(device_of(module))
         swapped.input_grid = (grid,)
@@ -217,11 +218,12 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: 
                 f"weights must be finite to be quantized, but {path}.{name} has NaN or infinity; "
                 "check the model or the fine-tune that made it"
             )
-        # the gates of a recurrent layer are stored in another order than here: one scale serves them all
-        n_channels = 1 if isinstance(module, nn.RNNBase) and width in (INT8_BITS, "8w") else weight.shape[0]
+        # the gates of a recurrent layer are stored in another order than here: where only weights are rounded, and
+        # that finely, one scale serves them all
+        n_channels = 1 if isinstance(module, nn.RNNBase) and width == "8w" else weight.shape[0]
         quantizer = _MAKERS[width](n_channels, weight[0].numel()).to(weight.device)
         quantizer.rule = weight_grid.rule
-        if isinstance(quantizer, PerChannelInt8Quantizer) and swapped.reads_integers:
+        if isinstance(quantizer, PerChannelInt8Quantizer) and (swapped.reads_integers or swapped.reads_dynamically):
             quantizer.level_max = HALF_RANGE_MAX if weight_grid.half_range else INT8_MAX
         swapped.weight_quantizers[name] = quantizer.train(module.training)
     swapped.refresh_weights()

@@ -27,9 +27,11 @@ class WeightQuantizer(nn.Module):
     Attributes:
         bits: of one stored weight, without scales.
         rule: "minmax" or "mse": how int8 scales are chosen.
+        through: True where training sees the weight itself, see `delay_rounding_`.
     """
 
     bits = 8
+    through = False
     rule = "minmax"
 
     def refresh(self, weight: Tensor) -> None:
