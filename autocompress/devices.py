@@ -36,12 +36,16 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"device must be auto, cpu, cuda, cuda:1, mps or the like, but got {name!r}") from error
     if device.type != "cpu" and (device.index or 0) >= _count(device.type):
-        there = [f"{kind}:{index}" for kind in ACCELERATORS for index in range(_count(kind))]
         raise InputError(
-            f"device {name!r} must be there, but this process sees {', '.join(['cpu', *there])} (torch "
+            f"device {name!r} must be there, but this process sees {', '.join(['cpu', *accelerators()])} (torch "
             f"{torch.__version__}); name one of them, or auto; on a cluster, give trials their GPU by gpus_per_trial"
         )
     return device
+
+
+def accelerators() -> list[str]:
+    """Every accelerator that this process sees, such as "cuda:0"."""
+    return [f"{kind}:{index}" for kind in ACCELERATORS for index in range(_count(kind))]
 
 
 def _count(kind: str) -> int:

@@ -21,6 +21,12 @@ def describe_machine() -> dict[str, str]:
     }
 
 
+def cpu_features() -> frozenset[str]:
+    """Instruction sets of this CPU by Linux's names, such as "avx2" or "asimddp"; empty where the system names none."""
+    file = Path("/proc/cpuinfo")
+    return frozenset((_field(file, "flags") or _field(file, "Features")).split())
+
+
 def describe_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that figures depend on; those not installed are left out."""
     versions = {"python": platform.python_version()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,20 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for command in ("demo", "inspect", "search", "resume", "report", "pick", "compare", "refine", "export"):
-        assert f"\n    {command} " in text
+    for command in (
+        "demo",
+        "inspect",
+        "search",
+        "resume",
+        "report",
+        "pick",
+        "compare",
+        "refine",
+        "export",
+        "doctor",
+        "completion",
+    ):
+        assert re.search(rf"\n    {command}\s", text), "argparse gives the longest one a line of its own"
 
 
 def test_importing_the_package_imports_neither_torch_nor_ray() -> None:

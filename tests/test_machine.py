@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from autocompress import machine
-from autocompress.machine import describe_machine, describe_versions
+from autocompress.machine import cpu_features, describe_machine, describe_versions
 
 
 def test_facts_of_the_machine() -> None:
@@ -57,3 +57,11 @@ def test_versions_are_those_that_are_imported() -> None:
 def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_LIBRARIES", ("numpy", "no-such-library"))
     assert describe_versions() == {"python": platform.python_version(), "numpy": importlib.metadata.version("numpy")}
+
+
+@pytest.mark.parametrize("line", ["flags\t\t: fpu avx2 fma", "Features\t: avx2 fma fpu"])
+def test_instruction_sets_are_those_of_proc(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_text", lambda file: f"processor\t: 0\n{line}\n")
+    assert cpu_features() == {"fpu", "avx2", "fma"}
+    monkeypatch.setattr(machine, "_text", lambda file: "")
+    assert cpu_features() == frozenset()

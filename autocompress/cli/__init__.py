@@ -9,7 +9,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from autocompress.cli import inspecting, profiling, refining, reporting, searching, status
+from autocompress import __version__
+from autocompress.cli import completion, doctor, inspecting, profiling, refining, reporting, searching, status
 from autocompress.errors import AutocompressError, StoppedError
 from autocompress.files import printable
 from autocompress.stop_signals import StopSignal, ends_as_exceptions
@@ -27,6 +28,7 @@ examples:
   autocompress compare runs/my_model 12 40               two trials side by side
   autocompress refine runs/my_model 12 --epochs 10       trains one point longer
   autocompress export runs/my_model 12 --runtime openvino -o model/
+  autocompress doctor                                    what is installed, which runtimes work, is the machine quiet
 
 A TASK is a ready-made name (digits, cifar10:resnet20, cifar10:resnet56), file.py:name or package.module:name.
 A budget is a share of the uncompressed model's latency (0.5x) or milliseconds (2.0ms).
@@ -76,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (searching, status, inspecting, profiling, reporting, refining):
+    for group in (searching, status, inspecting, profiling, reporting, refining, doctor, completion):
         group.add_commands(commands)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +34,23 @@ def add_settings(command: argparse.ArgumentParser, settings: Iterable[Declared])
             options["metavar"] = declared.setting.metavar or declared.flags[0][2:].replace("-", "_").upper()
             options["type"] = _list_of(typing.get_args(kind)[0]) if typing.get_origin(kind) is tuple else kind
         command.add_argument(*declared.flags, **options)
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Adds `--json`; the command gets it as `as_json`."""
+    command.add_argument(
+        "--json",
+        dest="as_json",
+        action="store_true",
+        help="print one JSON object (see docs/agents.md) in place of text",
+    )
+
+
+def print_json(data: Any) -> None:
+    """Prints plain values as JSON; figures that are not known are null."""
+    from autocompress.results.records import without_nan
+
+    print(json.dumps(without_nan(data), indent=1, allow_nan=False))
 
 
 def add_trust(command: argparse.ArgumentParser) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autocompress.cli.commands import add_command, add_task_options, take_task
+from autocompress.cli.commands import add_command, add_json, add_task_options, print_json, take_task
+
+if TYPE_CHECKING:
+    from autocompress.graph import ModelGraph
+    from autocompress.runtimes import Runtime
+    from autocompress.space.search_space import SearchSpace
 
 
 def add_commands(commands: Any) -> None:
@@ -20,18 +28,37 @@ def add_commands(commands: Any) -> None:
     inspect.add_argument(
         "--profile", type=Path, metavar="JSON", help="with --space: label ranks that this device does not run faster"
     )
+    add_json(inspect)
 
 
-def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | None, **flags: Any) -> None:
+@dataclass(frozen=True)
+class _Seen:
+    """What was found: the model's graph, the runtime and the space where they were asked for, and notes on the task."""
+
+    graph: ModelGraph
+    runtime: Runtime | None
+    space: SearchSpace | None
+    notes: list[str]
+
+
+def _inspect(task: str, as_json: bool, **options: Any) -> None:
+    if not as_json:
+        return _show(_look(task, **options))
+    from autocompress.report.inspection import inspection_data
+
+    with redirect_stdout(sys.stderr):  # whatever the task's own code prints
+        seen = _look(task, **options)
+        data = inspection_data(seen.graph, seen.runtime, seen.space)
+    return print_json({"task": task, "notes": seen.notes, **data})
+
+
+def _look(task: str, space: str | None, runtime: str | None, profile: Path | None, **flags: Any) -> _Seen:
     from functools import partial
 
-    from rich.console import Console
-
     from autocompress.errors import InputError
-    from autocompress.graph import inspect_model, without_bits
+    from autocompress.graph import inspect_model
     from autocompress.latency import LatencyModel
     from autocompress.latency.online_predictor import label_slower_ranks
-    from autocompress.report.inspection import capability_table, graph_tables, space_table
     from autocompress.runtimes import is_executed, runtime_named
     from autocompress.space.search_space import SearchSpace
     from autocompress.task import check_task, load_task
@@ -40,7 +67,8 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
     if profile is not None and space is None:
         raise InputError("--profile labels the choices of a search space; name it with --space")
     loaded = load_task(take_task(task, flags))
-    for note in getattr(loaded, "notes", list)():
+    notes = list(getattr(loaded, "notes", list)())
+    for note in notes:
         print(note)
     if getattr(loaded, "has_data", True):
         check_task(loaded)
@@ -53,15 +81,24 @@ def _inspect(task: str, space: str | None, runtime: str | None, profile: Path | 
         model = LatencyModel.load(profile)
         model.require_model(graph)
         offered = label_slower_ranks(offered, model)
+    return _Seen(graph, engine, offered, notes)
+
+
+def _show(seen: _Seen) -> None:
+    from rich.console import Console
+
+    from autocompress.graph import without_bits
+    from autocompress.report.inspection import capability_table, graph_tables, space_table
+
     console = Console()
-    missing = without_bits(graph)
+    missing = without_bits(seen.graph)
     if missing is not None:
         console.print(missing, style="bold", highlight=False, soft_wrap=True)
-    for table in graph_tables(graph):
+    for table in graph_tables(seen.graph):
         console.print(table)
-    if engine is not None:
-        console.print(capability_table(engine, graph))
-    if offered is not None:
-        console.print(space_table(offered))
-        for note in offered.notes:
+    if seen.runtime is not None:
+        console.print(capability_table(seen.runtime, seen.graph))
+    if seen.space is not None:
+        console.print(space_table(seen.space))
+        for note in seen.space.notes:
             console.print(note, markup=False)

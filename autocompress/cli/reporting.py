@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.cli.commands import add_command
+from autocompress.cli.commands import add_command, add_json, print_json
 
 if TYPE_CHECKING:
     from autocompress.results.records import TrialRecord
@@ -28,12 +29,14 @@ def add_commands(commands: Any) -> None:
     pick.add_argument("--knee", action="store_true", help="where giving up more of one for the other stops paying")
     pick.add_argument("--peer", action="store_true", help="the 8-bit file of the runtime's own tool, without a search")
     pick.add_argument("-o", "--output", type=Path, required=True, help="new folder for the model")
+    add_json(pick)
 
     compare = add_command(
         commands, "compare", _compare, "show trials side by side, and what keeps them from being faster"
     )
     compare.add_argument("run_dir", metavar="RUN", type=Path)
     compare.add_argument("trials", metavar="N", type=int, nargs="+", help="numbers of trials")
+    add_json(compare)
 
 
 def _report(run_dir: Path, text: bool, figure: Path | None, serve: bool) -> None:
@@ -71,15 +74,19 @@ def _figure(run_dir: Path, figure: Path) -> None:
     print(f"figure: {figure}")
 
 
-def _compare(run_dir: Path, trials: list[int]) -> None:
+def _compare(run_dir: Path, trials: list[int], as_json: bool) -> None:
     from rich.console import Console
 
-    from autocompress.report.comparison import comparison
+    from autocompress.report.comparison import comparison, comparison_data
     from autocompress.results.run_folder import RunFolder
 
+    run = RunFolder(run_dir).read()
+    if as_json:
+        return print_json(comparison_data(run, trials))
     console = Console()
-    for table in comparison(RunFolder(run_dir).read(), trials):
+    for table in comparison(run, trials):
         console.print(table)
+    return None
 
 
 def show(run_dir: Path, files: bool = True) -> None:
@@ -101,38 +108,36 @@ def show(run_dir: Path, files: bool = True) -> None:
     print(f"report: {run.folder.report.resolve()}")
 
 
-def _pick(
-    run_dir: Path,
-    latency_budget: str | None,
-    min_accuracy: float | None,
-    trial: int | None,
-    knee: bool,
-    peer: bool,
-    output: Path,
-) -> None:
+def _pick(run_dir: Path, peer: bool, output: Path, as_json: bool, **conditions: Any) -> None:
     from autocompress.errors import InputError
     from autocompress.publishing.point_folder import copy_point
     from autocompress.report.commands import resume_command
+    from autocompress.results.columns import row
     from autocompress.results.run_folder import RunFolder, check_output
 
     check_output(output)
     if peer:
-        if knee or (latency_budget, min_accuracy, trial) != (None, None, None):
+        if any(value is not None and value is not False for value in conditions.values()):
             raise InputError("--peer stands alone: it is one file, whatever the budget; leave the other conditions out")
-        return _pick_peer(run_dir, output)
+        return _pick_peer(run_dir, output, as_json)
     run = RunFolder(run_dir).read()
-    point = run.front.pick(latency_budget=latency_budget, min_accuracy=min_accuracy, trial=trial, knee=knee)
+    point = run.front.pick(**conditions)
     source = run.folder.point(point.name)
     if not source.is_dir():
         raise InputError(f"{point.name} has no files yet; {resume_command(run_dir)} measures the front")
     copy_point(source, output)
+    if as_json:
+        figures = row(point, run.front.metric)
+        return print_json(
+            {"schema": 1, "name": point.name, "model": str(output), "run": str(output / "run.py"), **figures}
+        )
     print(numbers_line(point))
     print(f"model: {output}")
     print(f"run:   python {output / 'run.py'}")
     return None
 
 
-def _pick_peer(run_dir: Path, output: Path) -> None:
+def _pick_peer(run_dir: Path, output: Path, as_json: bool) -> None:
     from autocompress.errors import InputError
     from autocompress.publishing.point_folder import copy_files, require_digests
     from autocompress.report.commands import resume_command
@@ -148,9 +153,12 @@ def _pick_peer(run_dir: Path, output: Path) -> None:
         )
     require_digests(folder, peer.digests)
     copy_files(folder, output)
+    if as_json:
+        return print_json({"schema": 1, **asdict(peer), "model": str(output), "file": str(output / peer.file)})
     test = ", ".join(f"{name} {value:.4f}" for name, value in peer.metrics.get("test", {}).items())
     print(f"{peer.name}: {peer.latency.ms:.3f} ms ({peer.latency.ratio:.3f}x), test {test}")
     print(f"model: {output / peer.file}")
+    return None
 
 
 def numbers_line(point: TrialRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autocompress.execution.trial import Trial, TrialPlan, WorkerContext
+from autocompress.results.records import WHOLE_MODEL as WHOLE_MODEL
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.study import SearchStudy
@@ -12,7 +13,6 @@ from autocompress.search_context import SearchContext
 from autocompress.space.candidate import FULL_BITS, Candidate, bits_number
 from autocompress.space.search_space import SearchSpace
 
-WHOLE_MODEL = "whole model"
 _LEAST_BITS = 8  # lower precisions of the whole model are no runtime's own
 
 

@@ -1,8 +1,10 @@
-"""Two points side by side as tables for a terminal: figures, layers that differ, and what holds each back."""
+"""Points side by side, as tables and as plain values: figures, layers that differ, and what holds each back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -10,12 +12,14 @@ from rich.table import Table
 from autocompress.errors import InputError
 from autocompress.report.interval import interval_of
 from autocompress.report.point_files import PointFiles, read_point_files
-from autocompress.report.why import why_not_faster
+from autocompress.report.why import Finding, why_not_faster
 from autocompress.report.wording import NOTHING, candidate_text, is_number, metric_text, plain_text
+from autocompress.results.columns import row
 from autocompress.results.records import Latency, TrialRecord
 from autocompress.results.run_folder import Run
 from autocompress.space.candidate import Candidate
 
+SCHEMA_VERSION = 1
 Cell = Callable[[TrialRecord], str]
 
 
@@ -25,11 +29,7 @@ def comparison(run: Run, numbers: Sequence[int]) -> Iterator[Table]:
     Raises:
         InputError: the run has no such trial.
     """
-    by_number = {record.number: record for record in run.records}
-    missing = [number for number in numbers if number not in by_number]
-    if missing:
-        raise InputError(f"this run has the trials {_ranges(by_number)}, but got {missing[0]}")
-    shown = [by_number[number] for number in numbers]
+    shown = _named(run, numbers)
     yield _figures(run, shown)
     layers = _layers(run, shown)
     if layers.row_count:
@@ -37,6 +37,40 @@ def comparison(run: Run, numbers: Sequence[int]) -> Iterator[Table]:
     findings = _findings(run, shown)
     if findings.row_count:
         yield findings
+
+
+def comparison_data(run: Run, numbers: Sequence[int]) -> dict[str, Any]:
+    """The same as plain JSON values; `docs/agents.md` says what they mean.
+
+    Raises:
+        InputError: the run has no such trial.
+    """
+    shown = _named(run, numbers)
+    metric, differing = run.info.objectives.metric, _differing(run, shown)
+    causes = dict(_causes(run, shown))
+    return {
+        "schema": SCHEMA_VERSION,
+        "run": str(run.folder.path),
+        "metric": metric,
+        "trials": [
+            {
+                **row(record, metric),
+                "what": candidate_text(record.candidate, len(run.info.layers)),
+                "candidate": record.candidate.to_dict(),
+                "causes": [asdict(finding) for finding in causes[record.number]],
+            }
+            for record in shown
+        ],
+        "layers_that_differ": [{"layer": path, "choices": cells} for path, cells in differing],
+    }
+
+
+def _named(run: Run, numbers: Sequence[int]) -> list[TrialRecord]:
+    by_number = {record.number: record for record in run.records}
+    missing = [number for number in numbers if number not in by_number]
+    if missing:
+        raise InputError(f"this run has the trials {_ranges(by_number)}, but got {missing[0]}")
+    return [by_number[number] for number in numbers]
 
 
 def _ranges(numbers: Iterable[int]) -> str:
@@ -91,11 +125,15 @@ def _mib(value: float | None) -> str:
 def _layers(run: Run, shown: Sequence[TrialRecord]) -> Table:
     """The layers that the trials compress in different ways."""
     table = _table("layers that differ", *(f"trial {record.number}" for record in shown))
-    for layer in run.info.layers:
-        cells = [_choices(record.candidate, layer) for record in shown]
-        if len(set(cells)) > 1:
-            table.add_row(plain_text(str(layer["path"])), *map(plain_text, cells))
+    for path, cells in _differing(run, shown):
+        table.add_row(plain_text(path), *map(plain_text, cells))
     return table
+
+
+def _differing(run: Run, shown: Sequence[TrialRecord]) -> list[tuple[str, list[str]]]:
+    """Paths of layers, each with what the trials do to it."""
+    rows = [(str(layer["path"]), [_choices(record.candidate, layer) for record in shown]) for layer in run.info.layers]
+    return [(path, cells) for path, cells in rows if len(set(cells)) > 1]
 
 
 def _choices(candidate: Candidate, layer: object) -> str:
@@ -117,14 +155,20 @@ def _choices(candidate: Candidate, layer: object) -> str:
 
 def _findings(run: Run, shown: Sequence[TrialRecord]) -> Table:
     table = _table("why is it not faster?", "share of the time", "cause", first="trial")
+    for number, causes in _causes(run, shown):
+        for finding in causes:
+            table.add_row(plain_text(str(number)), plain_text(f"{finding.share:.0%}"), plain_text(finding.text))
+    return table
+
+
+def _causes(run: Run, shown: Sequence[TrialRecord]) -> Iterator[tuple[int, list[Finding]]]:
+    """What keeps each trial from being faster, by its number; nothing for the uncompressed model."""
     paths = [str(layer["path"]) for layer in run.info.layers]
     baseline = run.front.baseline
     before = PointFiles() if baseline is None else read_point_files(run.folder.point(baseline.name), paths)
     for record in shown:
         after = read_point_files(run.folder.point(record.name), paths)
-        for finding in () if record is baseline else why_not_faster(record.candidate, before, after, paths):
-            table.add_row(plain_text(str(record.number)), plain_text(f"{finding.share:.0%}"), plain_text(finding.text))
-    return table
+        yield record.number, [] if record is baseline else why_not_faster(record.candidate, before, after, paths)
 
 
 def _table(title: str, *heads: str, first: str = "") -> Table:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from autocompress.errors import InputError, MissingExtraError
 from autocompress.report.wording import is_number, is_share, reason_text
-from autocompress.results.objectives import ratio, score
+from autocompress.results.objectives import Objectives, ratio, score
+from autocompress.results.pareto import ParetoFront
 from autocompress.results.records import TrialRecord
 from autocompress.results.run_folder import Run
 
 Point = tuple[float, float]
+Placed = tuple[TrialRecord, float, float]
+"""A record, its latency ratio and its metric."""
+
 WIDTH, HEIGHT = 720, 460
 LEFT, RIGHT, TOP, BOTTOM = 70, WIDTH - 20, 24, HEIGHT - 56
 INK, QUIET, LINE, FRONT, BUDGET = "#1a1f26", "#6f7a86", "#d8dee6", "#0072b2", "#a8326f"
@@ -57,10 +61,13 @@ class SvgCanvas:
 
     def write(self, file: Path) -> None:
         """The whole file."""
+        file.write_text(self.svg(), encoding="utf-8")
+
+    def svg(self) -> str:
+        """What was drawn, as an SVG element."""
         head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
         ground = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
-        text = "\n".join([f'{head} font-size="13" stroke-width="1.2">', ground, *self._parts, "</svg>\n"])
-        file.write_text(text, encoding="utf-8")
+        return "\n".join([f'{head} font-size="13" stroke-width="1.2">', ground, *self._parts, "</svg>\n"])
 
 
 class PngCanvas:
@@ -111,36 +118,52 @@ def write_figure(run: Run, file: Path) -> None:
     """
     if file.suffix.lower() not in CANVASES:
         raise InputError(f"a figure is an .svg or a .png file, but got {file.name!r}")
-    metric = run.info.objectives.metric
-    placed = [(r, ratio(r), score(r, metric)) for r in run.records]
-    shown = [(r, x, y) for r, x, y in placed if r.is_point and is_number(x) and is_number(y)]
+    shown = placed(run.records, run.front.metric)
     if not shown:
         raise InputError("no trial has both a latency and a score yet, so there is nothing to draw")
     canvas = CANVASES[file.suffix.lower()]()
-    _draw(canvas, run, shown)
+    _draw(canvas, run.front, shown)
     canvas.write(file)
 
 
-def _draw(canvas: Canvas, run: Run, shown: Sequence[tuple[TrialRecord, float, float]]) -> None:
-    info, front = run.info, {point.number for point in run.front.points}
+def front_svg(front: ParetoFront) -> str | None:
+    """The front, the uncompressed model and the budget as an SVG element; None where there is nothing to draw."""
+    baseline = [] if front.baseline is None else [front.baseline]
+    records = {record.number: record for record in (*baseline, *front.points)}
+    shown = placed(records.values(), front.metric)
+    if not shown:
+        return None
+    canvas = SvgCanvas()
+    _draw(canvas, front, shown)
+    return canvas.svg()
+
+
+def placed(records: Iterable[TrialRecord], metric: str) -> list[Placed]:
+    """Records that have a place in the picture, each with its latency ratio and its metric."""
+    found = [(r, ratio(r), score(r, metric)) for r in records]
+    return [(r, x, y) for r, x, y in found if r.is_point and is_number(x) and is_number(y)]
+
+
+def _draw(canvas: Canvas, pareto: ParetoFront, shown: Sequence[Placed]) -> None:
+    objectives, front = pareto.objectives, {point.number for point in pareto.points}
     best = [(x, y) for r, x, y in shown if r.number in front or r.candidate.is_baseline] or [
         (x, y) for _, x, y in shown
     ]
-    xs = [x for x, _ in best] + ([info.objectives.budget] if info.objectives.budget is not None else [])
+    xs = [x for x, _ in best] + ([objectives.budget] if objectives.budget is not None else [])
     across = _Scale(xs, LEFT, RIGHT)
     low = min(y for _, y in best)
     room = 1.2 * max(max(y for _, y in best) - low, 0.01 * abs(low))
     up = _Scale([y for _, y in best] + [max(low - room, min(y for _, _, y in shown))], BOTTOM, TOP)
-    _axes(canvas, across, up, info.objectives.metric)
-    if info.objectives.budget is not None:
-        at = across(info.objectives.budget)
+    _axes(canvas, across, up, objectives.metric)
+    if objectives.budget is not None:
+        at = across(objectives.budget)
         canvas.line([(at, TOP), (at, BOTTOM)], BUDGET, 1.2)
         canvas.text((at + 5, BOTTOM - 8), "budget", BUDGET, "start")
     line = sorted((across(x), up(y)) for r, x, y in shown if r.number in front)
     canvas.line(line, FRONT, 2)
     for record, x, y in sorted(shown, key=lambda item: item[0].number in front):
         if across.holds(x) and up.holds(y):
-            _mark(canvas, (across(x), up(y)), _kind(record, front, run))
+            _mark(canvas, (across(x), up(y)), _kind(record, front, objectives))
     for i, (kind, text) in enumerate(_LEGEND.items()):
         _mark(canvas, (LEFT + 10 + 165 * i, HEIGHT - 12), kind)
         canvas.text((LEFT + 22 + 165 * i, HEIGHT - 8), text, INK, "start")
@@ -154,12 +177,12 @@ _LEGEND = {
 }
 
 
-def _kind(record: TrialRecord, front: set[int], run: Run) -> str:
+def _kind(record: TrialRecord, front: set[int], objectives: Objectives) -> str:
     if record.number in front:
         return "front"
     if record.candidate.is_baseline:
         return "baseline"
-    outside = reason_text(record, run.info.objectives) is not None
+    outside = reason_text(record, objectives) is not None
     return "outside" if outside else "trial"
 
 

@@ -1,13 +1,15 @@
-"""A model's layers, channel groups and branches as tables for a terminal."""
+"""A model's layers, channel groups and branches as tables for a terminal, and as plain values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from autocompress.graph import ModelGraph
+from autocompress.graph import ModelGraph, without_bits
 from autocompress.report.wording import plain_text
 from autocompress.runtimes import Runtime, saturates
 from autocompress.space.candidate import PRECISIONS
@@ -54,6 +56,37 @@ def capability_table(runtime: Runtime, graph: ModelGraph) -> Table:
             "8-bit kernels saturate on this CPU: int8 weights that meet integer inputs stay within [-63, 63]"
         )
     return table
+
+
+def inspection_data(graph: ModelGraph, runtime: Runtime | None, space: SearchSpace | None) -> dict[str, Any]:
+    """What the tables show as plain JSON values; `docs/agents.md` says what they mean."""
+    return {
+        "schema": 1,
+        "n_params": graph.n_params,
+        "n_macs": graph.n_macs,
+        "layers": [_fields(layer, "path", "kind", "weight_shape", "n_params", "n_macs") for layer in graph.layers],
+        "groups": [_fields(group, "name", "n_channels", "sizes", "producers", "consumers") for group in graph.groups],
+        "branches": [_fields(branch, "name", "layers") for branch in graph.branches],
+        "frozen": [_fields(item, "name", "what", "reason", "n_places") for item in graph.frozen],
+        "without_bits": without_bits(graph),
+        "runtime": None if runtime is None else _runtime_data(runtime),
+        "space": None if space is None else _space_data(space),
+    }
+
+
+def _runtime_data(runtime: Runtime) -> dict[str, Any]:
+    executes = {str(item.precision): dict(item.kernels) for item in runtime.capabilities() if item.kernels}
+    return {"name": runtime.name, "executes": executes, "saturates": saturates(runtime)}
+
+
+def _space_data(space: SearchSpace) -> dict[str, Any]:
+    knobs = [_fields(knob, "name", "kind", "target", "choices", "size_only") for knob in space.knobs]
+    log10_size = sum(math.log10(len(knob.choices)) for knob in space.knobs)  # the size itself may have 1000 digits
+    return {"name": space.name, "log10_size": log10_size, "knobs": knobs, "notes": list(space.notes)}
+
+
+def _fields(item: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in names}
 
 
 def _choice_text(knob: Knob, choice: Choice) -> str:

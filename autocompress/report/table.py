@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -15,16 +18,19 @@ from autocompress.report.wording import (
     metric_text,
     plain_text,
 )
-from autocompress.results.objectives import score
+from autocompress.results.objectives import ratio, score
+from autocompress.results.pareto import ParetoFront
 from autocompress.results.peer import Peer, peer_text, read_peer
-from autocompress.results.records import TrialRecord
+from autocompress.results.records import WHOLE_MODEL, TrialRecord
 from autocompress.results.run_folder import Run
 
 
 def front_table(run: Run) -> Table:
-    """The uncompressed model, then the front, fastest first; readable without colour.
+    """What there is without a search, then the front, fastest first; readable without colour.
 
-    Latency, size and the metric come from the exported file where there is one, else from the search.
+    The first rows are the uncompressed model, the model at the runtime's own precisions without training, and what the
+    runtime's own tool makes of it, the slowest first. Each trial is listed once. Latency, size and the metric come from
+    the exported file where there is one, else from the search.
     """
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -34,33 +40,51 @@ def front_table(run: Run) -> Table:
         caption=_caption(run),
         caption_justify="left",
     )
-    metric = run.info.objectives.metric
-    heads = (
+    metric, n_layers = run.info.objectives.metric, len(run.info.layers)
+    *figures, last = heads(metric)
+    for head in figures:
+        table.add_column(plain_text(head), justify="right", no_wrap=True)
+    table.add_column(last)
+    given = without_search(run.records, run.front)
+    peer = read_peer(run.folder.peer)
+    rows = [(-_share(ratio(record)), cells_of(record, run.front, n_layers)) for record in given]
+    if peer is not None:
+        rows.append((-_share(peer.latency.ratio), _peer_cells(peer, metric)))
+    for _, cells in sorted(rows, key=lambda item: item[0]):
+        table.add_row(*map(plain_text, cells), style="dim")
+    listed = {record.number for record in given}
+    for point in run.front.points:
+        if point.number not in listed:
+            table.add_row(*map(plain_text, cells_of(point, run.front, n_layers)))
+    return table
+
+
+def heads(metric: str) -> tuple[str, ...]:
+    """Titles of the columns of `cells_of`."""
+    return (
         "trial",
         f"{metric}\non test",
         f"{metric}\nselection",
         "latency\nms",
         "share of full\nlatency",
         "size\nMiB",
+        "what was done",
     )
-    for head in heads:
-        table.add_column(plain_text(head), justify="right", no_wrap=True)
-    table.add_column("what was done")
-    baseline = run.front.baseline
-    if baseline is not None:
-        table.add_row(*_cells(baseline, run), style="dim")
-    peer = read_peer(run.folder.peer)
-    if peer is not None:
-        table.add_row(*_peer_cells(peer, run), style="dim")
-    for point in run.front.points:
-        if not point.candidate.is_baseline:
-            table.add_row(*_cells(point, run))
-    return table
 
 
-def _peer_cells(peer: Peer, run: Run) -> list[Text]:
-    metric = run.info.objectives.metric
-    cells = [
+def without_search(records: Sequence[TrialRecord], front: ParetoFront) -> list[TrialRecord]:
+    """The uncompressed model, and the model at each of the runtime's own precisions, as far as they were measured."""
+    baseline = [] if front.baseline is None else [front.baseline]
+    return baseline + [record for record in records if record.origin == WHOLE_MODEL and record.is_point]
+
+
+def _share(value: float) -> float:
+    """For sorting: what has no latency goes first."""
+    return value if is_number(value) else math.inf
+
+
+def _peer_cells(peer: Peer, metric: str) -> list[str]:
+    return [
         "peer",
         metric_text(peer.metrics.get("test", {}).get(metric), metric),
         metric_text(peer.metrics.get("selection", {}).get(metric), metric),
@@ -69,7 +93,6 @@ def _peer_cells(peer: Peer, run: Run) -> list[Text]:
         f"{peer.size_mib:.3f}",
         f"{peer.name}, without a search",
     ]
-    return [Text(cell) for cell in cells]
 
 
 def _title(run: Run) -> Text:
@@ -95,20 +118,25 @@ def _caption(run: Run) -> Text:
     return plain_text("\n".join(lines))
 
 
-def _cells(record: TrialRecord, run: Run) -> list[Text]:
-    """One row; `Text` keeps square brackets in names from being read as markup."""
-    metric = run.info.objectives.metric
+def cells_of(record: TrialRecord, front: ParetoFront, n_layers: int = 0) -> list[str]:
+    """A row of the table; of the layers' number each precision's share is told."""
+    metric = front.metric
     latency = record.file.latency if record.file is not None else record.latency
     size = record.file.size_mib if record.file is not None else record.size_mib
     test = record.file.metrics.get("test", {}).get(metric) if record.file is not None else None
     timed = latency is not None and is_number(latency.ratio)
-    cells = [
+    what = candidate_text(record.candidate, n_layers)
+    on_front = any(record.number == point.number for point in front.points)
+    if record.origin == WHOLE_MODEL:
+        what = f"{what}, without training{', on the front' if on_front else ''}"
+    elif record.candidate.is_baseline and on_front:
+        what = f"{what}, on the front"
+    return [
         str(record.number),
         metric_text(test, metric),
         metric_text(score(record, metric), metric),
         f"{latency.ms:.3f}" if latency is not None and is_number(latency.ms) else NOTHING,
         f"{latency.ratio:.3f} ± {latency.spread:.3f}" if latency is not None and timed else NOTHING,
         f"{size:.3f}" if is_number(size) else NOTHING,
-        candidate_text(record.candidate, len(run.info.layers)),
+        what,
     ]
-    return [plain_text(cell) for cell in cells]

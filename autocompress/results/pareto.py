@@ -18,6 +18,8 @@ from autocompress.space.candidate import Candidate
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def non_dominated(costs: Floats) -> NDArray[np.bool_]:
@@ -204,6 +206,29 @@ class ParetoFront:
 
         rows = [row(point, self.metric) for point in self.points]
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(row(_NO_POINT, self.metric)))
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draws the front, the uncompressed model and the budget: the metric against the share of the latency.
+
+        Args:
+            ax: axes of your own to draw into; by default a new figure is made.
+
+        Returns:
+            The figure; `.savefig("front.pdf")` writes it.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            InputError: no point has both a latency and a metric.
+        """
+        from autocompress.report.notebook import plot_front
+
+        return plot_front(self, ax)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the picture and the table."""
+        from autocompress.report.notebook import front_html
+
+        return front_html(self)
 
 
 def front_of(records: Sequence[TrialRecord], objectives: Objectives) -> ParetoFront:

@@ -18,6 +18,9 @@ from autocompress.settings_schema import shown
 from autocompress.space.candidate import Candidate
 
 State = Literal["complete", "stopped", "failed"]
+WHOLE_MODEL = "whole model"
+"""Origin of the uncompressed model at one precision of the runtime, without training."""
+
 SCHEMA_VERSION = 1
 
 
@@ -109,8 +112,9 @@ class TrialRecord:
         number: the study's trial number; also the name of its folder, `trial_0042`.
         state: "complete"; "stopped" early, at its last rung, because its rank was low: a point like any other, trained
             less; or "failed" with a traceback in `error`.
-        origin: who proposed it: "baseline", "uniform", "single drop", "sampler", "random" (it repeated itself), or
-            "polished" (trained further by the search, out of the sampler's sight), or "refined" (by `refine`).
+        origin: who proposed it: "baseline", "whole model" (see `WHOLE_MODEL`), "uniform", "single drop", "sampler",
+            "random" (it repeated itself), or "polished" (trained further by the search, out of the sampler's sight), or
+            "refined" (by `refine`).
         candidate: what was asked.
         metrics: the best rung's metrics on the selection split (empty when failed).
         latency: measured during the search (None when failed before).
@@ -174,7 +178,7 @@ class TrialRecord:
         """Plain JSON values; NaN becomes null."""
         data = {**asdict(self), "candidate": self.candidate.to_dict()}
         data["schema"] = SCHEMA_VERSION
-        return {key: _without_nan(value) for key, value in data.items()}
+        return {key: without_nan(value) for key, value in data.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrialRecord:
@@ -209,13 +213,14 @@ class TrialRecord:
         return record
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The value for JSON, which has neither NaN nor infinities: they become None, in mappings and lists too."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value
 
 

@@ -12,7 +12,7 @@ import pytest
 from autocompress.cli import main
 from autocompress.config import ALL_THAT_FIT, SearchSettings
 from autocompress.errors import InputError
-from autocompress.report.status import status_lines
+from autocompress.report.status import status_data, status_lines
 from autocompress.results.records import Latency, TrialRecord, read_records, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.space.candidate import Candidate
@@ -79,6 +79,43 @@ def test_a_run_in_the_middle(folder: RunFolder) -> None:
         "running  trial 5, waits for a worker, 0:01:05 ago",
         "trouble  1 in all; last: trial 5 restarted, The actor died: killed",
     ]
+
+
+def test_the_same_as_plain_values(folder: RunFolder) -> None:
+    data = status_data(folder, NOW)
+    assert (data["state"], data["driver"], data["n_trials"], data["n_failed"]) == ("stopped", None, 4, 1)
+    assert data["front"]["best"]["trial"] == 3 and data["front"]["metric"] == "accuracy"
+    assert data["seconds_a_trial"] == 60.0
+    log(
+        folder,
+        {"event": "rung", "trial": 4, "steps": 20, "host": "gpu7", "pid": 99},
+        {"event": "failed", "trial": 2, "reason": "E: x"},
+    )
+    assert status_data(folder, NOW)["running"] == [], "nobody drives it"
+    with folder.locked():
+        data = status_data(folder, NOW)
+    assert data["state"] == "searching" and data["driver"].startswith("process ")
+    assert data["running"] == [
+        {"trial": 4, "event": "rung", "steps": 20, "host": "gpu7", "pid": 99, "seconds_ago": 65.0}
+    ]
+    assert (data["n_troubles"], data["last_trouble"]) == (1, {"trial": 2, "event": "failed", "reason": "E: x"})
+
+
+def test_a_run_that_has_ended_or_measures_its_front(folder: RunFolder) -> None:
+    info = folder.read_info()
+    folder.write_info(replace(info, settings=replace(info.settings, n_trials=4)))
+    with folder.locked():
+        assert status_data(folder, NOW)["state"] == "ending"
+    folder.report.touch()
+    assert status_data(folder, NOW)["state"] == "done"
+    assert status_lines(folder, NOW)[0].endswith(", done")
+
+
+def test_a_run_without_trials(folder: RunFolder) -> None:
+    write_records(folder.records, [])
+    data = status_data(folder, NOW)
+    assert data["front"] == {"n_points": 0, "metric": "accuracy", "best": None, "reason": "", "is_measured": False}
+    assert data["seconds_a_trial"] is None and data["last_trouble"] is None
 
 
 def test_polishes_are_counted_apart_from_the_trials(folder: RunFolder) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
 from autocompress.report.table import front_table
+from autocompress.results.peer import Peer
+from autocompress.results.records import WHOLE_MODEL, Latency
 from autocompress.results.run_folder import Run
 from autocompress.space.candidate import Candidate
 from tests.report.conftest import MakeRun
-from tests.report.searches import complete, failed
+from tests.report.searches import LAYERS, complete, failed
 
 
 def text_of(run: Run, width: int = 180) -> str:
@@ -41,11 +46,26 @@ def test_rows_are_the_uncompressed_model_and_the_front_fastest_first(make_run: M
 def test_the_uncompressed_model_is_listed_once_when_it_is_on_the_front(make_run: MakeRun) -> None:
     run = make_run(budget=None)
     assert any(point.candidate.is_baseline for point in run.front.points)
-    assert (
-        text_of(run).count("uncompressed\n") + text_of(run).count("uncompressed ")
-        == text_of(run).count("uncompressed")
-        == 1
+    assert text_of(run).count("uncompressed") == text_of(run).count("uncompressed, on the front") == 1
+
+
+def test_what_there_is_without_a_search_comes_first_the_slowest_first(make_run: MakeRun, tmp_path: Path) -> None:
+    half, eight, refused = (
+        replace(complete(number, Candidate(weight_bits=dict.fromkeys(LAYERS, bits)), share, score), origin=WHOLE_MODEL)
+        for number, bits, share, score in ((1, 16, 0.9, 0.915), (2, 8, 0.4, 0.91), (3, "8w", 0.8, 0.9))
     )
+    refused = replace(refused, state="failed", latency=None)
+    pruned = Candidate(prune_ratio={LAYERS[1]: 0.5})
+    uncompressed = complete(0, Candidate(), 1.0, 0.92, "baseline")
+    run = make_run([uncompressed, half, eight, refused, complete(4, pruned, 0.3, 0.8), complete(5, pruned, 0.9, 0.7)])
+    folder = tmp_path / "peer"
+    folder.mkdir()
+    (folder / "model.onnx").touch()
+    Peer("int8 by a tool", "model.onnx", {}, Latency(0.6, 0.01, 0.4, 9), 0.5).write(folder)
+    rows = [line for line in text_of(run).splitlines() if re.match(r" *(\d+|peer) ", line)]
+    assert [row.split()[0] for row in rows] == ["0", "1", "peer", "2", "4"], "then the front, each trial once"
+    assert "without training, on the front" in rows[3]
+    assert "without training" in rows[1] and "on the front" not in rows[1]
 
 
 def test_the_caption_holds_the_budget_and_the_reason(make_run: MakeRun) -> None:

@@ -1,0 +1,1 @@
+"""Finds out whether this installation and this machine can search: what `autocompress doctor` prints."""
