@@ -25,7 +25,7 @@ def _completion(shell: str) -> None:
     try:
         import shtab
     except ImportError as error:
-        raise MissingExtraError("completion needs the package shtab: `pip install shtab`") from error
+        raise MissingExtraError('completion needs shtab: `pip install "autocompress[completion]"`') from error
     parser = _parser()
     _complete_paths(parser, shtab)
     print(shtab.complete(parser, shell))

@@ -68,4 +68,4 @@ def test_without_the_package_the_way_out_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
-    assert "pip install shtab" in capsys.readouterr().err
+    assert 'pip install "autocompress[completion]"' in capsys.readouterr().err
