@@ -23,6 +23,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 MANIFEST = "manifest.json"
+_PRECISION = "autocompress.inference_precision"  # OpenVINO files note it
 Arrays = dict[str, Any]
 
 
@@ -73,15 +74,18 @@ def open_openvino(file: Path, n_threads: int) -> Model:
     """An ONNX file on the CPU, with the settings that it was measured with."""
     import openvino
 
+    core = openvino.Core()
+    model = core.read_model(str(file))
+    noted = model.has_rt_info(["framework", _PRECISION])
+    precision = model.get_rt_info(["framework", _PRECISION]).astype(str) if noted else "f32"
     settings = {
         "INFERENCE_NUM_THREADS": n_threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
+    compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
     names = [port.get_any_name() for port in compiled.inputs]
     size = compiled.inputs[0].get_partial_shape()[0]

@@ -17,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autocompress.compression import compress
 from autocompress.publishing.artifact import load
+from autocompress.publishing.run import open_openvino
 from autocompress.publishing.runner import choose_examples, measure_memory
+from autocompress.runtimes import runtime_named
 from autocompress.space.candidate import Candidate
 from autocompress.task import SupervisedTask, as_inputs
 from tests.shared.points import Point, tiny_point
-from tests.shared.tasks import images, tiny_task
+from tests.shared.tasks import images, tiny_task, trained_model
 
 ALONE = """
 import runpy, sys
@@ -51,6 +54,30 @@ def test_the_examples_give_what_the_manifest_says(folder: Path) -> None:
     with torch.no_grad():
         student = load(folder, tiny_task())(images(64, 4)[0][:8])
     assert student.argmax(1).tolist() == said, "the examples are the first calibration samples"
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_openvino_files_run_at_the_precision_that_they_were_measured_at(
+    bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    inputs = (images(1, 0)[0],)
+    candidate = Candidate(weight_bits=dict.fromkeys(("conv1", "conv2", "fc"), bits) if bits != 32 else {})
+    student = compress(trained_model(), candidate, inputs, [inputs])
+    file = runtime_named("openvino").export(student, inputs, tmp_path)
+    from autocompress.runtimes.openvino_backend import compile_file
+
+    asked: list[str] = []
+    compile_model = openvino.Core.compile_model
+
+    def noted(self: object, model: object, device: str, config: dict[str, object]) -> object:
+        asked.append(str(config["INFERENCE_PRECISION_HINT"]))
+        return compile_model(self, model, device, config)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", noted)
+    open_openvino(file, 1)
+    compile_file(file, 1)
+    assert asked == (["bf16"] * 2 if bits == 16 else ["f32"] * 2)
 
 
 class Height(nn.Module):
