@@ -75,8 +75,13 @@ class _Mark(nn.Module):
         return marked
 
 
-def marked_copy(student: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, MarkedWeights]:
-    """A copy in evaluation mode whose weights hold their stored values, and how each is stored."""
+def marked_copy(
+    student: nn.Module, example_inputs: Inputs, dynamic_lstm: bool = False
+) -> tuple[nn.Module, MarkedWeights]:
+    """A copy in evaluation mode whose weights hold their stored values, and how each is stored.
+
+    With `dynamic_lstm` the engine's kernel rounds what 8-bit LSTMs read; else the file's operations do.
+    """
     _say_shape_of_rounding()
     marked = copy.deepcopy(student).eval()
     if any(isinstance(layer, InterceptedLayer) and layer.computed_weight for layer in marked.modules()):
@@ -86,6 +91,8 @@ def marked_copy(student: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, 
     for path, layer in list(marked.named_modules()):
         if isinstance(layer, QuantizedLayer):
             weights[path] = _round_weights_(layer)
+            if dynamic_lstm and layer.reads_dynamically:
+                layer.input_quantizer = None
     for layer in list(marked.modules()):
         for name, child in list(layer.named_children()):
             if isinstance(child, ActivationQuantizer):

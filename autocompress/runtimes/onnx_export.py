@@ -48,7 +48,7 @@ def write_onnx(
     Raises:
         ExportError: the exporter cannot write some op; names it and its module, and the exporter's own words follow.
     """
-    marked, weights = marked_copy(student, example_inputs)
+    marked, weights = marked_copy(student, example_inputs, dynamic_lstm)
     traced = example_inputs if not dynamic_dims else _at_least_two(example_inputs)
     # without the empty dict a last argument that is a dict would be taken for keyword arguments
     args, kwargs = ((), traced) if isinstance(traced, dict) else ((*traced, {}), None)

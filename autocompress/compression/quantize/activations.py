@@ -161,3 +161,33 @@ class BFloat16Activations(nn.Module):
         if torch.compiler.is_exporting() or (self.training and self.through):
             return x
         return replace(x, x.detach().bfloat16().to(x.dtype))
+
+
+class DynamicQuantizer(nn.Module):
+    """Rounds each sample to 256 levels between its own ends, which are found at run time; zero is a level.
+
+    Args:
+        sample_dim: the dimension that counts samples; all others share one range.
+
+    Attributes:
+        through: True where training sees the value itself, see `delay_rounding_`.
+    """
+
+    through = False
+
+    def __init__(self, sample_dim: int) -> None:
+        super().__init__()
+        self.sample_dim = sample_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x`; gradients pass unchanged."""
+        if self.training and self.through:
+            return x
+        value = x.detach()
+        dims = [dim for dim in range(x.ndim) if dim != self.sample_dim or x.ndim < 3]
+        low = value.amin(dims, keepdim=True).clamp(max=0.0)
+        high = value.amax(dims, keepdim=True).clamp(min=0.0)
+        scale = ((high - low) / (N_LEVELS - 1)).clamp(min=_SMALLEST_SCALE)
+        zero_point = torch.round(-low / scale)
+        rounded = ((torch.round(value / scale) + zero_point).clamp(0, N_LEVELS - 1) - zero_point) * scale
+        return rounded if torch.compiler.is_exporting() else replace(x, rounded)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
+from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations, DynamicQuantizer
 from autocompress.compression.quantize.layers import QuantizedLayer
 from autocompress.compression.quantize.ranges import RANGES
 from autocompress.compression.quantize.weights import PerChannelInt8Quantizer, WeightQuantizer
@@ -114,7 +114,7 @@ def delay_rounding_(model: nn.Module, delayed: bool, observes: bool = True) -> N
     for module in model.modules():
         if isinstance(module, ActivationQuantizer):
             module.through, module.observes = delayed, observes
-        elif isinstance(module, BFloat16Activations):
+        elif isinstance(module, BFloat16Activations | DynamicQuantizer):
             module.through = delayed
         elif isinstance(module, WeightQuantizer):
             module.through = delayed and module.bits >= _DELAYED_BITS

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
+from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations, DynamicQuantizer
 from autocompress.compression.quantize.weights import WeightQuantizer
 
 
@@ -21,13 +21,13 @@ class QuantizedLayer(nn.Module):
         input_grid: what rounds the input to 8 bits, here or before; a tuple, so that it is no child twice, and empty
             where nothing does.
         norm: the batch norm behind, if there is one; likewise.
-        reads_dynamically: engines with such kernels round what the layer reads to 8 bits, by a range found at run time.
-            The student does not: it would have to compute each step of a sequence on its own.
+        reads_dynamically: what the layer reads is rounded to 8 bits, by a range found at run time. Engines with such a
+            kernel round the hidden state too, which the student does not: it would have to compute each step alone.
     """
 
     reads_dynamically = False
 
-    input_quantizer: ActivationQuantizer | BFloat16Activations | None
+    input_quantizer: ActivationQuantizer | BFloat16Activations | DynamicQuantizer | None
     weight_quantizers: nn.ModuleDict
     output_quantizer: ActivationQuantizer | None
     input_grid: tuple[ActivationQuantizer, ...]
@@ -118,6 +118,7 @@ class _QuantizedRecurrent(QuantizedLayer, nn.RNNBase):
         """Shapes as the torch layer."""
         self._update_flat_weights()  # else torch itself puts the unrounded ones back, once after weights were replaced
         kept = self._flat_weights
+        x = self.rounded_input(x) if isinstance(x, Tensor) else x
         self._flat_weights = [
             self.rounded_weight(name) if name in self.weight_quantizers else getattr(self, name)
             for name in self._flat_weights_names

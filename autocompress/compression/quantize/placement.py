@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations
+from autocompress.compression.quantize.activations import ActivationQuantizer, BFloat16Activations, DynamicQuantizer
 from autocompress.compression.quantize.integer_ops import Surroundings, active_ops, round_outputs_
 from autocompress.compression.quantize.layers import LAYERS, QuantizedLayer
 from autocompress.compression.quantize.own_forward import (
@@ -202,7 +202,9 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: 
     assert isinstance(swapped, QuantizedLayer)
     swapped.input_quantizer = swapped.output_quantizer = None
     swapped.input_grid, swapped.norm = (), ()
-    swapped.reads_dynamically = width == INT8_BITS and isinstance(module, nn.RNNBase)
+    swapped.reads_dynamically = width == INT8_BITS and isinstance(module, nn.LSTM)
+    if swapped.reads_dynamically:
+        swapped.input_quantizer = DynamicQuantizer(0 if module.batch_first else 1)
     if width == INT8_BITS and not isinstance(module, _WEIGHTS_ONLY):
         swapped.input_quantizer = grid = ActivationQuantizer().to(device_of(module))
         swapped.input_grid = (grid,)
@@ -220,7 +222,11 @@ def _to_counterpart(model: nn.Module, path: str, width: Precision, weight_grid: 
             )
         # the gates of a recurrent layer are stored in another order than here: where only weights are rounded, and
         # that finely, one scale serves them all
-        n_channels = 1 if isinstance(module, nn.RNNBase) and width == "8w" else weight.shape[0]
+        n_channels = (
+            1
+            if isinstance(module, nn.RNNBase) and width in (INT8_BITS, "8w") and not swapped.reads_dynamically
+            else weight.shape[0]
+        )
         quantizer = _MAKERS[width](n_channels, weight[0].numel()).to(weight.device)
         quantizer.rule = weight_grid.rule
         if isinstance(quantizer, PerChannelInt8Quantizer) and (swapped.reads_integers or swapped.reads_dynamically):
