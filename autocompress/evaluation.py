@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.batches import n_samples as n_samples_in
-from autocompress.batches import restored
-from autocompress.devices import device_in, device_of, full_precision, is_half, on_device, tensors_in
+from autocompress.devices import device_in, device_of, full_precision, is_half, on_device
 from autocompress.errors import InputError
-from autocompress.runtimes import Session, runtime_named
+from autocompress.runtimes import Session, runtime_named, session_predict
 from autocompress.settings_schema import require_count, require_kind
-from autocompress.task import Inputs, Task, call_model, check_metrics
+from autocompress.task import Inputs, Predict, Task, call_model
 from autocompress.task_access import examples_of, model_of
+from autocompress.task_check import check_metrics
 
 LockContext = Callable[[], AbstractContextManager[None]]
 
@@ -114,17 +114,16 @@ def judges_parts(task: Task) -> bool:
 
 def evaluate_session(session: Session, task: Task, split: str) -> tuple[dict[str, float], int]:
     """The metrics of a loaded file, and its number of samples."""
+    predict = session_predict(session, lambda: model_of(task), examples_of(task))
+    return evaluate_predict(predict, task, split)
+
+
+def evaluate_predict(predict_with: Predict, task: Task, split: str) -> tuple[dict[str, float], int]:
+    """The metrics of what maps inputs on the CPU to outputs, and how many samples it was asked for."""
     counted: Counter[str] = Counter()
-    known: list[Any] = []  # the form of the model's outputs, where the file has several
 
     def predict(inputs: Inputs) -> Any:
-        outputs = on_device(session.predict(inputs), device_in(inputs))
         counted[split] += n_samples_in(inputs)
-        if isinstance(outputs, Tensor):
-            return outputs
-        if not known:
-            with torch.no_grad():
-                known.append(call_model(model_of(task), examples_of(task)))
-        return restored(known[0], tensors_in(outputs))
+        return on_device(predict_with(inputs), device_in(inputs))
 
     return check_metrics(task.evaluate(predict, split), split), counted[split]

@@ -100,12 +100,13 @@ def test_every_front_point_is_a_file_that_runs(killed_and_resumed: Path, example
 
 
 def test_a_loaded_model_gives_the_outputs_of_the_saved_one(killed_and_resumed: Path, example: Path) -> None:
-    """Full precision: the file and the loaded module agree to 1e-5 relative to the outputs' size."""
+    """The weights bit for bit; the outputs up to the rounding of a convolution that reads another memory layout."""
     task = ac.load_task(f"{example}:task")
     folder = killed_and_resumed / "front" / "trial_0000"
     student, model = ac.load(folder, task), task.build_model()
     inputs = next(iter(task.calibration_batches()))
-    assert torch.equal(student(*inputs), model(*inputs))
+    torch.testing.assert_close(student.state_dict(), model.state_dict(), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(student(*inputs), model(*inputs), rtol=1e-5, atol=1e-4)
 
 
 def test_the_single_steps_of_the_readme(example: Path, tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from autocompress.metrics import main_output
 from autocompress.results.records import read_records
 from autocompress.runtimes import check_parity, export_for, runtime_named
 from autocompress.space.candidate import Candidate
-from autocompress.task import SupervisedTask, check_task
+from autocompress.task import SupervisedTask
 from autocompress.task_access import calibration_of, examples_of, model_of
+from autocompress.task_check import check_task
 from tests.shared.real_data import DYNAMIC, TextNet, text_batches, text_task, two_heads_task
 
 

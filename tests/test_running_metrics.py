@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.evaluation import evaluate_model
 from autocompress.running_metrics import RUNNING, RunningMeanIou, RunningPerplexity, fresh, join
-from autocompress.task import SupervisedTask, check_task
+from autocompress.task import SupervisedTask
+from autocompress.task_check import check_task
 
 
 def scores(seed: int, *shape: int) -> Tensor:

@@ -19,18 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autocompress.errors import InputError, MissingDataError
-from autocompress.task import (
-    TASK_METHODS,
-    Inputs,
-    SupervisedTask,
-    Task,
-    as_batch,
-    as_inputs,
-    call_model,
-    check_metrics,
-    check_task,
-    load_task,
-)
+from autocompress.task import TASK_METHODS, Inputs, SupervisedTask, Task, as_batch, as_inputs, call_model, load_task
+from autocompress.task_check import check_metrics, check_task
 from autocompress.tasks.cifar10 import Cifar10Task
 
 GOOD_FILE = """
@@ -285,7 +275,7 @@ def test_file_spec_gives_a_task_that_a_worker_can_unpickle(file: Path, attribute
     file.unlink()  # the worker has neither the file nor its neighbour
     (tmp_path / "my_neighbour.py").unlink()
     code = (
-        "import pickle, pathlib, sys; import autocompress.task as t;"
+        "import pickle, pathlib, sys; import autocompress.task_check as t;"
         "task = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()); t.check_task(task);"
         "print(task.build_model()(torch.ones(1, 4)).sum().item())"
     )

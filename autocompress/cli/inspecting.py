@@ -61,8 +61,9 @@ def _look(task: str, space: str | None, runtime: str | None, profile: Path | Non
     from autocompress.latency.online_predictor import label_slower_ranks
     from autocompress.runtimes import is_executed, runtime_named
     from autocompress.space.search_space import SearchSpace
-    from autocompress.task import check_task, load_task
+    from autocompress.task import load_task
     from autocompress.task_access import examples_of, model_of
+    from autocompress.task_check import check_task
 
     if profile is not None and space is None:
         raise InputError("--profile labels the choices of a search space; name it with --space")

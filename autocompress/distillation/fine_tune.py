@@ -194,11 +194,9 @@ class FineTune:
     def _loss_of(self, batch: Batch) -> Tensor:
         inputs, mode = batch[0], self.mode
         assert mode is not None, "`_train_one` has chosen it"
-        if self._features is None and self._n_parts == 1:  # computed once and kept
-            soft = self.teacher.outputs(self.step, inputs, mode)
-            return self._loss(self._outputs(inputs, mode), soft, batch)
         if self._features is None:
-            soft = self.teacher.run(inputs, mode)
+            is_whole = self._n_parts == 1  # then the teacher's outputs are computed once and kept
+            soft = self.teacher.outputs(self.step, inputs, mode) if is_whole else self.teacher.run(inputs, mode)
             return self._loss(self._outputs(inputs, mode), soft, batch)
         with self._features.watch() as (ours, theirs):  # features need a forward pass of the teacher each time
             soft = self.teacher.run(inputs, mode)
@@ -333,7 +331,7 @@ def distill(
     settings: DistillSettings | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Fine-tunes `student` in place under `teacher` for so many steps, on the student's device.
+    """Fine-tunes `student` in place under `teacher` for `steps` steps, on the student's device.
 
     Returns:
         The student in evaluation mode.

@@ -66,7 +66,7 @@ def _fork(library: str, output: Path) -> int:
         for finding in _findings(library):
             os.write(1, (json.dumps(finding) + "\n").encode())
         exit_code = 0
-    except BaseException:  # a fork must not go on with its parent's work
+    except BaseException:  # else the fork would continue its parent's work
         traceback.print_exc()
         sys.stderr.flush()
     finally:

@@ -17,7 +17,8 @@ from autocompress.evaluation import ModelPredict, evaluate_model, judges_parts
 from autocompress.files import digest_of
 from autocompress.publishing.export_point import splits_of
 from autocompress.report.wording import is_share
-from autocompress.task import Inputs, Task, attempt, check_metrics
+from autocompress.task import Inputs, Task
+from autocompress.task_check import attempt, check_metrics
 
 _SECONDS, _N_AGAIN = 10.0, 3  # after which a split that repeats its first batch is endless
 _N_COMPARED = 16_384  # numbers of a batch, from its beginning

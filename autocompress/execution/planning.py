@@ -7,9 +7,9 @@ from functools import partial
 
 from autocompress.execution.fisher import fisher_sensitivity
 from autocompress.execution.sensitivity import Effort, Sensitivity, SensitivityProbe, measure_sensitivity
-from autocompress.execution.whole_models import WHOLE_MODEL
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
 from autocompress.results.objectives import ratio
+from autocompress.results.records import WHOLE_MODEL
 from autocompress.sampling.initial_candidates import single_drop_candidates, uniform_candidates
 from autocompress.sampling.knapsack import Solver, block_costs, blocks_of
 from autocompress.sampling.knapsack_sampler import Planner, SamplerContext

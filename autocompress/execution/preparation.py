@@ -40,8 +40,9 @@ from autocompress.sampling.samplers import sampler_named
 from autocompress.search_context import SearchContext, device_here
 from autocompress.space.candidate import INT8_BITS
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Task, check_task
+from autocompress.task import Task
 from autocompress.task_access import calibration_of, examples_of, model_of
+from autocompress.task_check import check_task
 
 _BYTES_PER_MIB = 2**20
 _REFERENCE_ROUNDS = 15

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from autocompress.config import ALL_THAT_FIT, SearchSettings
 from autocompress.errors import MeasurementError, StoppedError
-from autocompress.execution.whole_models import WHOLE_MODEL
 from autocompress.report.files import write_front_table, write_report_page
-from autocompress.results.records import TrialRecord
+from autocompress.results.records import WHOLE_MODEL, TrialRecord
 from autocompress.results.run_folder import RunFolder
 
 

@@ -53,7 +53,7 @@ from autocompress.execution.search_ends import ended_at_once, refuse_all_failed,
 from autocompress.execution.sensitivity import Effort, Sensitivity
 from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
-from autocompress.execution.whole_models import WHOLE_MODEL, judge_whole_models
+from autocompress.execution.whole_models import judge_whole_models
 from autocompress.files import check_new_folder
 from autocompress.graph import without_bits
 from autocompress.latency.online_predictor import OnlineLatencyPredictor
@@ -65,7 +65,7 @@ from autocompress.report.files import write_report_page
 from autocompress.results.objectives import ratio
 from autocompress.results.pareto import ParetoFront
 from autocompress.results.provenance import imports_of, signature_of
-from autocompress.results.records import TrialRecord, write_records
+from autocompress.results.records import WHOLE_MODEL, TrialRecord, write_records
 from autocompress.results.run_folder import RunFolder, RunInfo
 from autocompress.sampling.early_stopping import ParetoEarlyStopping, Patience
 from autocompress.sampling.samplers import PLANNED, planned

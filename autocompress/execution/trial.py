@@ -70,6 +70,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a trial begins with.
+
+    Attributes:
+        recipe: of the student.
+        student: the compressed model, before it is trained.
+        parent: name of the trial whose weights it has, or `UNCOMPRESSED`.
+    """
+
+    recipe: Recipe
+    student: nn.Module
+    parent: str
+
+
+@dataclass(frozen=True)
 class TrainedFiles:
     """What a trained trial left on the driver's disk: the files that `save_student` wrote, by name."""
 
@@ -153,15 +168,14 @@ class Trial:
     Made whole by `begin` or by `restore`.
     """
 
-    _memory: PeakMemory
-
-    def __init__(self, worker: WorkerContext, plan: TrialPlan, recipe: Recipe, student: nn.Module, parent: str) -> None:
+    def __init__(self, worker: WorkerContext, plan: TrialPlan, start: Start, memory: PeakMemory) -> None:
         self._worker, self._context, self._plan = worker, worker.context, plan
-        self._recipe, self._student, self._parent = recipe, student.to(worker.device), parent
+        self._recipe, self._student, self._parent = start.recipe, start.student.to(worker.device), start.parent
+        self._memory = memory
         self._deadline = None if plan.polish_seconds is None else Deadline(plan.polish_seconds)
         self._training = training_of(self._context.settings.distill, plan)
         self._fine_tune = FineTune(
-            student,
+            self._student,
             worker.teacher,
             self._context.task,
             self._training,
@@ -186,9 +200,8 @@ class Trial:
         begin, waited = time.perf_counter(), worker.measurement_lock.waited
         memory = PeakMemory(worker.device)
         with worker.measurement_lock.shared():
-            recipe, student, parent = _start(worker, plan, trained)
-        trial = cls(worker, plan, recipe, student, parent)
-        trial._memory = memory
+            start = _start(worker, plan, trained)
+        trial = cls(worker, plan, start, memory)
         waiting = worker.measurement_lock.waited - waited
         trial._seconds |= {"compress": time.perf_counter() - begin - waiting, "wait": waiting}
         if trial._measured is None:
@@ -203,8 +216,7 @@ class Trial:
         with worker.measurement_lock.shared():
             # without calibration: the state has all tensors
             student = rebuild(worker.model, worker.context.graph, recipe, None, worker.rebuilding.options)
-        trial = cls(worker, plan, recipe, student, state.get("parent", UNCOMPRESSED))
-        trial._memory = memory
+        trial = cls(worker, plan, Start(recipe, student, state.get("parent", UNCOMPRESSED)), memory)
         trial._rungs = [Rung(steps, metrics) for steps, metrics in state["rungs"]]
         if "planned_rungs" in state:
             trial._training = replace(trial._training, rungs=tuple(state["planned_rungs"]))
@@ -403,7 +415,7 @@ def n_macs(model: nn.Module, inputs: Inputs) -> int:
     return int(counter.get_total_flops()) // 2 // n_samples(inputs)
 
 
-def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFiles]) -> tuple[Recipe, nn.Module, str]:
+def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFiles]) -> Start:
     """The recipe, and the student with the smallest loss on held-out training batches among the possible starts."""
     context, settings = worker.context, worker.context.settings
     stats = worker.calibration_stats
@@ -425,7 +437,7 @@ def _start(worker: WorkerContext, plan: TrialPlan, trained: Sequence[TrainedFile
     for item in trained:
         starts[item.name] = student_from(worker.parent_of(item), recipe, worker.rebuilding)
     best = best_of(starts, context.task.loss, worker.held_out) if len(starts) > 1 else next(iter(starts))
-    return recipe, starts[best], best
+    return Start(recipe, starts[best], best)
 
 
 def _held_out(context: SearchContext) -> list[Batch]:

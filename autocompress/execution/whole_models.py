@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autocompress.execution.trial import Trial, TrialPlan, WorkerContext
-from autocompress.results.records import WHOLE_MODEL as WHOLE_MODEL
-from autocompress.results.records import TrialRecord
+from autocompress.results.records import WHOLE_MODEL, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.sampling.study import SearchStudy
 from autocompress.search_context import SearchContext

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.batches import n_samples
 from autocompress.compression import Recipe, sparse_saving_bytes
-from autocompress.devices import device_in, on_device
+from autocompress.evaluation import evaluate_predict
 from autocompress.latency.layer_times import measure_layer_times
 from autocompress.latency.target_device import LocalDevice, TargetDevice
 from autocompress.metrics import main_output
@@ -22,7 +20,7 @@ from autocompress.publishing.runner import RUNNABLE, choose_examples, measure_me
 from autocompress.results.records import FileNumbers, Latency, TrialRecord
 from autocompress.results.run_folder import LAYER_TIMES
 from autocompress.runtimes import Session, check_parity, export_for, runtime_named, session_predict
-from autocompress.task import Inputs, Predict, Task, check_metrics
+from autocompress.task import Inputs, Task
 from autocompress.task_access import calibration_of, examples_of
 
 SPLITS = ("selection", "test")
@@ -88,15 +86,15 @@ def export_point(
     samples = next(calibration_of(task))
     parity = check_parity(student, target.device.load, file, samples)
     session = target.device.load(file)
-    predict = session_predict(session, student, inputs)
+    predict = session_predict(session, lambda: student, inputs)
     examples = choose_examples(samples)
     facts = {**facts, "examples": write_examples(folder, examples, main_output(predict(examples)))}
-    metrics, n_samples = _judge(predict, task)
+    judged = {split: evaluate_predict(predict, task, split) for split in splits_of(task)}
     size = file.stat().st_size
     saved = sparse_saving_bytes(student, recipe.sparse_layers)
     numbers = FileNumbers(
-        metrics=metrics,
-        n_samples=n_samples,
+        metrics={split: metrics for split, (metrics, _) in judged.items()},
+        n_samples={split: n_samples for split, (_, n_samples) in judged.items()},
         latency=_time(session, target, inputs),
         size_mib=size / _BYTES_PER_MIB,
         sparse_size_mib=(size - saved) / _BYTES_PER_MIB if recipe.sparse_layers else None,
@@ -128,17 +126,3 @@ def _time(session: Session, target: ExportTarget, inputs: Inputs) -> Latency:
 def splits_of(task: Task) -> tuple[str, ...]:
     """The splits that a point's file is judged on, selection first."""
     return (*SPLITS, *getattr(task, "further_splits", ()))
-
-
-def _judge(predict_with: Predict, task: Task) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Metrics of the file on every split, and how many samples it was asked for."""
-    metrics: dict[str, dict[str, float]] = {}
-    counted: Counter[str] = Counter()
-    for split in splits_of(task):
-
-        def predict(inputs: Inputs, split: str = split) -> Any:
-            counted[split] += n_samples(inputs)
-            return on_device(predict_with(inputs), device_in(inputs))
-
-        metrics[split] = check_metrics(task.evaluate(predict, split), split)
-    return metrics, dict(counted)

@@ -119,7 +119,7 @@ def _caption(run: Run) -> Text:
 
 
 def cells_of(record: TrialRecord, front: ParetoFront, n_layers: int = 0) -> list[str]:
-    """A row of the table; of the layers' number each precision's share is told."""
+    """A row of the table; each precision is shown with its share of the layers."""
     metric = front.metric
     latency = record.file.latency if record.file is not None else record.latency
     size = record.file.size_mib if record.file is not None else record.size_mib

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,19 +57,27 @@ def export_for(task: Task, runtime: Runtime, student: nn.Module, example_inputs:
     return file
 
 
-def session_predict(session: Session, model: nn.Module, example_inputs: Inputs) -> Predict:
+def session_predict(session: Session, model: Callable[[], nn.Module], example_inputs: Inputs) -> Predict:
     """Maps inputs to a loaded file's outputs in the form in which the model gives them.
 
     Args:
         session: of the file.
-        model: that the file was written from, or another one of the same form, on the CPU and in evaluation mode.
+        model: gives the model that the file was written from, or another one of the same form, on the CPU and in
+            evaluation mode; asked only where the file has several outputs.
         example_inputs: of the model.
     """
-    with torch.no_grad():
-        example = call_model(model, example_inputs)
-    if isinstance(example, Tensor):
-        return session.predict
-    return lambda inputs: restored(example, tensors_in(session.predict(inputs)))
+    known: list[Any] = []  # outputs of the model, which have the form
+
+    def predict(inputs: Inputs) -> Any:
+        outputs = session.predict(inputs)
+        if isinstance(outputs, Tensor):
+            return outputs
+        if not known:
+            with torch.no_grad():
+                known.append(call_model(model(), example_inputs))
+        return restored(known[0], tensors_in(outputs))
+
+    return predict
 
 
 def export(

@@ -23,8 +23,8 @@ _LEVEL_MAX = 255
 
 
 @functools.cache
-def _say_shape_of_rounding() -> torch.library.Library:
-    """Tells torch the shape that rounding gives; this torch knows it only where sizes are numbers, not symbols."""
+def _register_rounding_shape() -> torch.library.Library:
+    """Registers the output shape of torch's rounding op, which torch knows only where sizes are numbers."""
 
     def shapes(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
@@ -82,7 +82,7 @@ def marked_copy(
 
     With `dynamic_lstm` the engine's kernel rounds what 8-bit LSTMs read; else the file's operations do.
     """
-    _say_shape_of_rounding()
+    _register_rounding_shape()
     marked = copy.deepcopy(student).eval()
     if any(isinstance(layer, InterceptedLayer) and layer.computed_weight for layer in marked.modules()):
         with torch.no_grad():

@@ -49,7 +49,7 @@ def student_of(task: Task, model: nn.Module, dropped: float) -> nn.Module:
 
 
 def trained(task: Task, model: nn.Module, student: nn.Module, asked: dict[str, Any], minutes: float) -> dict[str, Any]:
-    """Trains a student for so many CPU minutes and judges it."""
+    """Trains a student for `minutes` CPU minutes and judges it."""
     before = evaluate_model(student, task)
     timed = FineTune(copy.deepcopy(student), Teacher(model), task, DistillSettings(**asked, rungs=(0, _N_TIMED)))
     timed.advance(_N_WARM)

@@ -15,7 +15,8 @@ from torch import nn
 
 from autocompress.space.candidate import check_fine_tune
 from autocompress.space.search_space import _check_rule
-from autocompress.task import _missing_methods, check_task
+from autocompress.task import _missing_methods
+from autocompress.task_check import check_task
 from tests.docs.markdown import PAGES, ROOT, Block, blocks, name_of
 
 RUN = ("own_task", "speech", "recommender", "extend")

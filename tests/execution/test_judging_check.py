@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.execution import judging_check
 from autocompress.execution.judging_check import check_share, judge_splits
-from autocompress.task import Batch, Inputs, SupervisedTask, check_metrics, check_task
+from autocompress.task import Batch, Inputs, SupervisedTask
+from autocompress.task_check import check_metrics, check_task
 from tests.shared.tasks import batches, images, tiny_task, trained_model
 
 

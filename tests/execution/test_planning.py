@@ -15,10 +15,9 @@ from autocompress.execution.planning import (
     planner_of,
 )
 from autocompress.execution.sensitivity import ChoiceLoss, Sensitivity, single_choices
-from autocompress.execution.whole_models import WHOLE_MODEL
 from autocompress.graph import inspect_model
 from autocompress.latency.online_predictor import LaunchLatencyModel, OnlineLatencyPredictor
-from autocompress.results.records import Latency, TrialRecord
+from autocompress.results.records import WHOLE_MODEL, Latency, TrialRecord
 from autocompress.sampling.samplers import planned
 from autocompress.sampling.study import Asked, SearchStudy
 from autocompress.space.candidate import Candidate

@@ -14,8 +14,7 @@ from autocompress.execution import search_loop
 from autocompress.execution.preparation import _command
 from autocompress.execution.search_ends import refuse_all_failed, stopped_by
 from autocompress.execution.search_loop import start
-from autocompress.execution.whole_models import WHOLE_MODEL
-from autocompress.results.records import TrialRecord
+from autocompress.results.records import WHOLE_MODEL, TrialRecord
 from autocompress.results.run_folder import RunFolder
 from autocompress.space.candidate import Candidate
 from tests.shared.tasks import tiny_task

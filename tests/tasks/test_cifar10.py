@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from autocompress.errors import InputError, MissingDataError, MissingExtraError
-from autocompress.task import Inputs, Task, call_model, check_task, load_task
+from autocompress.task import Inputs, Task, call_model, load_task
+from autocompress.task_check import check_task
 from autocompress.tasks import cifar10
 from autocompress.tasks.cifar10 import Cifar10Task, CifarResNet
 from autocompress.tasks.data import CACHE_VARIABLE, DATA_VARIABLE

@@ -7,7 +7,8 @@ import ray.cloudpickle as cloudpickle
 import torch
 
 from autocompress.errors import InputError
-from autocompress.task import Inputs, Task, call_model, check_task, load_task
+from autocompress.task import Inputs, Task, call_model, load_task
+from autocompress.task_check import check_task
 from autocompress.tasks import digits
 from autocompress.tasks.digits import DigitsTask, Recipe, load_splits, train_network, weights_path
 

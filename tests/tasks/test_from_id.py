@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.graph import inspect_model
-from autocompress.task import Inputs, as_inputs, call_model, check_metrics, check_task, load_task
+from autocompress.task import Inputs, as_inputs, call_model, load_task
+from autocompress.task_check import check_metrics, check_task
 from autocompress.tasks.from_id import open_dataset
 from autocompress.tasks.identifiers import read_task_id
 from tests.tasks.hub_models import write_classifier, write_texts, write_tokenizer

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from autocompress.errors import InputError, MissingExtraError
-from autocompress.task import Inputs, Task, call_model, check_task, load_task
+from autocompress.task import Inputs, Task, call_model, load_task
+from autocompress.task_check import check_task
 from autocompress.tasks.from_id import open_dataset
 from autocompress.tasks.identifiers import read_task_id
 from autocompress.tasks.image_models import read_state

@@ -15,7 +15,8 @@ from autocompress.compression import compress
 from autocompress.errors import InputError
 from autocompress.graph import inspect_model
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Inputs, as_inputs, call_model, check_task, load_task
+from autocompress.task import Inputs, as_inputs, call_model, load_task
+from autocompress.task_check import check_task
 from tests.tasks.hub_models import WORDS, write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

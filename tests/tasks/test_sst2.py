@@ -12,7 +12,8 @@ from torch import Tensor
 from autocompress.errors import InputError, MissingDataError
 from autocompress.graph import inspect_model
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import Inputs, call_model, check_task, load_task
+from autocompress.task import Inputs, call_model, load_task
+from autocompress.task_check import check_task
 from autocompress.tasks import sst2
 from autocompress.tasks.data import DATA_VARIABLE, data_folder
 

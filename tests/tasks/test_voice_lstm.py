@@ -11,7 +11,8 @@ import torch
 from autocompress.errors import InputError, MissingDataError
 from autocompress.graph import inspect_model
 from autocompress.space.search_space import SearchSpace
-from autocompress.task import call_model, check_task, load_task
+from autocompress.task import call_model, load_task
+from autocompress.task_check import check_task
 from autocompress.tasks.data import DATA_VARIABLE, data_folder
 from autocompress.tasks.voice_lstm import SpokenDigitNet, VoiceLstmTask, load_recordings
 
