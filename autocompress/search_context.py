@@ -35,6 +35,7 @@ class SearchContext:
         objectives: of the search.
         moments: see `moments_of`.
         half_range_weights: see `Recipe`.
+        teacher_file: of the uncompressed model for an engine that runs it faster than torch, as bytes, or None.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class SearchContext:
     objectives: Objectives
     moments: Mapping[str, NDArray[np.float64]] | None = None
     half_range_weights: bool = False
+    teacher_file: bytes | None = None
 
 
 def device_here(settings: SearchSettings) -> torch.device:

@@ -79,7 +79,7 @@ class FineTune:
         self.mode: FastMode | None = None  # chosen at the first step, then kept: also on another machine
         self._seed, self._device, self._half = seed, teacher.device, is_half(student)
         self._called: Any = torch.compile(student) if settings.compile else student
-        self._batches = stream_to(_stream(task, seed, self._half), self._device)
+        self._batches = stream_to(training_batches(self.task, self._seed, self._half), self._device)
         self._n_parts = 1  # of a batch, whose gradients are added
         self._unchecked: list[Tensor] = []
         if settings.learn_scales:
@@ -140,7 +140,7 @@ class FineTune:
             self.schedule.load_state_dict(state["schedule"])
         known = state["fast"] is not None and state.get("device", CPU.type) == self._device.type
         self.mode = saved_mode(self._device, state["fast"]) if known else None
-        batches = _stream(self.task, self._seed, self._half)
+        batches = training_batches(self.task, self._seed, self._half)
         next(islice(batches, self.step, self.step), None)
         self._batches = stream_to(batches, self._device)
         torch.set_rng_state(state["random"])
@@ -237,7 +237,7 @@ class FineTune:
             return as_float32(call_model(self._called, mode.layout(inputs)))
 
     def _feature_loss(self) -> FeatureLoss:
-        inputs, _ = on_device(next(_stream(self.task, self._seed, self._half)), self._device)
+        inputs, _ = on_device(next(training_batches(self.task, self._seed, self._half)), self._device)
         return FeatureLoss(self.student, self.teacher.model, self.settings.feature_layers, inputs)
 
     def _loss(self, outputs: Any, soft: Any, batch: Batch) -> Tensor:
@@ -364,8 +364,17 @@ def _group_lasso(student: nn.Module, task: Task) -> GroupLasso:
     return GroupLasso(student, inspect_model(model_on(student, CPU), examples_of(task), verify=False))
 
 
-def _stream(task: Task, seed: int, half: bool = False) -> Iterator[Batch]:
-    """Batches without end: the epochs of seed, seed + 1, ...; with `half` their inputs are not widened."""
+def training_batches(task: Task, seed: int = 0, half: bool = False) -> Iterator[Batch]:
+    """Batches without end, those of the epochs of seed, seed + 1, ...
+
+    Args:
+        task: gives an epoch for each seed.
+        seed: of the first epoch.
+        half: leave inputs in half precision as they are.
+
+    Raises:
+        InputError: an epoch is empty.
+    """
     while True:
         n_batches = 0
         for inputs, targets in task.train_batches(seed):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from autocompress.execution.run_clock import RunClock
-from autocompress.results.objectives import Objectives, ratio
+from autocompress.results.objectives import Objectives, default_limit, ratio
 from autocompress.results.pareto import front_of
 from autocompress.results.records import TrialRecord
 from autocompress.sampling.study import POLISHED
@@ -96,7 +96,7 @@ class PolishPlanner:
 
     def _points(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         """Front points that training may lift, slowest first; spread over the latencies where there are too many."""
-        front = front_of(records, self._objectives)
+        front = front_of(records, self._reachable(records))
         if front.reason:
             return []
         points = [
@@ -106,6 +106,17 @@ class PolishPlanner:
         ]
         points.sort(key=ratio, reverse=True)
         return spread(points, self._settings.n_points)
+
+    def _reachable(self, records: Sequence[TrialRecord]) -> Objectives:
+        """The objectives with a worst value from which training may lift a point: half of the worst useful one."""
+        objectives, top = self._objectives, self._settings.top
+        baseline = next((record for record in records if record.candidate.is_baseline), None)
+        top = objectives.score_of(baseline) if top is None and baseline is not None else top
+        half = None if top is None else default_limit(top, objectives.direction)
+        lower = None if half is None else default_limit(half, objectives.direction)
+        if objectives.metric_limit is None or lower is None:
+            return objectives
+        return replace(objectives, metric_limit=min(objectives.metric_limit, lower, key=objectives.gain))
 
     def _worthwhile(self, points: Sequence[TrialRecord], records: Sequence[TrialRecord]) -> list[TrialRecord]:
         """Those far below the uncompressed model, which training can lift; all where its metric is not known."""
@@ -122,10 +133,11 @@ class PolishPlanner:
 
     def _n_that_fit(self, left: Sequence[TrialRecord], records: Sequence[TrialRecord]) -> int:
         """How many of the points can get `_GOOD_STEPS`; at least one for each worker, if there are as many."""
-        seconds = self._clock.training_left or 0.0
-        cost = _GOOD_STEPS * float(np.mean([step_seconds(record, records) for record in left]))
-        n_fit = round(_SAFETY * seconds * self._settings.n_workers / max(cost, 1e-9))
-        return min(len(left), max(n_fit, self._settings.n_workers))
+        seconds = _SAFETY * (self._clock.training_left or 0.0) * self._settings.n_workers
+        for n in range(len(left), 1, -1):
+            if sum(_GOOD_STEPS * step_seconds(point, records) for point in spread(left, n)) <= seconds:
+                return n
+        return min(len(left), self._settings.n_workers)
 
     def _seconds_of(
         self, origin: TrialRecord, left: Sequence[TrialRecord], records: Sequence[TrialRecord], n_left: int

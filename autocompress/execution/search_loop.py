@@ -51,6 +51,7 @@ from autocompress.execution.rung_fit import fitted_rungs, training_step_seconds
 from autocompress.execution.scheduler import ParetoScheduler
 from autocompress.execution.search_ends import ended_at_once, refuse_all_failed, stopped_by
 from autocompress.execution.sensitivity import Effort, Sensitivity
+from autocompress.execution.teacher_file import teacher_file
 from autocompress.execution.trial import subset_size
 from autocompress.execution.trial_queue import Limits, TrialQueue
 from autocompress.execution.whole_models import judge_whole_models
@@ -361,7 +362,8 @@ class _Search:
             stopping = ParetoEarlyStopping(self.info.objectives)
             stopping.learn(self.study.explored())
             scheduler = ParetoScheduler(stopping, self.info.objectives.metric)
-        context = replace(self.context, moments=moments_of(self.context, self.study.space))
+        moments = moments_of(self.context, self.study.space)
+        context = replace(self.context, moments=moments, teacher_file=teacher_file(self.context))
         run_trials(searcher, context, stop, [checkpoints, retries], scheduler, self.clock.training_left)
         searcher.on_experiment_end()
 

@@ -25,6 +25,7 @@ from autocompress.distillation.fine_tune import FineTune, Teacher
 from autocompress.errors import MeasurementError
 from autocompress.evaluation import evaluate_model
 from autocompress.execution.deadline import Deadline
+from autocompress.execution.teacher_file import load_teacher
 from autocompress.latency import MeasurementLock, time_sessions
 from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.publishing.artifact import load_student, save_student
@@ -32,7 +33,7 @@ from autocompress.results.records import Latency, Rung
 from autocompress.runtimes import export_for, rounds_before_sums, runtime_named
 from autocompress.search_context import SearchContext, device_here
 from autocompress.space.candidate import Candidate
-from autocompress.task import Batch, Inputs, as_batch, call_model
+from autocompress.task import Batch, Inputs, Predict, as_batch, call_model
 from autocompress.task_access import calibration_of, examples_of
 
 _BYTES_PER_MIB = 2**20
@@ -121,7 +122,6 @@ class WorkerContext:
         device = device_here(context.settings) if device is None else device
         self.context, self.device = context, device
         self.measurement_lock = MeasurementLock()
-        self.teacher = Teacher(copy.deepcopy(context.model).to(device))
         # students are made where closed forms can be computed, and trained on the device
         self.building_device = device if has_float64(device) else CPU
         self.model = model_on(context.model, self.building_device)
@@ -143,6 +143,14 @@ class WorkerContext:
         reference = self.folder / "reference"
         reference.write_bytes(context.reference)
         self.reference = self.runtime.load(reference, context.settings.n_threads)
+        self.teacher = Teacher(copy.deepcopy(context.model).to(device), engine=self._engine())
+
+    def _engine(self) -> Predict | None:
+        if self.context.teacher_file is None or self.device.type != "cpu":
+            return None
+        file = self.folder / "teacher"
+        file.write_bytes(self.context.teacher_file)
+        return load_teacher(file, self.context)
 
     def close(self) -> None:
         """Removes the worker's temporary folder."""

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from autocompress.compression.pipeline import UNCOMPRESSED, n_different
@@ -124,7 +125,7 @@ class TrialQueue:
                 found = self._new_candidate()
             if found is None:
                 found = self._next_polish()
-            if found is None and self._may_explore and not self._polishing:
+            if found is None and self._may_explore and not self._polishing and self._has_time_for_one:
                 found = self._new_candidate()  # there is nothing to polish, and time is left
             return found
         finally:
@@ -160,6 +161,13 @@ class TrialQueue:
         patience = self.limits.patience
         impatient = patience is not None and patience.over
         return not (self._is_exhausted or impatient or self._n_asked >= self.limits.n_trials)
+
+    @property
+    def _has_time_for_one(self) -> bool:
+        """Whether a new candidate could end, by the median of those that did."""
+        left = self.limits.clock.training_left
+        ended = [item for item in self.study.records() if item.origin != POLISHED and item.ended > item.started]
+        return left is None or not ended or left >= median(item.ended - item.started for item in ended)
 
     def _cut_off_polish(self) -> Assignment | None:
         asked = self.study.ask_cut_off()

@@ -20,6 +20,7 @@ from ray import tune
 from autocompress.devices import AUTO, find_device, without_index
 from autocompress.errors import InputError
 from autocompress.execution.shared_context import SharedContext
+from autocompress.execution.teacher_file import threads_of
 from autocompress.execution.time_limit import TimeLimit, TimeLimitError
 from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext
 from autocompress.results.records import Latency
@@ -51,7 +52,7 @@ class Worker(tune.Trainable):
         assert context is not None
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
-        torch.set_num_threads(max(1, int(context.settings.cpus_per_trial)))
+        torch.set_num_threads(threads_of(context.settings))
         self._worker_context: WorkerContext | None = None
         self._context = context
         self._start(config)

@@ -30,7 +30,7 @@ from autocompress.distillation.fine_tune import (
 )
 from autocompress.errors import CompressionError, InputError
 from autocompress.space.candidate import Candidate
-from autocompress.task import Batch, SupervisedTask
+from autocompress.task import Batch, Inputs, SupervisedTask
 from tests.shared.tasks import batches, images, tiny_task, trained_model
 
 SETTINGS = DistillSettings(rungs=(0, 3, 6), learning_rate=0.05)
@@ -260,6 +260,27 @@ def test_outputs_on_equal_batches_are_computed_once() -> None:
     for _ in range(3):
         FineTune(trained_model(), teacher, tiny_task(), SETTINGS, seed=5).advance(6)
     assert model.n_calls == 6
+
+
+def test_an_engine_is_asked_in_place_of_the_model_unless_it_refuses_the_shape() -> None:
+    model, asked = Counting(trained_model()), []
+
+    def engine(inputs: Inputs) -> Tensor:
+        (x,) = inputs
+        if len(x) != 32:
+            raise InputError("32 samples only")
+        asked.append(x)
+        return trained_model()(x).detach().double() + 1.0
+
+    teacher = Teacher(model, FastMode(False), engine=engine)
+    x = images(32, 1)[0]
+    for _ in range(2):
+        outputs = teacher.outputs(0, (x,))
+        torch.testing.assert_close(outputs, trained_model()(x).detach() + 1.0)  # float32, as the student's
+    assert (len(asked), model.n_calls) == (1, 0), "kept"
+    torch.testing.assert_close(teacher.outputs(1, (x[:16],)), trained_model()(x[:16]).detach())
+    teacher.run((x,))
+    assert (len(asked), model.n_calls) == (1, 2), "features are asked of the model itself"
 
 
 def test_outputs_are_computed_again_for_other_batches() -> None:

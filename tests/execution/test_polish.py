@@ -70,6 +70,32 @@ def test_what_has_nothing_to_gain_is_not_polished() -> None:
     assert planner(n_points=0).next(FRONT, []) is None
 
 
+@pytest.mark.parametrize("asked", [0.475, 0.92])  # the worst useful accuracy: the default, and a user's
+def test_what_training_may_lift_to_a_useful_value_is_polished(asked: float) -> None:
+    objectives = replace(of_accuracy(), metric_limit=asked)
+    records = [*FRONT, record(5, 0.1, 0.45), record(6, 0.05, 0.2)]
+    order = []
+    polish = PolishPlanner(objectives, PolishSettings(8, 300, 1), RunClock(None, 0.4))
+    while (found := polish.next(records, [])) is not None:
+        order.append(found.origin.number)
+        records.append(polished(found, 10 + len(order), 0.93))
+    assert order == [2, 3, 1, 5], "of 0.2 nothing is expected: a quarter of the uncompressed model's is more"
+
+
+def test_cheap_points_are_polished_besides_where_time_is_short() -> None:
+    """Four points of 1 s a step and four of 0.01 s: in 700 s one of those that cost more gets its good steps."""
+    slow = [record(i, 0.9 - 0.05 * i, 0.7 - 0.01 * i, 100.0) for i in range(1, 5)]
+    fast = [record(i, 0.5 - 0.05 * i, 0.6 - 0.01 * i, 1.0) for i in range(5, 9)]
+    now = Now()
+    clock, records, order = RunClock(60.0, 0.5, now), [record(0, 1.0, 0.95), *slow, *fast], []
+    now.seconds = 3240.0 - 2000.0
+    while (found := planner(steps=None, clock=clock).next(records, [])) is not None:
+        order.append(found.origin.number)
+        now.seconds += found.seconds or 0.0
+        records.append(polished(found, 10 + len(order), 0.93))
+    assert order[0] == 1 and 8 in order and len(order) > 2
+
+
 def test_what_was_judged_on_a_part_is_compared_with_the_uncompressed_model_on_that_part() -> None:
     """On the part the uncompressed model has 0.97, so 0.96 can gain although it has 0.95 on the whole."""
     records = [record(0, 1.0, 0.95), record(5, 0.3, 0.96), record(6, 0.2, 0.98)]

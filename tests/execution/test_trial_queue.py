@@ -207,6 +207,23 @@ def test_exploration_ends_by_the_clock_and_everything_does_a_little_later(tmp_pa
     assert run.queue.next() is None
 
 
+def test_after_the_polish_no_candidate_begins_that_could_not_end(tmp_path: Path) -> None:
+    run = Run(tmp_path, n_trials=50, n_points=1, minutes=10.0)
+    for accuracy in (0.6, 0.7):
+        trial = run.next()
+        run.now += 100.0
+        run.end(trial, accuracy - 0.2, accuracy)
+    run.now = 400.0  # exploration ends at 324 s, everything at 540
+    polish = run.next()
+    assert polish.polish_steps
+    run.end(polish, 0.2, 0.96)
+    candidate = run.next()
+    assert candidate.record.origin != POLISHED, "a candidate takes 100 s, and 140 are left"
+    run.now = 470.0
+    run.end(candidate, 0.9, 0.5)
+    assert run.queue.next() is None, "70 are left"
+
+
 def test_patience_ends_the_exploration_and_not_the_polish(run: Run) -> None:
     run.queue.limits = Limits(run.queue.limits.clock, 100, Patience(1, of_accuracy(1.0)))
     for _ in range(2):
