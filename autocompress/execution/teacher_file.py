@@ -59,7 +59,8 @@ def teacher_file(context: SearchContext) -> bytes | None:
 
 def load_teacher(file: Path, context: SearchContext) -> Predict:
     """What maps the inputs of a training batch to the uncompressed model's outputs, from a file of `teacher_file`."""
-    return session_predict(_ENGINE.load(file, threads_of(context.settings)), lambda: context.model, examples_of(context.task))
+    session = _ENGINE.load(file, threads_of(context.settings))
+    return session_predict(session, lambda: context.model, examples_of(context.task))
 
 
 def threads_of(settings: SearchSettings) -> int:
