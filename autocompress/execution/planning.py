@@ -19,7 +19,7 @@ from autocompress.space.candidate import Candidate
 from autocompress.space.search_space import SearchSpace
 from autocompress.tasks.data import cache_folder
 
-_N_UNIFORM = 2
+_N_UNIFORM = 3
 _ALL = 100  # more trials than have uniform candidates
 _SOLVED_SHARE = 3  # one trial in this number is a candidate of the solver
 _MAX_SOLVED = 8

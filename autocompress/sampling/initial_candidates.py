@@ -42,7 +42,7 @@ def strong_candidate(space: SearchSpace, seed: int) -> Candidate:
 
 def uniform_candidates(space: SearchSpace, n_trials: int) -> list[Candidate]:
     """Uniform candidates from mild to strong, 8 bits first; at most a third of the trials."""
-    grid = [(prune, rank, bits) for bits in (8, 32) for rank in (None, 0.5) for prune in (0.0, 0.25, 0.5)]
+    grid = [(prune, rank, bits) for bits in (8, 32) for rank in (None, 0.5) for prune in (0.0, 0.25, 0.5, 0.75)]
     chosen = [space.uniform(prune_ratio=prune, rank_ratio=rank, weight_bits=bits) for prune, rank, bits in grid]
     return _distinct(chosen)[: max(1, n_trials // _UNIFORM_SHARE)]
 
