@@ -21,7 +21,7 @@ demo: install ## compress a digit classifier: a front and a report in a few minu
 	$(BIN)/autocompress demo
 
 test: install ## run the tests, except the slow ones
-	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --durations=40
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --durations=40
 
 test-slow: install ## run the slow tests
 	$(BIN)/python -m pytest -m slow

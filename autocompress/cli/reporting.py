@@ -94,11 +94,13 @@ def show(run_dir: Path, files: bool = True) -> None:
     from rich.console import Console
 
     from autocompress.report.table import front_table
+    from autocompress.report.terminal_plot import front_plot
     from autocompress.results.run_folder import RunFolder
 
     run = RunFolder(run_dir).read()
     console = Console()
     console.print(front_table(run))
+    print(front_plot(run))
     if not files:
         return
     for point in run.front.points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,14 +22,14 @@ from autocompress.config import SearchSettings, read_settings
 from autocompress.errors import StoppedError
 from autocompress.settings_schema import declared_in
 
-DEMO_TRIALS = 24
+DEMO_MINUTES = 3.0
 
 
 def add_commands(commands: Any) -> None:
     """Adds demo, search and resume."""
     demo = add_command(commands, "demo", _demo, "search a small CNN on scikit-learn's bundled digits, end to end")
     demo.add_argument("--run-dir", type=Path, help="new folder for the run (default: runs/demo-DATE)")
-    demo.add_argument("--trials", type=int, default=DEMO_TRIALS, help="trials in all (default: %(default)s)")
+    demo.add_argument("--minutes", type=float, default=DEMO_MINUTES, help="of the search (default: %(default)s)")
     demo.add_argument("--workers", type=int, default=2, help="trials at the same time (default: %(default)s)")
 
     search = add_command(commands, "search", _search, "search the Pareto front of a task's model")
@@ -49,18 +50,22 @@ def add_commands(commands: Any) -> None:
     add_settings(resume, [item for item in declared_in(SearchSettings) if item.setting.changeable])
 
 
-def _demo(run_dir: Path | None, trials: int, workers: int) -> None:
-    _run_search(
-        "digits",
-        run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}",
-        {
-            "space": "digits",
-            "latency_budget": "0.5x",
-            "n_trials": trials,
-            "n_workers": workers,
-            "distill": {"rungs": [0, 20, 60], "learning_rate": 0.05},
-        },
-    )
+def _demo(run_dir: Path | None, minutes: float, workers: int) -> None:
+    run_dir = run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    settings = {
+        "space": "digits",
+        "minutes": minutes,
+        "n_workers": workers,
+        "distill": {"rungs": [0, 20, 60], "learning_rate": 0.05},
+    }
+    _run_search("digits:noisy", run_dir, settings)
+    print("\nNext:")
+    for command, what in {
+        f"autocompress pick {shlex.quote(str(run_dir))} --knee -o model": "one point, as files to keep",
+        "python model/run.py": "run it",
+        "autocompress search my_model.py:task --minutes 30": "your own model; see docs/start.md",
+    }.items():
+        print(f"  {command}    # {what}")
 
 
 def _search(task: str, run_dir: Path | None, config: Path | None, **flags: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.execution.run_clock import RunClock
 from autocompress.results.objectives import Objectives, default_limit, ratio
@@ -15,7 +16,7 @@ from autocompress.sampling.study import POLISHED
 
 _LEAST_STEPS = 40  # fewer are not worth a trial's start
 _LEAST_DEFICIT = 0.25  # where time is short: of the largest deficit; points nearer to the uncompressed model are left
-_GOOD_STEPS = 600  # where time is short, fewer points are polished, so that each gets about this many
+_GOOD_STEPS = 200  # where time is short, fewer points are polished, so that the costliest gets about this many
 _SAFETY = 0.85  # share of the time that is planned with: its start and its judging take the rest
 
 
@@ -56,6 +57,9 @@ class PolishSettings:
 class PolishPlanner:
     """Names the next front point to train further: from the slowest to the fastest, so that weights are passed on.
 
+    The time of all workers is shared by the square root of what a step costs: faster points, which lie farther below
+    the uncompressed model, get less time and more steps.
+
     Args:
         objectives: of the search.
         settings: how much.
@@ -64,6 +68,7 @@ class PolishPlanner:
 
     def __init__(self, objectives: Objectives, settings: PolishSettings, clock: RunClock) -> None:
         self._objectives, self._settings, self._clock = objectives, settings, clock
+        self._ends: dict[str, float] = {}  # of polishes that were given out, by digest, on the clock
 
     def next(self, records: Sequence[TrialRecord], running: Sequence[TrialRecord]) -> Polish | None:
         """The next point; None when all have been polished, or the time is too short for one more.
@@ -80,19 +85,16 @@ class PolishPlanner:
         left = [record for record in wanted if record.candidate.digest not in done]
         if not left:
             return None
-        origin, n_left = left[0], len(left)
-        if not self._settings.steps:
-            n_left = self._n_that_fit(left, records)
-            if n_left < len(left):
-                left = self._worthwhile(left, records)
-                n_left = min(n_left, len(left))
-            reached = [point for point in wanted if point.candidate.digest in done]
-            origin = next_of(left, reached, n_left)
         if self._settings.steps:
-            return Polish(origin, self._settings.steps)
-        seconds = self._seconds_of(origin, left, records, n_left)
+            return Polish(left[0], self._settings.steps)
+        reached = [point for point in wanted if point.candidate.digest in done]
+        chosen = self._that_fit(left, reached, running, records)
+        origin, seconds = chosen[0], self._seconds_of(chosen, running, records)
         steps = int(_SAFETY * seconds / max(step_seconds(origin, records), 1e-6))
-        return Polish(origin, steps, seconds) if steps >= _LEAST_STEPS else None
+        if steps < _LEAST_STEPS:
+            return None
+        self._ends[origin.candidate.digest] = self._clock.now() + seconds
+        return Polish(origin, steps, seconds)
 
     def _points(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         """Front points that training may lift, slowest first; spread over the latencies where there are too many."""
@@ -131,43 +133,65 @@ class PolishPlanner:
             return self._objectives.gain(self._settings.top)
         return float("inf") if baseline is None else self._objectives.gain_of(baseline)
 
-    def _n_that_fit(self, left: Sequence[TrialRecord], records: Sequence[TrialRecord]) -> int:
-        """How many of the points can get `_GOOD_STEPS`; at least one for each worker, if there are as many."""
-        seconds = _SAFETY * (self._clock.training_left or 0.0) * self._settings.n_workers
-        for n in range(len(left), 1, -1):
-            if sum(_GOOD_STEPS * step_seconds(point, records) for point in spread(left, n)) <= seconds:
-                return n
-        return min(len(left), self._settings.n_workers)
+    def _that_fit(
+        self,
+        left: Sequence[TrialRecord],
+        reached: Sequence[TrialRecord],
+        running: Sequence[TrialRecord],
+        records: Sequence[TrialRecord],
+    ) -> list[TrialRecord]:
+        """Those that are still to be polished, slowest first: all, or as many as can get good steps; at least one."""
+        if self._steps_of_costliest(left, running, records) >= _GOOD_STEPS:
+            return following(left, reached, len(left))
+        points = self._worthwhile(left, records)
+        for n in range(len(points), 1, -1):
+            chosen = following(points, reached, n)
+            if self._steps_of_costliest(chosen, running, records) >= _GOOD_STEPS:
+                return chosen
+        return following(points, reached, max(1, self._settings.n_workers - len(running)))
+
+    def _steps_of_costliest(
+        self, points: Sequence[TrialRecord], running: Sequence[TrialRecord], records: Sequence[TrialRecord]
+    ) -> float:
+        costs = np.array([step_seconds(point, records) for point in points])
+        seconds = self._shares(points, records) * self._free_seconds(running)
+        return float((_SAFETY * np.minimum(seconds, self._clock.training_left or 0.0) / np.maximum(costs, 1e-9)).min())
 
     def _seconds_of(
-        self, origin: TrialRecord, left: Sequence[TrialRecord], records: Sequence[TrialRecord], n_left: int
+        self, chosen: Sequence[TrialRecord], running: Sequence[TrialRecord], records: Sequence[TrialRecord]
     ) -> float:
-        """Time such that `n_left` points share what is left, by their cost of a step."""
-        seconds = self._clock.training_left
-        if seconds is None:
-            return 0.0
-        n_rounds = -(-n_left // self._settings.n_workers)  # the last round's workers wait for the slowest
-        if n_rounds == 1:
+        """What the first of the chosen may take: its share, or all that is left where each has a worker of its own."""
+        seconds = self._clock.training_left or 0.0
+        if len(chosen) <= self._settings.n_workers - len(running):
             return seconds
-        mine = step_seconds(origin, records)
-        mean = float(np.mean([step_seconds(record, records) for record in left]))
-        share = min(1.0, mine / max(mean, 1e-9) * self._settings.n_workers / n_left)
-        return min(seconds / n_rounds, seconds * share)
+        return min(seconds, float(self._shares(chosen, records)[0]) * self._free_seconds(running))
+
+    def _shares(self, points: Sequence[TrialRecord], records: Sequence[TrialRecord]) -> NDArray[np.float64]:
+        """Of each point in the workers' time."""
+        weights = np.sqrt([step_seconds(point, records) for point in points])
+        shares: NDArray[np.float64] = weights / max(float(weights.sum()), 1e-9)
+        return shares
+
+    def _free_seconds(self, running: Sequence[TrialRecord]) -> float:
+        """Of all workers until the polish ends, less what was given to polishes that still run."""
+        seconds, now = self._clock.training_left or 0.0, self._clock.now()
+        taken = [self._ends.get(record.candidate.digest, now + seconds) - now for record in running]
+        return self._settings.n_workers * seconds - sum(min(seconds, max(0.0, item)) for item in taken)
 
 
-def next_of(left: Sequence[TrialRecord], reached: Sequence[TrialRecord], n: int) -> TrialRecord:
-    """The next of `n` points to polish: slowest first, spread from the fastest one reached so far on.
+def following(left: Sequence[TrialRecord], reached: Sequence[TrialRecord], n: int) -> list[TrialRecord]:
+    """At most `n` points to polish, slowest first, spread from the fastest one reached so far on; at least one.
 
     Args:
         left: points that may be polished, slowest first; at least one.
         reached: those that were or are being polished.
-        n: how many of those left will be.
+        n: how many are wanted.
     """
     if not reached:
-        return spread(left, n)[0]
+        return spread(left, n)
     last = min(reached, key=ratio)
     faster = [point for point in left if ratio(point) < ratio(last)]
-    return spread([last, *faster], n + 1)[1] if faster else left[0]
+    return spread([last, *faster], n + 1)[1:] if faster else spread(left, n)
 
 
 def spread(points: Sequence[TrialRecord], n: int) -> list[TrialRecord]:

@@ -1,4 +1,4 @@
-"""The task "digits": a residual CNN on scikit-learn's bundled 8x8 digits, trained on first use and then cached."""
+"""The tasks "digits" and "digits:noisy": a small CNN on scikit-learn's 8x8 digits, trained on first use and cached."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.05
     seed: int = 0
+    noise: float = 0.0
 
     @property
     def digest(self) -> str:
@@ -42,6 +43,7 @@ class Recipe:
 
 
 RECIPE = Recipe()
+NOISY_RECIPE = Recipe(n_epochs=24, noise=0.3)
 SPLIT_SEED = 0
 N_HELD_OUT_PER_CLASS = 40
 BATCH_SIZE = 64
@@ -121,32 +123,37 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(n)[:, None, None], top[:, :, None], left[:, None, :]]
 
 
+def _noisy(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """With normal noise of that standard deviation on each pixel."""
+    return images + noise * torch.randn(images.shape, generator=generator) if noise else images
+
+
 class DigitsTask:
     """The digits with a CNN that reaches about 99 % of the test split; accuracy first, then the mean cross-entropy."""
 
     name = "digits"
+    recipe = RECIPE
 
     def build_model(self) -> nn.Module:
         """The trained network; trains for some seconds when the cache has none."""
-        path = weights_path()
+        path = weights_path(self.recipe)
         if not path.is_file():
-            _save_atomically(train_network(), path)
-        model = DigitsNet(RECIPE.widths, RECIPE.n_blocks)
+            _save_atomically(train_network(self.recipe), path)
+        model = DigitsNet(self.recipe.widths, self.recipe.n_blocks)
         model.load_state_dict(load_file(path))
         return model.eval()
 
     def example_inputs(self) -> Inputs:
         """One training image, (1, 1, 16, 16)."""
-        return _to_inputs(load_splits()["train"][0][:1])
+        return _to_inputs(self._images("train")[:1])
 
     def train_batches(self, seed: int) -> Iterator[Batch]:
         """One epoch of shuffled, shifted batches of 64."""
-        return _train_batches(seed, BATCH_SIZE)
+        return _train_batches(seed, BATCH_SIZE, self.recipe.noise)
 
     def calibration_batches(self) -> Iterator[Inputs]:
         """The first 256 training images, unshifted, in batches of 64."""
-        images, _ = load_splits()["train"]
-        return map(_to_inputs, images[:N_CALIBRATION].split(BATCH_SIZE))
+        return map(_to_inputs, self._images("train")[:N_CALIBRATION].split(BATCH_SIZE))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy."""
@@ -161,18 +168,31 @@ class DigitsTask:
         splits = load_splits()
         if split not in splits:
             raise InputError(f"`split` must be one of {sorted(splits)}, but got {split!r}")
-        images, labels = splits[split]
+        images, labels = self._images(split), splits[split][1]
         batches = zip(map(_to_inputs, images.split(BATCH_SIZE)), labels.split(BATCH_SIZE), strict=True)
         outputs, targets = predict_all(predict, batches)
         return {"accuracy": accuracy(outputs, targets), "loss": F.cross_entropy(outputs, targets).item()}
 
+    def _images(self, split: str) -> Tensor:
+        """Of a split, with noise that is always the same."""
+        splits = load_splits()
+        generator = torch.Generator().manual_seed(list(splits).index(split))
+        return _noisy(splits[split][0], self.recipe.noise, generator)
 
-def _train_batches(seed: int, batch_size: int) -> Iterator[tuple[tuple[Tensor], Tensor]]:
+
+class NoisyDigitsTask(DigitsTask):
+    """The digits under noise: hard enough that a smaller network is visibly worse."""
+
+    name = "digits:noisy"
+    recipe = NOISY_RECIPE
+
+
+def _train_batches(seed: int, batch_size: int, noise: float = 0.0) -> Iterator[tuple[tuple[Tensor], Tensor]]:
     images, labels = load_splits()["train"]
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     for members in order[: len(order) - len(order) % batch_size].split(batch_size):
-        yield _to_inputs(_shifted(images[members], generator)), labels[members]
+        yield _to_inputs(_noisy(_shifted(images[members], generator), noise, generator)), labels[members]
 
 
 def train_network(recipe: Recipe = RECIPE) -> DigitsNet:
@@ -187,7 +207,7 @@ def train_network(recipe: Recipe = RECIPE) -> DigitsNet:
     n_steps = recipe.n_epochs * (len(load_splits()["train"][1]) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=n_steps)
     for epoch in range(recipe.n_epochs):
-        for (images,), labels in _train_batches(recipe.seed + epoch, recipe.batch_size):
+        for (images,), labels in _train_batches(recipe.seed + epoch, recipe.batch_size, recipe.noise):
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing).backward()
             optimizer.step()
