@@ -22,14 +22,14 @@ from autocompress.config import SearchSettings, read_settings
 from autocompress.errors import StoppedError
 from autocompress.settings_schema import declared_in
 
-DEMO_MINUTES = 3.0
+DEMO_TRIALS = 16
 
 
 def add_commands(commands: Any) -> None:
     """Adds demo, search and resume."""
     demo = add_command(commands, "demo", _demo, "search a small CNN on scikit-learn's bundled digits, end to end")
     demo.add_argument("--run-dir", type=Path, help="new folder for the run (default: runs/demo-DATE)")
-    demo.add_argument("--minutes", type=float, default=DEMO_MINUTES, help="of the search (default: %(default)s)")
+    demo.add_argument("--trials", type=int, default=DEMO_TRIALS, help="candidates to try (default: %(default)s)")
     demo.add_argument("--workers", type=int, default=2, help="trials at the same time (default: %(default)s)")
 
     search = add_command(commands, "search", _search, "search the Pareto front of a task's model")
@@ -50,13 +50,16 @@ def add_commands(commands: Any) -> None:
     add_settings(resume, [item for item in declared_in(SearchSettings) if item.setting.changeable])
 
 
-def _demo(run_dir: Path | None, minutes: float, workers: int) -> None:
+def _demo(run_dir: Path | None, trials: int, workers: int) -> None:
     run_dir = run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     settings = {
         "space": "digits",
-        "minutes": minutes,
+        "n_trials": trials,
         "n_workers": workers,
-        "distill": {"rungs": [0, 20, 60], "learning_rate": 0.05},
+        "sensitivity": "fisher",
+        "polish_points": 5,
+        "polish_steps": 100,
+        "distill": {"rungs": [0, 20], "learning_rate": 0.05},
     }
     _run_search("digits:noisy", run_dir, settings)
     print("\nNext:")

@@ -43,7 +43,7 @@ class Recipe:
 
 
 RECIPE = Recipe()
-NOISY_RECIPE = Recipe(n_epochs=24, noise=0.3)
+NOISY_RECIPE = Recipe(noise=0.3)
 SPLIT_SEED = 0
 N_HELD_OUT_PER_CLASS = 40
 BATCH_SIZE = 64

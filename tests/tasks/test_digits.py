@@ -10,7 +10,7 @@ from autocompress.errors import InputError
 from autocompress.task import Inputs, Task, call_model, load_task
 from autocompress.task_check import check_task
 from autocompress.tasks import digits
-from autocompress.tasks.digits import DigitsTask, Recipe, load_splits, train_network, weights_path
+from autocompress.tasks.digits import DigitsTask, NoisyDigitsTask, Recipe, load_splits, train_network, weights_path
 
 
 def only(inputs: Inputs) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_accuracy_agrees_with_a_count_by_hand(model: torch.nn.Module) -> None:
 
 
 def test_the_second_build_reads_the_cache(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digits, "train_network", lambda: pytest.fail("trained again"))
+    monkeypatch.setattr(digits, "train_network", lambda recipe: pytest.fail("trained again"))
     again = DigitsTask().build_model()
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
@@ -109,3 +109,15 @@ def test_the_task_is_sound_and_light_to_pickle(model: torch.nn.Module) -> None:
 def test_unknown_split() -> None:
     with pytest.raises(InputError, match=r"must be one of \['selection', 'test', 'train'\], but got 'val'"):
         DigitsTask().evaluate(lambda inputs: torch.zeros(64, 10), "val")
+
+
+def test_noise_makes_them_harder_and_repeats() -> None:
+    task = NoisyDigitsTask()
+    model = task.build_model()
+    figures = [task.evaluate(lambda inputs: call_model(model, inputs), "test") for _ in range(2)]
+    assert figures[0] == figures[1]
+    assert 0.9 < figures[0]["accuracy"] < 0.98
+    first, second = (next(iter(task.train_batches(seed)))[0] for seed in (0, 1))
+    assert not torch.equal(only(first), only(second))
+    assert torch.equal(only(next(iter(task.train_batches(0)))[0]), only(first))
+    check_task(task)
