@@ -16,7 +16,7 @@ from autocompress.sampling.study import POLISHED
 
 _LEAST_STEPS = 40  # fewer are not worth a trial's start
 _LEAST_DEFICIT = 0.25  # where time is short: of the largest deficit; points nearer to the uncompressed model are left
-_GOOD_STEPS = 200  # where time is short, fewer points are polished, so that the costliest gets about this many
+_GOOD_STEPS = 600  # where time is short, fewer points are polished, so that the costliest gets about this many
 _SAFETY = 0.85  # share of the time that is planned with: its start and its judging take the rest
 
 
@@ -182,13 +182,15 @@ class PolishPlanner:
 def following(left: Sequence[TrialRecord], reached: Sequence[TrialRecord], n: int) -> list[TrialRecord]:
     """At most `n` points to polish, slowest first, spread from the fastest one reached so far on; at least one.
 
+    A single one is that in the middle, of two the slower.
+
     Args:
         left: points that may be polished, slowest first; at least one.
         reached: those that were or are being polished.
         n: how many are wanted.
     """
     if not reached:
-        return spread(left, n)
+        return spread(left, n) if n > 1 else [spread(left, 3)[len(left) > 2]]
     last = min(reached, key=ratio)
     faster = [point for point in left if ratio(point) < ratio(last)]
     return spread([last, *faster], n + 1)[1:] if faster else spread(left, n)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autocompress.config import SearchSettings
+from autocompress.devices import tensors_in
 from autocompress.distillation.fine_tune import training_batches
 from autocompress.distillation.teacher import Teacher
 from autocompress.errors import AutocompressError
@@ -19,7 +21,7 @@ from autocompress.search_context import SearchContext, device_here
 from autocompress.task import Predict
 from autocompress.task_access import examples_of
 
-_ENGINE = runtime_named("onnxruntime")
+_ENGINE = "onnxruntime"
 _LEAST_SECONDS = 0.02  # of torch's forward pass; below, a training step spends its time elsewhere
 _LEAST_GAIN = 1.15  # times as fast as torch; less is not worth the file
 _LARGEST_BYTES = 512 * 2**20  # of weights: each worker has one more copy of them
@@ -29,8 +31,8 @@ _N_TIMED = 3
 def teacher_file(context: SearchContext) -> bytes | None:
     """The uncompressed model's file for batches of the fine-tune; None where torch is to be asked.
 
-    That is on accelerators, for intermediate features, where the engine cannot run the model, and where torch is as
-    fast or needs hardly any time.
+    That is on accelerators, for intermediate features, for batches of varying shape, where the engine cannot run the
+    model, and where torch is as fast or needs hardly any time.
     """
     settings = context.settings
     distill = settings.distill
@@ -42,13 +44,16 @@ def teacher_file(context: SearchContext) -> bytes | None:
     torch.set_num_threads(n_threads)
     try:
         with LockedTempDir() as temp_dir:
-            inputs, _ = next(training_batches(context.task))
+            (inputs, _), (others, _) = islice(training_batches(context.task), 2)
+            if [x.shape[1:] for x in tensors_in(inputs)] != [x.shape[1:] for x in tensors_in(others)]:
+                return None
             teacher = Teacher(context.model)
             seconds = _seconds(lambda: teacher.run(inputs))
             if seconds < _LEAST_SECONDS:
                 return None
-            file = _ENGINE.export(context.model, inputs, temp_dir.path)
-            check_parity(context.model, _ENGINE.load, file, inputs)
+            runtime = runtime_named(_ENGINE)
+            file = runtime.export(context.model, inputs, temp_dir.path)
+            check_parity(context.model, runtime.load, file, inputs)
             engine = load_teacher(file, context)
             return file.read_bytes() if seconds > _LEAST_GAIN * _seconds(lambda: engine(inputs)) else None
     except (AutocompressError, RuntimeError):  # also torch's, of ops that cannot be traced at this shape
@@ -59,7 +64,7 @@ def teacher_file(context: SearchContext) -> bytes | None:
 
 def load_teacher(file: Path, context: SearchContext) -> Predict:
     """What maps the inputs of a training batch to the uncompressed model's outputs, from a file of `teacher_file`."""
-    session = _ENGINE.load(file, threads_of(context.settings))
+    session = runtime_named(_ENGINE).load(file, threads_of(context.settings))
     return session_predict(session, lambda: context.model, examples_of(context.task))
 
 

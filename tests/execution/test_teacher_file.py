@@ -84,6 +84,16 @@ def test_there_is_none_where_it_gains_nothing(tmp_path: Path, monkeypatch: pytes
     assert teacher_file(context) is None
 
 
+@pytest.mark.usefixtures("always")
+def test_there_is_none_where_batches_differ_in_shape(tmp_path: Path) -> None:
+    context = context_of(tmp_path)
+    model = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Linear(4, 2)).eval()
+    given = [((torch.randn(8, 3, length),), torch.zeros(8, dtype=torch.long)) for length in (6, 9)]
+    for batches, has_file in ((given[:1], True), (given, False)):
+        task = SupervisedTask(model, batches, batches[:1], batches[:1])
+        assert (teacher_file(replace(context, task=task, model=model)) is not None) == has_file
+
+
 class ByLength(nn.Module):
     """Its operations depend on values, so that no engine gets a graph of it."""
 

@@ -111,13 +111,30 @@ def test_unknown_split() -> None:
         DigitsTask().evaluate(lambda inputs: torch.zeros(64, 10), "val")
 
 
-def test_noise_makes_them_harder_and_repeats() -> None:
+def test_noise_is_fixed_where_it_is_judged_and_fresh_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NoisyDigitsTask, "recipe", Recipe(widths=(8, 8), n_blocks=1, n_epochs=1, noise=0.3))
+    task, clean = NoisyDigitsTask(), DigitsTask()
+    model = task.build_model()
+    seen: list[torch.Tensor] = []
+
+    def predict(inputs: Inputs) -> torch.Tensor:
+        seen.append(only(inputs))
+        out: torch.Tensor = call_model(model, inputs)
+        return out
+
+    figures = [given.evaluate(predict, "test") for given in (task, task, clean)]
+    n = len(seen) // 3
+    noisy, again, plain = (torch.cat(seen[i * n : (i + 1) * n]) for i in range(3))
+    assert figures[0] == figures[1] and torch.equal(noisy, again)
+    assert float((noisy - plain)[:, :, ::2, ::2].std()) == pytest.approx(0.3 / digits.STD, rel=0.02)
+    first, second = (only(next(iter(task.train_batches(seed)))[0]) for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(only(next(iter(task.train_batches(0)))[0]), first)
+    check_task(task)
+
+
+@pytest.mark.slow
+def test_the_network_that_was_trained_on_noise_leaves_room_for_a_trade() -> None:
     task = NoisyDigitsTask()
     model = task.build_model()
-    figures = [task.evaluate(lambda inputs: call_model(model, inputs), "test") for _ in range(2)]
-    assert figures[0] == figures[1]
-    assert 0.9 < figures[0]["accuracy"] < 0.98
-    first, second = (next(iter(task.train_batches(seed)))[0] for seed in (0, 1))
-    assert not torch.equal(only(first), only(second))
-    assert torch.equal(only(next(iter(task.train_batches(0)))[0]), only(first))
-    check_task(task)
+    assert 0.88 < task.evaluate(lambda inputs: call_model(model, inputs), "test")["accuracy"] < 0.97
