@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from autocompress.config import SearchSettings
 from autocompress.errors import InputError
 from autocompress.settings_schema import Declared
 from autocompress.tasks.identifiers import KINDS, is_task_id, read_task_id
@@ -68,6 +69,9 @@ def given_settings(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     Args:
         flags: values by the names that `add_settings` gave them.
         file: what a settings file holds.
+
+    Raises:
+        InputError: a value of the file that a flag replaces is wrong; nobody would look at it afterwards.
     """
     settings = dict(file or {})
     for dest, value in flags.items():
@@ -76,8 +80,12 @@ def given_settings(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
             continue
         if part:
             inner = settings.get(part, {})
+            if isinstance(inner, Mapping) and name in inner:
+                SearchSettings.from_dict({part: {name: inner[name]}})
             settings[part] = {**inner, name: value} if isinstance(inner, Mapping) else inner
         else:
+            if name in settings:
+                SearchSettings.from_dict({name: settings[name]})
             settings[name] = value
     return settings
 

@@ -142,9 +142,13 @@ def metric_directions(given: object, names: Sequence[str]) -> dict[str, Directio
         names: of the metrics that the task's `evaluate` gives, in its order.
 
     Raises:
-        InputError: another direction, a name that `evaluate` does not give, or a name that says it is a cost, such as
-            "val_loss", without a direction.
+        InputError: neither of these; another direction, a name that `evaluate` does not give, or a name that says it is
+            a cost, such as "val_loss", without a direction.
     """
+    if not (given is None or isinstance(given, Mapping | list | tuple)):
+        raise InputError(
+            f'a task\'s `objectives` must be a mapping like {{"loss": "minimize"}} or a list of names, but are {given!r}'
+        )
     wanted: dict[str, object]
     if isinstance(given, Mapping):
         wanted = {str(name): direction for name, direction in given.items()}

@@ -146,3 +146,9 @@ def test_costs_have_both_minimised() -> None:
     np.testing.assert_allclose(DOWN.costs(records), [[0.5, 20.0]])
     np.testing.assert_allclose(UP.costs([record(1, 0.5, accuracy=0.9)]), [[0.5, -0.9]])
     assert ratio(records[0]) == 0.5
+
+
+@pytest.mark.parametrize("given", [3, "accuracy", True, {"accuracy"}])
+def test_objectives_are_a_mapping_or_a_list(given: object) -> None:
+    with pytest.raises(InputError, match="must be a mapping"):
+        metric_directions(given, ["accuracy"])
