@@ -147,7 +147,7 @@ def metric_directions(given: object, names: Sequence[str]) -> dict[str, Directio
     """
     if not (given is None or isinstance(given, Mapping | list | tuple)):
         raise InputError(
-            f'a task\'s `objectives` must be a mapping like {{"loss": "minimize"}} or a list of names, but are {given!r}'
+            f'a task\'s `objectives` must be a mapping like {{"loss": "minimize"}} or a list, but are {given!r}'
         )
     wanted: dict[str, object]
     if isinstance(given, Mapping):

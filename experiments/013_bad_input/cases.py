@@ -164,8 +164,8 @@ def record_with(**changes: Any) -> Callable[[Path], None]:
 
 
 def point(folder: Path) -> Path:
-    """A point of the run's front."""
-    return next(path for path in sorted((folder / "run" / "front").iterdir()) if path.name != "trial_0000")
+    """A point of the run's front; the last, so that it is the uncompressed model's only where that is alone."""
+    return max(path for path in (folder / "run" / "front").iterdir() if path.is_dir())
 
 
 def swapped(folder: Path) -> None:
