@@ -45,7 +45,8 @@ class Hardware:
     def __post_init__(self) -> None:
         for item in fields(self)[2:]:
             value = getattr(self, item.name)
-            values = list(value.values()) if isinstance(value, Mapping) else [value]
+            is_table = item.name == "giga_macs" and isinstance(value, Mapping)
+            values = list(value.values()) if is_table else [value]
             for number in values:
                 known = isinstance(number, int | float) and not isinstance(number, bool)
                 if not known or not 0 < number < math.inf:

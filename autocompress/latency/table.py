@@ -129,22 +129,34 @@ def require_same_model(shape: ModelShape, graph: ModelGraph, task: str) -> None:
 
 
 def shape_of(data: Mapping[str, Any]) -> ModelShape:
-    """A model's shape, whose indices are checked.
+    """A model's shape, whose names and indices are checked.
 
     Raises:
-        DamageError: one is out of range.
+        DamageError: a name is there twice, or an index is out of range.
     """
     shape = ModelShape.from_dict(data)
     limits = {"layers": len(shape.layers), "branches": len(shape.branches)}
+    names = {
+        "layers": [layer.path for layer in shape.layers],
+        "groups": [group.name for group in shape.groups],
+        "branches": list(shape.branches),
+    }
+    keys: dict[str, tuple[str, ...]] = {"layers": ("path",), "groups": ("name",), "branches": ()}
+    for what, given in names.items():
+        for i, name in enumerate(given):
+            if name in given[:i]:
+                raise DamageError(
+                    ("shape", what, i, *keys[what]), f"must be a name of its own, but {name!r} is another's"
+                )
     for i, layer in enumerate(shape.layers):
         for name, indices in (("layers", layer.feeds), ("branches", layer.branches)):
-            if any(index >= limits[name] for index in indices):
+            if any(not 0 <= index < limits[name] for index in indices):
                 raise DamageError(("shape", "layers", i), f"must name {name} by indices below {limits[name]}")
         if min(layer.n_out, layer.n_in, layer.groups) < 1:
             raise DamageError(("shape", "layers", i), "must have at least one input, output and group")
     for i, group in enumerate(shape.groups):
         members = [*group.producers, *(layer for layer, _ in (*group.out, *group.into))]
-        if any(index >= limits["layers"] for index in members):
+        if any(not 0 <= index < limits["layers"] for index in members):
             raise DamageError(("shape", "groups", i), f"must name layers by indices below {limits['layers']}")
     return shape
 

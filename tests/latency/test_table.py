@@ -47,6 +47,8 @@ def edited(document: dict[str, Any], place: tuple[Any, ...], value: Any) -> dict
         (("shape", "layers", 3, "n_out"), 1.5, r"`shape.layers\[3\].n_out` must be a whole number"),
         (("shape", "layers", 3, "n_out"), 0, r"`shape.layers\[3\]` must have at least one input"),
         (("shape", "layers", 2, "feeds"), [99], r"`shape.layers\[2\]` must name layers by indices below 8"),
+        (("shape", "layers", 2, "feeds"), [-1], "must be a whole number of at least 0"),
+        (("shape", "layers", 2, "path"), "head", "must be a name of its own, but 'head' is another's"),
         (("shape", "layers", 2, "colour"), "red", "'colour' is missing or too many"),
         (("shape", "groups", 0, "out"), [[0]], "must be a list of 2"),
         (("shape", "groups", 0, "producers"), [8], "must name layers by indices below 8"),
