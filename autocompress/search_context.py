@@ -65,6 +65,11 @@ def device_here(settings: SearchSettings) -> torch.device:
         return CPU
 
 
+def threads_of(settings: SearchSettings) -> int:
+    """Threads of a worker."""
+    return max(1, int(settings.cpus_per_trial))
+
+
 def moments_of(context: SearchContext, space: SearchSpace) -> dict[str, NDArray[np.float64]] | None:
     """Second moments of what the layers read, for all workers; None where no choice needs them.
 

@@ -100,7 +100,9 @@ def show(run_dir: Path, files: bool = True) -> None:
     run = RunFolder(run_dir).read()
     console = Console()
     console.print(front_table(run))
-    print(front_plot(run))
+    picture = front_plot(run)
+    if picture:
+        print(picture)
     if not files:
         return
     for point in run.front.points:

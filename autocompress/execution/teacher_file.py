@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from autocompress.config import SearchSettings
 from autocompress.devices import tensors_in
 from autocompress.distillation.fine_tune import training_batches
 from autocompress.distillation.teacher import Teacher
 from autocompress.errors import AutocompressError
 from autocompress.locked_temp_dir import LockedTempDir
 from autocompress.runtimes import check_parity, runtime_named, session_predict
-from autocompress.search_context import SearchContext, device_here
+from autocompress.search_context import SearchContext, device_here, threads_of
 from autocompress.task import Predict
 from autocompress.task_access import examples_of
 
@@ -68,12 +67,8 @@ def load_teacher(file: Path, context: SearchContext) -> Predict:
     return session_predict(session, lambda: context.model, examples_of(context.task))
 
 
-def threads_of(settings: SearchSettings) -> int:
-    """Threads of a worker."""
-    return max(1, int(settings.cpus_per_trial))
-
-
 def _seconds(call: Callable[[], Any]) -> float:
+    """Of one call, on average, after one to warm up."""
     call()
     begin = time.perf_counter()
     for _ in range(_N_TIMED):

@@ -20,10 +20,10 @@ from ray import tune
 from autocompress.devices import AUTO, find_device, without_index
 from autocompress.errors import InputError
 from autocompress.execution.shared_context import SharedContext
-from autocompress.execution.teacher_file import threads_of
 from autocompress.execution.time_limit import TimeLimit, TimeLimitError
 from autocompress.execution.trial import Measured, TrainedFiles, Trial, TrialPlan, WorkerContext
 from autocompress.results.records import Latency
+from autocompress.search_context import threads_of
 from autocompress.space.candidate import Candidate
 
 FILES, STATE = "files", "state"

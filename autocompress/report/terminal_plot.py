@@ -30,10 +30,10 @@ def front_plot(run: Run, width: int = 64, height: int = 14) -> str:
     if len(points) < 2:
         return ""
     xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
-    left, right, low, high = 0.0, max(xs), min(ys), max(ys)
+    right, low, high = max(xs), min(ys), max(ys)
     cells = [[" "] * width for _ in range(height)]
     for x, y, mark in sorted(points, key=lambda point: point[2] == FRONT):  # the front's marks on top
-        column = round((x - left) / max(right - left, 1e-12) * (width - 1))
+        column = round(x / max(right, 1e-12) * (width - 1))
         line = round((high - y) / max(high - low, 1e-12) * (height - 1))
         cells[line][column] = mark
     labels = {0: metric_text(high, metric), height - 1: metric_text(low, metric)}

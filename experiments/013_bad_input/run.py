@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import warnings
@@ -68,6 +69,8 @@ def tried(case: bad.Case, template: Path) -> dict[str, object]:
                 said, kind = f"{type(error).__name__}: {error}", "traceback"
         seconds = time.monotonic() - begin
         said = (said or err.getvalue()).strip().replace(name, "...")
+        for place in (sysconfig.get_path("purelib"), str(HERE.parents[1])):
+            said = said.replace(f"{place}/", "")
         lost = changed.get("before", {}) != changed.get("after", {}) and code not in (0,)
     return {
         "case": case.name,
